@@ -1,0 +1,39 @@
+"""DARLING for OpenRLHF: train a language model for quality and diversity together (arXiv 2509.02534).
+
+responses of one prompt -> partition model -> labels (n,) -> diversity (n,) -+
+                                                                             +-> reward -> advantage -> OpenRLHF
+quality from OpenRLHF's reward function or reward model (n,) ----------------+
+
+partition/     sorts the n responses of a prompt into classes that say the same thing
+diversity.py   labels -> share of the other responses that lie in other classes
+reward.py      quality and diversity -> reward
+advantage.py   reward -> advantage
+metrics.py     what is logged about all of it
+openrlhf/      the only folder that knows OpenRLHF and Ray: it carries the above into the training loop
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "DarlingError": "errors",
+    "Group": "partition",
+    "Pair": "partition",
+    "PartitionModel": "partition",
+    "PairwiseModel": "partition",
+    "EmbeddingModel": "partition",
+    "load_partition_model": "partition",
+    "register_partition_model": "registry",
+    "register_reward": "registry",
+    "register_advantage": "registry",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, so that the launcher and Ray's workers can import the package without what they do not need.
+    if name in _PUBLIC:
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

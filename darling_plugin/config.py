@@ -1,0 +1,142 @@
+"""Every `--darling.*` flag: one field of one frozen dataclass, with its type, default, help and check."""
+
+import argparse
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.registry import advantages, nearest, rewards
+
+PREFIX = "--darling."
+ENVIRONMENT_VARIABLE = "DARLING_PLUGIN_CONFIG"
+
+
+def _flag(default: Any, help: str, *, type: type = str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "type": type, "choices": choices})
+
+
+@dataclass(frozen=True)
+class DarlingConfig:
+    """The resolved flags. Built once by the launcher, carried to every Ray worker in one environment variable."""
+
+    enable: bool = _flag(False, "train with DARLING; without it nothing is patched", type=bool)
+    partition_model: str = _flag(
+        "embedding",
+        "what sorts a prompt's responses into classes: a registered name, NAME:PATH, package.module:Class, "
+        "or file.py:Class",
+    )
+    threshold: float | None = _flag(
+        None, "similarity above which two responses are equivalent; default: the partition model's own", type=float
+    )
+    clustering: str | None = _flag(
+        None,
+        "pair decisions to classes: union_find (the official code; the default), greedy (NoveltyBench's evaluation), "
+        "pairwise (no closure: diversity is the share of the other responses decided to differ)",
+        choices=("union_find", "greedy", "pairwise"),
+    )
+    diversity_floor: float = _flag(
+        0.1, "diversity below this counts as this (the official code's 0.1; 0 is the paper's equation)", type=float
+    )
+    reward: str = _flag("multiply", "how quality and diversity make the reward: multiply, additive, quality, or yours")
+    advantage: str = _flag(
+        "centered",
+        "how a group's rewards make advantages: centered, centered_std, diversity_weighted, or yours; any but "
+        "centered needs --algo.advantage.estimator dr_grpo",
+    )
+    quality_transform: str | None = _flag(
+        None,
+        "applied to quality first: raw (the official code), sigmoid, group_min (minus the group's minimum). "
+        "Default: none, and a negative quality under multiply stops the run",
+        choices=("raw", "sigmoid", "group_min"),
+    )
+    correct_only: bool = _flag(
+        False, "partition only the responses whose quality is above 0; the others get diversity 0", type=bool
+    )
+    num_partition_actors: int = _flag(1, "Ray actors that hold a copy of the partition model", type=int)
+    gpus_per_partition_actor: float = _flag(0.0, "GPU share of each; 0 partitions on the CPU", type=float)
+    on_error: str = _flag(
+        "fail",
+        "when a group cannot be partitioned: fail (stop the run) or quality_only (train it on quality, count it)",
+        choices=("fail", "quality_only"),
+    )
+    log_dir: str | None = _flag(None, "folder for partitions.jsonl (a line a group) and run.json (flags, versions)")
+    import_path: str | None = _flag(
+        None, "Python file or module that registers partition models, rewards or advantages; imported first"
+    )
+    cpu: bool = _flag(
+        False, "run OpenRLHF without a GPU, for trying a recipe out; works without --darling.enable too", type=bool
+    )
+
+    def check(self) -> None:
+        """Raises DarlingError for a value no run can use. Names are looked up after the user's code is imported."""
+        rewards.get(self.reward)
+        advantages.get(self.advantage)
+        if not 0.0 <= self.diversity_floor <= 1.0:
+            raise _bad_value("diversity_floor", "a number from 0 to 1", self.diversity_floor)
+        if self.num_partition_actors < 1:
+            raise _bad_value("num_partition_actors", "at least 1", self.num_partition_actors)
+        if self.gpus_per_partition_actor < 0:
+            raise _bad_value("gpus_per_partition_actor", "0 or more", self.gpus_per_partition_actor)
+
+    def to_environment(self) -> dict[str, str]:
+        return {ENVIRONMENT_VARIABLE: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_environment(cls) -> "DarlingConfig":
+        """The launcher's configuration, in any process of the job; flags at their defaults where there is none."""
+        return cls(**json.loads(os.environ.get(ENVIRONMENT_VARIABLE, "{}")))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """A parser of our flags alone. No abbreviations: they would swallow OpenRLHF's own flags."""
+    parser = _Parser(prog="python3 -m darling_plugin", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    group = parser.add_argument_group("DARLING (darling-plugin)")
+    for flag in fields(DarlingConfig):
+        kwargs: dict[str, Any] = {"dest": flag.name, "default": flag.default}
+        if flag.metadata["type"] is bool:
+            kwargs |= {"action": "store_true", "help": flag.metadata["help"]}
+        else:
+            shown = "" if flag.default is None else f" (default: {flag.default})"
+            kwargs |= {
+                "type": flag.metadata["type"],
+                "choices": flag.metadata["choices"],
+                "help": flag.metadata["help"] + shown,
+            }
+            if flag.metadata["choices"] is None:
+                kwargs["metavar"] = flag.metadata["type"].__name__.upper()
+        group.add_argument(PREFIX + flag.name, **kwargs)
+    return parser
+
+
+def parse(argv: list[str]) -> tuple[DarlingConfig, list[str]]:
+    """Splits argv into our flags and the rest, which is OpenRLHF's and keeps its order.
+
+    Raises DarlingError for an unknown `--darling.*` flag (with the nearest known one), a value of the wrong type, or
+    a flag that would do nothing because `--darling.enable` is missing.
+    """
+    known = [PREFIX + flag.name for flag in fields(DarlingConfig)]
+    given = [word.split("=", 1)[0] for word in argv if word.startswith("--darling")]
+    for word in given:
+        if word not in known:
+            raise DarlingError("a flag of darling-plugin", word, f"{nearest(word, known)}known: {', '.join(known)}")
+    namespace, rest = build_parser().parse_known_args(argv)
+    config = DarlingConfig(**vars(namespace))
+    needless = sorted(set(given) - {PREFIX + "enable", PREFIX + "cpu"})
+    if needless and not config.enable:
+        raise DarlingError(
+            f"{PREFIX}enable beside the other {PREFIX}* flags",
+            f"{', '.join(needless)} without it: the run would train without DARLING",
+            f"add {PREFIX}enable, or drop the flags",
+        )
+    return config, rest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise DarlingError("flags of darling-plugin with values of their type", message, "see --help")
+
+
+def _bad_value(flag: str, needed: str, found: object) -> DarlingError:
+    return DarlingError(f"{PREFIX}{flag}: {needed}", repr(found), "change the flag")

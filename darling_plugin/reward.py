@@ -1,0 +1,151 @@
+"""Quality and diversity -> reward. A reward is a function of two float32 tensors (P, n) that returns a third."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.registry import nearest, register_reward, rewards
+
+if TYPE_CHECKING:
+    import torch
+
+
+def center(values: torch.Tensor) -> torch.Tensor:
+    """Each value minus its group's mean, (P, n) -> (P, n); exactly 0 in a group of equal values."""
+    # The float32 mean of equal values can be one rounding step off; over a standard deviation as small, that noise
+    # would come out as values near 1.
+    all_equal = (values == values[..., :1]).all(-1, keepdim=True)
+    return (values - values.mean(-1, keepdim=True)).masked_fill(all_equal, 0.0)
+
+
+def standardize(values: torch.Tensor) -> torch.Tensor:
+    """(value - group mean) / (sample standard deviation + 1e-9), (P, n) -> (P, n); 0 in a group of equal values.
+
+    OpenRLHF's group_norm divides the same way; a group of one gets 0 here instead of NaN.
+    """
+    degrees_of_freedom = min(1, values.shape[-1] - 1)
+    return center(values) / (values.std(-1, correction=degrees_of_freedom, keepdim=True) + 1e-9)
+
+
+@register_reward("multiply")
+def multiply(quality: torch.Tensor, diversity: torch.Tensor) -> torch.Tensor:
+    """r_darling = r * Div (arXiv 2509.02534, section 3): good and unlike the others.
+
+    (P, n), (P, n) -> (P, n), in [0, r] for r >= 0. A negative quality would be rewarded for *little* diversity. A
+    group that is one class gets r * diversity_floor: in the order of quality, or 0 throughout without a floor.
+    """
+    return quality * diversity
+
+
+@register_reward("additive")
+def additive(quality: torch.Tensor, diversity: torch.Tensor) -> torch.Tensor:
+    """z(r) + z(Div), each standardized within its group (ablation of arXiv 2509.02534; negative qualities are fine).
+
+    (P, n), (P, n) -> (P, n), unbounded, mean 0 in each group. The paper does not say which standard deviation: this is
+    the sample's (n-1). A term whose group is equal throughout (one class, one quality) counts 0.
+    """
+    return standardize(quality) + standardize(diversity)
+
+
+@register_reward("quality")
+def quality_only(quality: torch.Tensor, diversity: torch.Tensor) -> torch.Tensor:
+    """r alone: the baseline without diversity, and the reward to use with the advantage "diversity_weighted".
+
+    (P, n), (P, n) -> (P, n), the range of r.
+    """
+    return quality
+
+
+def _raw(quality: torch.Tensor) -> torch.Tensor:
+    """r as it is, negative or not: what the official code does."""
+    return quality
+
+
+def _sigmoid(quality: torch.Tensor) -> torch.Tensor:
+    """1 / (1 + exp(-r)), in [0, 1]: for raw reward-model scores; flattens far from 0."""
+    return quality.sigmoid()
+
+
+def _group_min(quality: torch.Tensor) -> torch.Tensor:
+    """r - min over the group, in [0, inf): zeroes the group's worst response, and every one where all are equal."""
+    return quality - quality.amin(-1, keepdim=True)
+
+
+QUALITY_TRANSFORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "raw": _raw,
+    "sigmoid": _sigmoid,
+    "group_min": _group_min,
+}
+
+
+def shape_reward(
+    quality: torch.Tensor,
+    diversity: torch.Tensor,
+    *,
+    reward: str,
+    quality_transform: str | None,
+    diversity_floor: float,
+) -> torch.Tensor:
+    """The registered `reward` of the transformed quality and of max(Div, diversity_floor).
+
+    The floor (0.1 in the official code) is in no equation of arXiv 2509.02534: it keeps a response's quality visible
+    when all of its group say the same.
+
+    Args:
+        quality: (P, n) float32.
+        diversity: (P, n) float32 in [0, 1].
+        reward: a name registered with @register_reward.
+        quality_transform: a key of QUALITY_TRANSFORMS. None applies none, and refuses the one combination that would
+            punish diversity: "multiply" with a negative quality.
+        diversity_floor: least diversity that the reward sees.
+
+    Returns:
+        (P, n) float32, finite.
+    """
+    import torch
+
+    if quality.ndim != 2 or quality.shape != diversity.shape:
+        raise DarlingError(
+            "quality and diversity of one shape (P, n)",
+            f"quality {tuple(quality.shape)}, diversity {tuple(diversity.shape)}",
+            "pass one row a group, one column a response",
+        )
+    if quality_transform is None:
+        _refuse_negative_quality(quality, reward)
+    elif quality_transform not in QUALITY_TRANSFORMS:
+        known = list(QUALITY_TRANSFORMS)
+        raise DarlingError(
+            "a known --darling.quality_transform",
+            f"{quality_transform!r}",
+            f"{nearest(quality_transform, known)}known: {', '.join(known)}",
+        )
+    else:
+        quality = QUALITY_TRANSFORMS[quality_transform](quality)
+
+    shaped = rewards.get(reward)(quality, diversity.clamp(min=diversity_floor))
+
+    if not isinstance(shaped, torch.Tensor) or shaped.shape != quality.shape:
+        found = f"shape {tuple(shaped.shape)}" if isinstance(shaped, torch.Tensor) else type(shaped).__name__
+        raise DarlingError(f"a tensor {tuple(quality.shape)} from the reward {reward!r}", found, "correct that reward")
+    shaped = shaped.float()
+    if not shaped.isfinite().all():
+        raise DarlingError(
+            f"finite values from the reward {reward!r}",
+            f"{int((~shaped.isfinite()).sum())} of {shaped.numel()} are NaN or infinite; of the qualities it got, "
+            f"{int((~quality.isfinite()).sum())}; of the diversities, {int((~diversity.isfinite()).sum())}",
+            "correct whichever of the three is the first to be not finite",
+        )
+    return shaped
+
+
+def _refuse_negative_quality(quality: torch.Tensor, reward: str) -> None:
+    negative = int((quality < 0).sum())
+    if reward == "multiply" and negative:
+        raise DarlingError(
+            "qualities of at least 0, for a negative quality times diversity punishes diversity",
+            f"{negative} of {quality.numel()} qualities are negative, the least {quality.min().item():.4g}",
+            "choose --darling.quality_transform {raw,sigmoid,group_min}: raw multiplies all the same, as the official "
+            "code does; or a --darling.reward other than multiply",
+        )

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darling_plugin.diversity import class_diversity
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.clustering import CLUSTERINGS, cluster
+
+
+@st.composite
+def equivalences(draw):
+    """Symmetric (n, n), true on the diagonal, from nearly empty to nearly full."""
+    n = draw(st.integers(2, 16))
+    share = draw(st.integers(0, 10))
+    draws = draw(st.lists(st.integers(1, 10), min_size=n * n, max_size=n * n))
+    matrix = [[True] * n for _ in range(n)]
+    for i in range(n):
+        for j in range(i):
+            matrix[i][j] = matrix[j][i] = draws[i * n + j] <= share
+    return matrix
+
+
+def oracle_union_find(matrix):
+    """Start with one class a response; merge two classes that hold an equivalent pair until none are left."""
+    classes = [{i} for i in range(len(matrix))]
+    merged = True
+    while merged:
+        merged = False
+        for a in classes:
+            for b in classes:
+                if a is not b and any(matrix[i][j] for i in a for j in b):
+                    a |= b
+                    classes.remove(b)
+                    merged = True
+                    break
+            if merged:
+                break
+    return labels_of(classes, len(matrix))
+
+
+def oracle_greedy(matrix):
+    classes = []
+    for i in range(len(matrix)):
+        for members in classes:
+            if matrix[i][members[0]]:
+                members.append(i)
+                break
+        else:
+            classes.append([i])
+    return labels_of(classes, len(matrix))
+
+
+def labels_of(classes, n):
+    ordered = sorted(classes, key=min)
+    return [next(k for k, members in enumerate(ordered) if i in members) for i in range(n)]
+
+
+ORACLES = {"union_find": oracle_union_find, "greedy": oracle_greedy, "pairwise": oracle_union_find}
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+@given(matrix=equivalences())
+def test_classes_match_the_oracle(method, matrix):
+    labels = cluster(torch.tensor(matrix), method)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == ORACLES[method](matrix)
+
+
+@given(equivalences(), st.randoms())
+def test_union_find_diversity_follows_a_permutation(matrix, random):
+    order = list(range(len(matrix)))
+    random.shuffle(order)
+    equivalent = torch.tensor(matrix)
+    permuted = class_diversity(cluster(equivalent[order][:, order], "union_find"))
+    assert torch.equal(permuted, class_diversity(cluster(equivalent, "union_find"))[order])
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), random=st.randoms())
+def test_all_methods_agree_where_equivalence_is_transitive(method, sizes, random):
+    classes = [k for k, size in enumerate(sizes) for _ in range(size)]
+    random.shuffle(classes)
+    truth = torch.tensor(classes)
+    labels = cluster(truth[:, None] == truth[None, :], method)
+    assert torch.equal(labels[:, None] == labels[None, :], truth[:, None] == truth[None, :])
+    first_appearances = list(dict.fromkeys(labels.tolist()))
+    assert first_appearances == list(range(len(sizes)))
+
+
+def test_a_chain_is_one_class_for_union_find_and_more_for_greedy():
+    chain = torch.eye(4, dtype=torch.bool)
+    for i in range(3):
+        chain[i, i + 1] = chain[i + 1, i] = True
+    assert cluster(chain, "union_find").tolist() == [0, 0, 0, 0]
+    assert cluster(chain, "greedy").tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+def test_one_response_all_equal_all_different(method):
+    assert cluster(torch.tensor([[True]]), method).tolist() == [0]
+    assert cluster(torch.ones(5, 5, dtype=torch.bool), method).tolist() == [0] * 5
+    assert cluster(torch.eye(5, dtype=torch.bool), method).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_an_unknown_method_lists_the_known():
+    with pytest.raises(DarlingError, match="did you mean 'greedy'.*union_find, greedy, pairwise"):
+        cluster(torch.tensor([[True]]), "gredy")

@@ -1,0 +1,120 @@
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from darling_plugin import registry
+from darling_plugin.errors import DarlingError
+from darling_plugin.registry import Registry, advantages, partition_models, rewards
+
+
+def test_built_in_names():
+    assert partition_models.names() == ["cross-encoder", "embedding", "lexical"]
+    assert rewards.names() == ["additive", "multiply", "quality"]
+    assert advantages.names() == ["centered", "centered_std", "diversity_weighted"]
+
+
+def test_names_and_specs_are_checked_without_heavy_imports(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from darling_plugin import PairwiseModel\n"
+        "class Mine(PairwiseModel):\n"
+        "    threshold = 0.5\n"
+        "    def similarity(self, pairs):\n"
+        "        return [0.0] * len(pairs)\n"
+    )
+    program = (
+        "import sys\n"
+        "from darling_plugin.partition import check_partition_spec\n"
+        "from darling_plugin.registry import advantages, partition_models, rewards\n"
+        "partition_models.names(), rewards.get('multiply'), advantages.get('centered')\n"
+        f"check_partition_spec('embedding'), check_partition_spec({str(tmp_path / 'mine.py')!r} + ':Mine')\n"
+        "heavy = {'torch', 'numpy', 'ray', 'scipy', 'transformers', 'sentence_transformers'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_duplicate_name_raises_and_keeps_the_first():
+    own = Registry("reward")
+
+    @own.register("mine")
+    def first(quality, diversity):
+        return quality
+
+    with pytest.raises(DarlingError, match="'mine' is already .*first"):
+
+        @own.register("mine")
+        def second(quality, diversity):
+            return diversity
+
+    assert own.get("mine") is first
+
+
+def test_registering_returns_the_definition_and_lists_it():
+    own = Registry("reward")
+
+    def mine(quality, diversity):
+        return quality
+
+    assert own.register("mine")(mine) is mine
+    assert "mine" in own
+    assert "other" not in own
+    assert own.names() == ["mine"]
+
+
+def test_an_unknown_name_lists_the_known_and_the_nearest():
+    with pytest.raises(DarlingError) as caught:
+        rewards.get("multipy")
+    message = str(caught.value)
+    assert "a registered reward" in message
+    assert "did you mean 'multiply'?" in message
+    assert "known: additive, multiply, quality" in message
+
+
+def test_one_file_imported_twice_is_not_a_clash(tmp_path, monkeypatch):
+    own = Registry("partition model")
+    monkeypatch.setattr(registry, "register_for_test", own.register, raising=False)
+    (tmp_path / "twice_registered.py").write_text(
+        "from darling_plugin.registry import register_for_test\n@register_for_test('twice')\nclass Model:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("twice_registered")
+    importlib.import_module("darling_plugin.user_code").import_user_code(str(tmp_path / "twice_registered.py"))
+    assert own.get("twice").__name__ == "Model"
+
+
+def test_classes_of_one_name_in_two_files_clash(tmp_path, monkeypatch):
+    # Neither class has an __init__ of its own: they share their base's, and still are two definitions.
+    own = Registry("partition model")
+    monkeypatch.setattr(registry, "register_for_test", own.register, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("clash_one", "clash_two"):
+        (tmp_path / f"{name}.py").write_text(
+            "from darling_plugin.partition import PairwiseModel\n"
+            "from darling_plugin.registry import register_for_test\n"
+            "@register_for_test('same')\n"
+            "class Model(PairwiseModel):\n"
+            "    threshold = 0.5\n"
+        )
+    importlib.import_module("clash_one")
+    with pytest.raises(DarlingError, match="'same' is already clash_one.Model"):
+        importlib.import_module("clash_two")
+
+
+def test_plugins_of_other_packages_are_loaded_once(monkeypatch):
+    loaded = []
+
+    class Plugin:
+        def load(self):
+            loaded.append("plugin")
+
+    monkeypatch.setattr(registry, "_loaded", False)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [Plugin()] if group == "darling_plugin.plugins" else []
+    )
+    rewards.names()
+    advantages.names()
+    assert loaded == ["plugin"]

@@ -1,0 +1,183 @@
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darling_plugin import reward as module
+from darling_plugin.errors import DarlingError
+from darling_plugin.registry import Registry, rewards
+from darling_plugin.reward import QUALITY_TRANSFORMS, shape_reward
+
+
+@st.composite
+def batches(draw, least=-40):
+    """Quality and diversity, (P, n) each: few distinct values, so that ties and equal groups are common."""
+    groups, n = draw(st.integers(1, 4)), draw(st.integers(2, 16))
+    quality = st.integers(least, 40).map(lambda quarter: quarter / 4)
+    diversity = st.integers(0, n - 1).map(lambda others: others / (n - 1))
+
+    def rows(values):
+        return draw(st.lists(st.lists(values, min_size=n, max_size=n), min_size=groups, max_size=groups))
+
+    return rows(quality), rows(diversity)
+
+
+def z_scores(values):
+    if len(set(values)) == 1:
+        return [0.0] * len(values)
+    mean, std = statistics.mean(values), statistics.stdev(values)
+    return [(value - mean) / std for value in values]
+
+
+ORACLES = {
+    "multiply": lambda quality, diversity: [q * d for q, d in zip(quality, diversity, strict=True)],
+    "additive": lambda quality, diversity: [
+        q + d for q, d in zip(z_scores(quality), z_scores(diversity), strict=True)
+    ],
+    "quality": lambda quality, diversity: quality,
+}
+TRANSFORM_ORACLES = {
+    None: lambda quality: quality,
+    "raw": lambda quality: quality,
+    "sigmoid": lambda quality: [1 / (1 + math.exp(-q)) for q in quality],
+    "group_min": lambda quality: [q - min(quality) for q in quality],
+}
+
+
+def float32(rows):
+    return torch.tensor(rows).float()
+
+
+def check(quality, diversity, reward, transform, floor):
+    shaped = shape_reward(
+        float32(quality), float32(diversity), reward=reward, quality_transform=transform, diversity_floor=floor
+    )
+    assert shaped.dtype == torch.float32
+    for got, q, d in zip(shaped.tolist(), quality, diversity, strict=True):
+        expected = ORACLES[reward](TRANSFORM_ORACLES[transform](q), [max(value, floor) for value in d])
+        assert got == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("reward", ORACLES)
+@pytest.mark.parametrize("transform", QUALITY_TRANSFORMS)
+@given(batch=batches(), floor=st.sampled_from([0.0, 0.1, 0.5]))
+def test_rewards_match_the_oracle(reward, transform, batch, floor):
+    check(*batch, reward, transform, floor)
+
+
+@pytest.mark.parametrize("reward", ORACLES)
+@given(batch=batches(least=0))
+def test_without_a_transform_the_quality_is_used_as_it_is(reward, batch):
+    check(*batch, reward, None, 0.1)
+
+
+@pytest.mark.parametrize("reward", ["additive", "quality"])
+@given(batch=batches())
+def test_rewards_that_do_not_multiply_take_negative_qualities(reward, batch):
+    check(*batch, reward, None, 0.1)
+
+
+def test_multiply_by_hand():
+    quality, diversity = torch.tensor([[1.0, 1.0, 0.5, 0.0]]), torch.tensor([[0.0, 0.05, 0.6, 1.0]])
+    shaped = shape_reward(quality, diversity, reward="multiply", quality_transform=None, diversity_floor=0.1)
+    assert shaped.tolist() == [pytest.approx([0.1, 0.1, 0.3, 0.0])]
+
+
+def test_a_negative_quality_times_diversity_is_refused():
+    quality, diversity = torch.tensor([[1.0, -2.5], [0.0, -0.25]]), torch.ones(2, 2)
+    with pytest.raises(DarlingError) as caught:
+        shape_reward(quality, diversity, reward="multiply", quality_transform=None, diversity_floor=0.1)
+    message = str(caught.value)
+    assert "2 of 4 qualities are negative, the least -2.5" in message
+    assert "--darling.quality_transform {raw,sigmoid,group_min}" in message
+
+
+def test_raw_is_the_way_to_insist_on_negative_qualities():
+    quality, diversity = torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, 0.5]])
+    shaped = shape_reward(quality, diversity, reward="multiply", quality_transform="raw", diversity_floor=0.1)
+    assert shaped.tolist() == [[1.0, -1.0]]
+
+
+@pytest.mark.parametrize("value", [0.1, 1000.1, -3.3, 7e6 + 0.5])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 11, 13])
+def test_equal_qualities_count_nothing_in_additive(value, n):
+    # A float32 mean of equal values need not be that value: the standard deviation must not blow the rounding up.
+    quality, diversity = torch.full((1, n), value), torch.full((1, n), 0.3)
+    shaped = shape_reward(quality, diversity, reward="additive", quality_transform=None, diversity_floor=0.0)
+    assert shaped.tolist() == [[0.0] * n]
+
+
+def test_group_min_looks_at_one_group_at_a_time():
+    quality = torch.tensor([[-5.0, -4.0], [10.0, 12.0]])
+    assert QUALITY_TRANSFORMS["group_min"](quality).tolist() == [[0.0, 1.0], [0.0, 2.0]]
+
+
+@pytest.fixture
+def own_reward(monkeypatch):
+    """Registers a reward for one test."""
+    rewards.names()
+    own = Registry("reward")
+    own._entries.update(rewards._entries)
+    monkeypatch.setattr(module, "rewards", own)
+    return own.register
+
+
+def shape(quality, diversity, **changes):
+    options = {"reward": "mine", "quality_transform": None, "diversity_floor": 0.1, **changes}
+    return shape_reward(quality, diversity, **options)
+
+
+def test_a_reward_of_ones_own_sees_the_floored_diversity(own_reward):
+    own_reward("mine")(lambda quality, diversity: diversity)
+    assert shape(torch.zeros(1, 2), torch.tensor([[0.0, 0.7]])).tolist() == [pytest.approx([0.1, 0.7])]
+
+
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        (lambda quality: quality[:, :1], r"shape \(2, 1\)"),
+        (lambda quality: quality.sum(), r"shape \(\)"),
+        (lambda quality: quality.tolist(), "list"),
+        (lambda quality: None, "NoneType"),
+    ],
+)
+def test_a_reward_of_another_shape_is_named(own_reward, result, found):
+    own_reward("mine")(lambda quality, diversity: result(quality))
+    with pytest.raises(DarlingError, match=r"\(2, 3\) from the reward 'mine'(.|\n)*" + found):
+        shape(torch.ones(2, 3), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_is_named(own_reward, bad):
+    own_reward("mine")(lambda quality, diversity: torch.tensor([[1.0, bad]]))
+    with pytest.raises(DarlingError, match="finite values from the reward 'mine'(.|\n)*1 of 2"):
+        shape(torch.ones(1, 2), torch.ones(1, 2))
+
+
+def test_a_quality_that_is_not_finite_is_counted():
+    with pytest.raises(DarlingError, match="1 of 3 are NaN or infinite; of the qualities it got, 1;"):
+        shape(torch.tensor([[1.0, math.nan, 2.0]]), torch.ones(1, 3), reward="multiply")
+
+
+def test_an_integer_reward_becomes_float32(own_reward):
+    own_reward("mine")(lambda quality, diversity: (quality > 0).long())
+    shaped = shape(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2))
+    assert shaped.dtype == torch.float32
+    assert shaped.tolist() == [[1.0, 0.0]]
+
+
+def test_shapes_that_do_not_match_are_refused():
+    with pytest.raises(DarlingError, match=r"quality \(2, 3\), diversity \(2, 4\)"):
+        shape(torch.ones(2, 3), torch.ones(2, 4), reward="multiply")
+    with pytest.raises(DarlingError, match=r"quality \(3,\), diversity \(3,\)"):
+        shape(torch.ones(3), torch.ones(3), reward="multiply")
+
+
+def test_an_unknown_transform_or_reward_lists_the_known():
+    with pytest.raises(DarlingError, match="did you mean 'sigmoid'.*raw, sigmoid, group_min"):
+        shape(torch.ones(1, 2), torch.ones(1, 2), reward="multiply", quality_transform="sigmod")
+    with pytest.raises(DarlingError, match="did you mean 'additive'"):
+        shape(torch.ones(1, 2), torch.ones(1, 2), reward="aditive")
