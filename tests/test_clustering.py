@@ -104,5 +104,5 @@ def test_one_response_all_equal_all_different(method):
 
 
 def test_an_unknown_method_lists_the_known():
-    with pytest.raises(DarlingError, match="did you mean 'greedy'.*union_find, greedy, pairwise"):
+    with pytest.raises(DarlingError, match=r"did you mean 'greedy'.*union_find, greedy, pairwise"):
         cluster(torch.tensor([[True]]), "gredy")

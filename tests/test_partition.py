@@ -299,7 +299,7 @@ def test_clustering_is_checked_and_used():
     chain = [0.9, 0.1, 0.1, 0.9, 0.1, 0.9]  # a~b, b~c, c~d
     assert Scripted(chain).partition(groups)[0].tolist() == [0, 0, 0, 0]
     assert Scripted(chain, clustering="greedy").partition(groups)[0].tolist() == [0, 0, 1, 1]
-    with pytest.raises(DarlingError, match="known --darling.clustering"):
+    with pytest.raises(DarlingError, match=r"known --darling\.clustering"):
         Scripted(chain, clustering="kmeans")
 
 

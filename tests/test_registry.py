@@ -44,7 +44,7 @@ def test_a_duplicate_name_raises_and_keeps_the_first():
     def first(quality, diversity):
         return quality
 
-    with pytest.raises(DarlingError, match="'mine' is already .*first"):
+    with pytest.raises(DarlingError, match=r"'mine' is already .*first"):
 
         @own.register("mine")
         def second(quality, diversity):
@@ -100,7 +100,7 @@ def test_classes_of_one_name_in_two_files_clash(tmp_path, monkeypatch):
             "    threshold = 0.5\n"
         )
     importlib.import_module("clash_one")
-    with pytest.raises(DarlingError, match="'same' is already clash_one.Model"):
+    with pytest.raises(DarlingError, match=r"'same' is already clash_one\.Model"):
         importlib.import_module("clash_two")
 
 

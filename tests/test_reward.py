@@ -153,7 +153,7 @@ def test_a_reward_of_another_shape_is_named(own_reward, result, found):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_not_finite_is_named(own_reward, bad):
     own_reward("mine")(lambda quality, diversity: torch.tensor([[1.0, bad]]))
-    with pytest.raises(DarlingError, match="finite values from the reward 'mine'(.|\n)*1 of 2"):
+    with pytest.raises(DarlingError, match=r"finite values from the reward 'mine'(.|\n)*1 of 2"):
         shape(torch.ones(1, 2), torch.ones(1, 2))
 
 
@@ -177,7 +177,7 @@ def test_shapes_that_do_not_match_are_refused():
 
 
 def test_an_unknown_transform_or_reward_lists_the_known():
-    with pytest.raises(DarlingError, match="did you mean 'sigmoid'.*raw, sigmoid, group_min"):
+    with pytest.raises(DarlingError, match=r"did you mean 'sigmoid'.*raw, sigmoid, group_min"):
         shape(torch.ones(1, 2), torch.ones(1, 2), reward="multiply", quality_transform="sigmod")
     with pytest.raises(DarlingError, match="did you mean 'additive'"):
         shape(torch.ones(1, 2), torch.ones(1, 2), reward="aditive")

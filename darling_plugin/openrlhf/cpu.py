@@ -3,13 +3,12 @@
 Each shim says what stood in the way and when it can go. Nothing here is imported or active without the flag, but for
 the stand-in of flash-attn that `--help` needs.
 
-Every run starts by proving its weight sync: vLLM's weights are zeroed, the trainer's are sent, and the log-probabilities
-of the two must agree; they are compared again after every later sync.
+Every run starts by proving its weight sync: vLLM's weights are zeroed, the trainer's are sent, and the
+log-probabilities of the two must agree; they are compared again after every later sync.
 """
 
 import importlib.machinery
 import importlib.util
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -19,8 +18,6 @@ from typing import Any
 import wrapt
 
 from darling_plugin.errors import DarlingError
-
-logger = logging.getLogger(__name__)
 
 # Flags a CPU cannot honour. None removes the flag (they only place work on GPUs or speed it up there).
 SET_FLAGS = {"--ds.attn_implementation": "sdpa", "--vllm.sync_backend": "gloo"}
@@ -180,9 +177,10 @@ def _weight_sync_group(module: ModuleType) -> None:
 
 
 def _vllm_worker(module: ModuleType) -> None:
-    """The receiving end allocates on "cuda" and loads tensor by tensor, which CPU vLLM cannot: it repacks weights after
-    loading and drops their loaders. Collected, all of them go through vLLM's own reload. Can go with OpenRLHF's move
-    to that API.
+    """The receiving end allocates on "cuda" and loads tensor by tensor, which CPU vLLM cannot.
+
+    It repacks weights after loading and drops their loaders. Collected, all of them go through vLLM's own reload. Can
+    go when OpenRLHF moves to that API.
     """
     import torch
 
@@ -216,7 +214,7 @@ def _trainer(module: ModuleType) -> None:
     def broadcast_to_vllm(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> None:
         wrapped(*args, **kwargs)
         gap = log_probability_gap(trainer)
-        logger.info("CPU mode: after the weight sync vLLM's log-probabilities are within %.3f of the trainer's", gap)
+        module.logger.info(f"CPU mode: weights synced, log-probabilities of vLLM and the trainer within {gap:.3f}")
         if not gap <= TOLERANCE:
             raise DarlingError(
                 f"vLLM and the trainer to agree on log-probabilities after a weight sync, within {TOLERANCE}",
@@ -229,7 +227,7 @@ def _trainer(module: ModuleType) -> None:
 
 
 def log_probability_gap(trainer: Any) -> float:
-    """The largest difference, in nats over a few next tokens of a fixed prompt, between each vLLM engine and the trainer.
+    """The largest difference between a vLLM engine and the trainer, in nats, over some next tokens of a fixed prompt.
 
     The trainer divides its logits by the sampling temperature and vLLM's prompt log-probabilities do not, so both are
     compared relative to their mean over the tokens, where the temperature is a mere factor.

@@ -1,7 +1,8 @@
 """The hooks: OpenRLHF's functions named in seams.py, each wrapped, in the processes that generate and train.
 
-Seam 1 (START, DISPATCH) sends every prompt's group to a partition actor as soon as it is generated. Seam 2 (ADVANTAGES)
-turns quality and diversity into OpenRLHF's rewards and advantages. TRAIN_STEP and EVALUATION log what the two saw.
+Seam 1 (START, DISPATCH) sends every prompt's group to a partition actor as soon as it is generated. Seam 2
+(ADVANTAGES) turns quality and diversity into OpenRLHF's rewards and advantages. TRAIN_STEP and EVALUATION log what the
+two saw.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _last_step: int | None = None
 def install(module: ModuleType) -> None:
     """Wraps every seam that `module` defines. Called when OpenRLHF's module has been imported; again is harmless.
 
-    Raises DarlingError, which fails the import and with it the worker, when a seam is not what the hook was written for.
+    Raises DarlingError, which fails the import and with it the worker, when a seam is not what its hook expects.
     """
     config = DarlingConfig.from_environment()
     if config.import_path:

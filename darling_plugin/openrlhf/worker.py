@@ -1,7 +1,7 @@
 """What Ray runs first in every worker process of the job, and the guard that stops a run in which it did not run.
 
-Cheap on purpose: it registers import hooks and returns, so that a process that never imports OpenRLHF's trainer (a vLLM
-engine, a reward model) pays for nothing it does not use.
+Cheap on purpose: it registers import hooks and returns, so that a process that never imports OpenRLHF's trainer (a
+vLLM engine, a reward model) pays for nothing it does not use.
 """
 
 import sys

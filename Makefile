@@ -1,0 +1,48 @@
+# `make demo` and `make test` set everything up themselves, in .venv.
+# TORCH_INDEX may name PyTorch's index of CPU wheels: a torch ten times smaller than the default one, with CUDA.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+MODEL := models/SmolLM2-135M-Instruct
+
+ifdef TORCH_INDEX
+export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
+endif
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help install demo test lint bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(INSTALLED) ## .venv with the pinned CPU stack and this package
+
+$(INSTALLED): requirements/cpu.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint requirements/cpu.txt setuptools wheel ninja packaging psutil py-cpuinfo numpy
+	$(BIN)/pip install --constraint requirements/cpu.txt torch==2.13.0
+	$(BIN)/pip install --no-deps --no-build-isolation --requirement requirements/cpu.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(MODEL)/config.json: | $(INSTALLED)
+	$(BIN)/python examples/build_smollm2.py $(MODEL)
+
+demo: $(INSTALLED) $(MODEL)/config.json ## train SmolLM2-135M with DARLING on the CPU, and show what it did
+	$(BIN)/python examples/demo.py --model $(MODEL) --out runs/demo
+
+test: $(INSTALLED) $(MODEL)/config.json ## every test, the end-to-end runs included
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff, as pre-commit runs it
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(INSTALLED) ## what partitioning costs
+	$(BIN)/python benchmarks/partition_models.py
+
+clean: ## what can be made again, but for .venv
+	rm -rf runs models .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,25 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # launching, recompute, tiny_model: shared by the files beside this one
+
+import launching  # noqa: E402
+import tiny_model  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory) -> Path:
+    return tiny_model.build(tmp_path_factory.mktemp("model") / "tied")
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory) -> Path:
+    return tiny_model.build(tmp_path_factory.mktemp("model") / "untied", tie_word_embeddings=False)
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    launching.write_inputs(tmp_path)
+    return tmp_path

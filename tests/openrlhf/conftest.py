@@ -1,0 +1,20 @@
+import pytest
+
+from darling_plugin.openrlhf import cpu
+
+# OpenRLHF's modules import flash_attn; none of what these tests call needs it.
+cpu.stand_in_for_flash_attn()
+
+
+@pytest.fixture
+def configured(monkeypatch):
+    """Sets this process's DARLING flags, as the launcher does for the job's workers."""
+    from darling_plugin.config import DarlingConfig
+
+    def configure(**flags) -> DarlingConfig:
+        config = DarlingConfig(enable=True, **flags)
+        for name, value in config.to_environment().items():
+            monkeypatch.setenv(name, value)
+        return config
+
+    return configure

@@ -1,0 +1,209 @@
+"""What the launcher refuses, before torch or Ray, and what it leaves alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import ray
+
+from darling_plugin import DarlingError
+from darling_plugin.config import DarlingConfig, parse
+from darling_plugin.openrlhf import cpu, launch, seams, worker
+
+ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.advantage.estimator", "dr_grpo"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--darling.threshhold", "0.3", *ENABLED], "did you mean '--darling.threshold'"),
+        (["--darling.enabled"], "did you mean '--darling.enable'"),
+        (["--darling.no_such_thing=1", *ENABLED], "--darling.partition_model, --darling.threshold"),
+        (["--darling.threshold", "high", *ENABLED], "invalid float value: 'high'"),
+        (["--darling.clustering", "kmeans", *ENABLED], "invalid choice: 'kmeans'"),
+        (["--darling.threshold", *ENABLED], "expected one argument"),
+        (["--darling.partition_model", "lexicall", *ENABLED], "did you mean 'lexical'.*cross-encoder, embedding"),
+        (["--darling.partition_model", "cross-encoder", *ENABLED], "cross-encoder:/models/x"),
+        (["--darling.partition_model", "nowhere.py:Model", *ENABLED], "nowhere.py"),
+        (["--darling.reward", "multiplyy", *ENABLED], "did you mean 'multiply'.*additive, multiply, quality"),
+        (["--darling.advantage", "centred", *ENABLED], "did you mean 'centered'.*diversity_weighted"),
+        (["--darling.diversity_floor", "1.5", *ENABLED], "a number from 0 to 1"),
+        (["--darling.num_partition_actors", "0", *ENABLED], "at least 1"),
+        (["--darling.gpus_per_partition_actor", "-1", *ENABLED], "0 or more"),
+        (["--darling.import_path", "no_such_module_anywhere", *ENABLED], "no_such_module_anywhere"),
+        (["--darling.enable"], "--rollout.n_samples_per_prompt 1"),
+        (["--darling.enable", "--rollout.n_samples_per_prompt=1"], "--rollout.n_samples_per_prompt 1"),
+        (["--darling.threshold", "0.3"], "--darling.threshold without it"),
+        (["--darling.correct_only", *ENABLED], "a reward model, which scores later"),
+        (
+            ["--darling.advantage", "centered_std", *ENABLED, "--algo.advantage.estimator", "rloo"],
+            "dr_grpo with --darling.advantage centered_std",
+        ),
+    ],
+)
+def test_refused_with_what_to_do(argv, expected):
+    with pytest.raises(DarlingError, match=f"(?s){expected}") as raised:
+        launch.main(argv)
+    assert all(part.strip() for part in raised.value.args), "needed, found and do each say something"
+
+
+def test_refusal_needs_neither_torch_nor_ray_nor_openrlhf():
+    script = (
+        "import sys\n"
+        "from darling_plugin import DarlingError\n"
+        "from darling_plugin.openrlhf.launch import main\n"
+        "try:\n"
+        "    main(['--darling.enable'])\n"  # refused last of all, after the names and the installed OpenRLHF
+        "except DarlingError as error:\n"
+        "    print(error.args[1], *sorted({'torch', 'ray', 'openrlhf.trainer', 'transformers'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["--rollout.n_samples_per_prompt", "1"]
+
+
+def test_the_command_line_ends_with_status_1_and_the_message():
+    done = subprocess.run(
+        [sys.executable, "-m", "darling_plugin", "--darling.enabel"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "did you mean '--darling.enable'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_openrlhf_outside_the_supported_set(monkeypatch):
+    monkeypatch.setattr(seams, "version", lambda name: "0.9.0")
+    with pytest.raises(DarlingError, match=r"(?s)0\.11\.2.*openrlhf 0\.9\.0.*pip install"):
+        launch.main(ENABLED)
+
+
+@pytest.fixture
+def changed_openrlhf(tmp_path) -> Path:
+    """A copy of the installed OpenRLHF in which one seam has one more parameter."""
+    installed = Path(next(iter(find_spec("openrlhf").submodule_search_locations)))
+    shutil.copytree(installed, tmp_path / "openrlhf", ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / "openrlhf" / "trainer" / "ppo_utils" / "experience_maker.py"
+    text = source.read_text()
+    before = "def compute_advantages_and_returns(self, experiences: List[Experience])"
+    assert text.count(before) == 1
+    source.write_text(text.replace(before, before[:-1] + ", extra=None)"))
+    return tmp_path
+
+
+def test_a_seam_whose_signature_differs(changed_openrlhf):
+    done = subprocess.run(
+        [sys.executable, "-m", "darling_plugin", *ENABLED],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(changed_openrlhf)},
+    )
+    assert done.returncode == 1
+    assert "compute_advantages_and_returns(self, experiences)" in done.stderr
+    assert "(self, experiences, extra)" in done.stderr
+
+
+def test_a_seam_that_is_gone(changed_openrlhf):
+    source = changed_openrlhf / "openrlhf" / "trainer" / "ppo_trainer.py"
+    source.write_text(source.read_text().replace("def train_step(", "def renamed_step("))
+    found = seams._parameters_in_source(str(changed_openrlhf / "openrlhf"), seams.TRAIN_STEP)
+    with pytest.raises(DarlingError, match="no such function"):
+        seams.TRAIN_STEP.check(found)
+
+
+def test_a_setup_hook_of_the_users_own(monkeypatch):
+    job = {"runtime_env": {"worker_process_setup_hook": "mine.setup"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    with pytest.raises(DarlingError, match="'mine.setup' in the job's runtime_env"):
+        launch.main(ENABLED)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    init = launch._with_setup_hook(lambda **kwargs: kwargs, DarlingConfig(enable=True))
+    with pytest.raises(DarlingError, match=r"'mine.setup' in ray.init's runtime_env"):
+        init(runtime_env={"worker_process_setup_hook": "mine.setup"})
+
+
+def test_ray_already_initialised():
+    ray.init(num_cpus=1, include_dashboard=False)
+    try:
+        with pytest.raises(DarlingError, match="Ray is already initialised"):
+            launch.main(ENABLED)
+    finally:
+        ray.shutdown()
+
+
+def test_without_the_flag_nothing_is_touched(monkeypatch):
+    argv = [
+        "--rollout.n_samples_per_prompt",
+        "8",
+        "--algo.kl.init_coef",
+        "1e-3",
+        "--",
+        "--reward.clip_range",
+        "-1",
+        "1",
+    ]
+    original_init = ray.init
+    seen = {}
+
+    def run_module(name, *, run_name, alter_sys):
+        import openrlhf.utils
+
+        seen.update(name=name, run_name=run_name, argv=sys.argv[1:], init=ray.init)
+        seen["strategy"] = openrlhf.utils.get_strategy.__module__ if "openrlhf.utils" in sys.modules else None
+
+    cpu.stand_in_for_flash_attn()
+    monkeypatch.setattr(launch.runpy, "run_module", run_module)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    launch.main(argv)
+    assert seen == {
+        "name": "openrlhf.cli.train_ppo_ray",
+        "run_name": "__main__",
+        "argv": argv,
+        "init": original_init,
+        "strategy": "openrlhf.utils.utils",
+    }
+    assert "DARLING_PLUGIN_CONFIG" not in os.environ
+
+
+def test_ray_init_gets_the_hook_and_keeps_openrlhfs_runtime_env():
+    config = DarlingConfig(enable=True, threshold=0.25)
+    init = launch._with_setup_hook(lambda **kwargs: kwargs, config)
+    kwargs = init(runtime_env={"env_vars": {"NCCL_DEBUG": "WARN"}})
+    environment = kwargs["runtime_env"]
+    assert environment["worker_process_setup_hook"] == "darling_plugin.openrlhf.worker.setup" == worker.SETUP_HOOK
+    assert environment["env_vars"]["NCCL_DEBUG"] == "WARN"
+    assert "num_gpus" not in kwargs, "logical GPUs belong to CPU mode"
+    assert not set(cpu.worker_environment()) & set(environment["env_vars"])
+    assert DarlingConfig(**json.loads(environment["env_vars"]["DARLING_PLUGIN_CONFIG"])) == config
+
+
+def test_our_flags_leave_openrlhfs_in_order():
+    config, rest = parse(
+        ["--a", "1", "--darling.enable", "--b", "--darling.threshold=0.32", "--darling.reward", "additive", "-c", "-2"]
+    )
+    assert rest == ["--a", "1", "--b", "-c", "-2"]
+    assert (config.enable, config.threshold, config.reward, config.cpu) == (True, 0.32, "additive", False)
+
+
+def test_cpu_mode_changes_only_what_needs_a_gpu(capsys):
+    argv = ["--ds.packing_samples", "--actor.adam.lr", "1e-6", "--vllm.sync_backend", "nccl", "--train.colocate_all"]
+    assert cpu.adapt_flags(argv) == [
+        *["--actor.adam.lr", "1e-6", "--ds.attn_implementation", "sdpa", "--vllm.sync_backend", "gloo"],
+        *["--vllm.enforce_eager", "--ds.adam_offload"],
+    ]
+    said = capsys.readouterr().err
+    assert "without --ds.packing_samples" in said
+    assert "--vllm.sync_backend gloo" in said
+
+
+def test_help_shows_ours_beside_openrlhfs():
+    done = subprocess.run(
+        [sys.executable, "-m", "darling_plugin", "--help"], capture_output=True, text=True, check=True
+    )
+    for flag in DarlingConfig.__dataclass_fields__:
+        assert f"--darling.{flag}" in done.stdout
+    assert "--algo.advantage.estimator" in done.stdout

@@ -1,0 +1,226 @@
+"""The partition actor's own code, without Ray: what it adds, how it batches, what it does when things go wrong."""
+
+import asyncio
+import json
+import logging
+import threading
+
+import pytest
+import torch
+
+from darling_plugin import DarlingError, PartitionModel, register_partition_model
+from darling_plugin.openrlhf.partition_actor import PartitionActor
+from darling_plugin.registry import partition_models
+
+
+class Letters:
+    """A tokenizer whose tokens are code points; 0 is special."""
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(chr(token) for token in ids if token or not skip_special_tokens)
+
+
+def responses(*texts, rewards=None, prompt="? "):
+    rewards = [1.0] * len(texts) if rewards is None else rewards
+    start = len(prompt)
+    return [
+        {
+            "prompt": prompt,
+            "observation_tokens": [ord(c) for c in prompt + text] + [0],
+            "action_ranges": [(start, start + len(text) + 1)],
+            "reward": reward,
+            "extra_logs": {"theirs": 1.0},
+        }
+        for text, reward in zip(texts, rewards, strict=True)
+    ]
+
+
+def make_actor(configured, *, quality_expected=True, **flags):
+    return PartitionActor(configured(**{"partition_model": "lexical", **flags}), Letters(), quality_expected)
+
+
+def score(actor, group, number=7, split="train", max_len=1000):
+    return asyncio.run(actor.score(group, number, split, max_len))
+
+
+def column(scored, key):
+    return [response["extra_logs"][key] for response in scored]
+
+
+@pytest.fixture
+def temporary_model():
+    names = []
+
+    def register(name, partition):
+        cls = type("Model", (PartitionModel,), {"partition": partition})
+        names.append(name)
+        register_partition_model(name)(cls)
+
+    yield register
+    for name in names:
+        del partition_models._entries[name]
+
+
+def test_labels_and_diversity_ride_in_extra_logs(configured):
+    scored = score(make_actor(configured), responses("an apple", "a pear", "an apple"))
+    assert column(scored, "darling_label") == [0, 1, 0]
+    assert column(scored, "darling_diversity") == pytest.approx([0.5, 1.0, 0.5])
+    assert column(scored, "darling_group") == [7, 7, 7]
+    assert column(scored, "darling_quality_only") == [0, 0, 0]
+    assert column(scored, "theirs") == [1.0, 1.0, 1.0]
+    assert "darling_equivalent" not in scored[0]["extra_logs"]
+    for response in scored:
+        logs = response["extra_logs"]
+        assert 0 <= logs["darling_scored_at"] - logs["darling_generated_at"] < 60e6
+        assert torch.tensor([logs["darling_scored_at"]]).dtype == torch.int64, "float32 would round it to minutes"
+
+
+def test_only_the_responses_own_tokens_are_partitioned_as_far_as_openrlhf_keeps_them(configured):
+    group = responses("same", "same but longer")
+    assert column(score(make_actor(configured), group, max_len=6), "darling_label") == [0, 0]
+    # Two turns: what the environment said in between is not the model's.
+    turns = responses("ab-env-cd", "abcd")
+    turns[0]["action_ranges"] = [(2, 4), (9, 11)]
+    assert column(score(make_actor(configured), turns), "darling_label") == [0, 0]
+
+
+def test_empty_responses_are_one_class(configured):
+    scored = score(make_actor(configured), responses("", " ", "an apple", ""))
+    assert column(scored, "darling_label") == [0, 0, 1, 0]
+
+
+def test_a_group_of_one(configured):
+    scored = score(make_actor(configured), responses("an apple"), split="eval")
+    assert column(scored, "darling_label") == [0]
+    assert column(scored, "darling_diversity") == [1.0]
+
+
+def test_correct_only(configured):
+    group = responses("an apple", "an apple", "a pear", "an apple", rewards=[1.0, 0.0, 1.0, 1.0])
+    scored = score(make_actor(configured, correct_only=True), group)
+    assert column(scored, "darling_label") == [0, -1, 1, 0]
+    assert column(scored, "darling_diversity") == pytest.approx([0.5, 0.0, 1.0, 0.5])
+    none_correct = score(make_actor(configured, correct_only=True), responses("a", "b", rewards=[0.0, 0.0]))
+    assert column(none_correct, "darling_label") == [-1, -1]
+    assert column(none_correct, "darling_quality_only") == [0, 0], "that is a result, not a failure"
+
+
+def test_pairwise_decisions_ride_along(configured, temporary_model):
+    scored = score(make_actor(configured, clustering="pairwise"), responses("an apple", "a pear", "an apple"))
+    assert column(scored, "darling_equivalent") == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert column(scored, "darling_diversity") == [0.5, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("on_error", ["fail", "quality_only"])
+@pytest.mark.parametrize(
+    ("reward", "cause"), [(None, "no reward"), (float("nan"), "reward nan"), (float("inf"), "reward inf")]
+)
+def test_a_missing_or_infinite_reward_always_stops(configured, on_error, reward, cause):
+    group = responses("a", "b", rewards=[1.0, reward])
+    with pytest.raises(DarlingError, match=f"(?s){cause}.*response 1 of train group 7.*'\\? '"):
+        score(make_actor(configured, on_error=on_error), group)
+
+
+def test_a_reward_model_scores_later(configured):
+    scored = score(make_actor(configured, quality_expected=False), responses("a", "b", rewards=[None, None]))
+    assert column(scored, "darling_label") == [0, 1]
+
+
+def broken(self, groups):
+    if any("bad" in group.prompt for group in groups):
+        raise ZeroDivisionError("a bug of the model's")
+    return [torch.zeros(len(group.responses), dtype=torch.long) for group in groups]
+
+
+def test_a_model_that_raises_stops_the_run_with_the_group_and_the_cause(configured, temporary_model):
+    temporary_model("broken", broken)
+    actor = make_actor(configured, partition_model="broken")
+    with pytest.raises(
+        DarlingError, match="(?s)ZeroDivisionError: a bug of the model's, for train group 7, prompt 'bad'"
+    ):
+        score(actor, responses("a", "b", prompt="bad"))
+
+
+def test_quality_only_marks_the_group_and_warns_once(configured, temporary_model, caplog):
+    temporary_model("broken", broken)
+    actor = make_actor(configured, partition_model="broken", on_error="quality_only")
+    with caplog.at_level(logging.WARNING):
+        for number in (1, 2):
+            scored = score(actor, responses("a", "b", prompt="bad"), number)
+            assert column(scored, "darling_quality_only") == [1, 1]
+            assert column(scored, "darling_label") == [-1, -1]
+            assert column(scored, "darling_diversity") == [0.0, 0.0]
+    (warning,) = caplog.records
+    assert "train group 1" in warning.message and "a bug of the model's" in warning.message
+    assert column(score(actor, responses("a", "b")), "darling_quality_only") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "result", [lambda n: [0] * (n - 1), lambda n: [float("nan")] * n, lambda n: [-1] * n, lambda n: None]
+)
+def test_a_result_that_is_no_partition_is_a_failure(configured, temporary_model, result):
+    temporary_model("odd", lambda self, groups: [result(len(group.responses)) for group in groups])
+    with pytest.raises(DarlingError, match="a partition of 3 responses by 'odd'"):
+        score(make_actor(configured, partition_model="odd"), responses("a", "b", "c"))
+
+
+def test_a_response_that_is_not_text_is_a_failure(configured):
+    actor = make_actor(configured)
+    actor._tokenizer.decode = lambda ids, skip_special_tokens: b"bytes"
+    with pytest.raises(DarlingError, match="(?s)bytes.*train group 7"):
+        score(actor, responses("a", "b"))
+
+
+def test_groups_that_arrive_during_a_batch_make_up_the_next_and_one_bad_one_harms_no_other(
+    configured, temporary_model
+):
+    batches, entered, go_on = [], threading.Event(), threading.Event()
+
+    def slow(self, groups):
+        batches.append([group.prompt for group in groups])
+        entered.set()
+        assert go_on.wait(timeout=30)
+        return broken(self, groups)
+
+    temporary_model("slow", slow)
+    actor = make_actor(configured, partition_model="slow", on_error="quality_only")
+
+    async def burst():
+        first = asyncio.create_task(actor.score(responses("a", "b", prompt="first"), 0, "train", 1000))
+        assert await asyncio.to_thread(entered.wait, 30)
+        rest = [
+            asyncio.create_task(actor.score(responses("a", "b", prompt=prompt), k, "train", 1000))
+            for k, prompt in enumerate(["second", "bad", "third"], start=1)
+        ]
+        await asyncio.sleep(0)  # they arrive while the first batch is being scored
+        go_on.set()
+        return await asyncio.gather(first, *rest)
+
+    scored = asyncio.run(burst())
+    assert batches[:2] == [["first"], ["second", "bad", "third"]]
+    assert [column(group, "darling_quality_only")[0] for group in scored] == [0, 0, 1, 0]
+    assert [column(group, "darling_group")[0] for group in scored] == [0, 1, 2, 3]
+
+
+def test_what_was_loaded_is_described(configured):
+    described = asyncio.run(make_actor(configured, threshold=0.4, clustering="greedy").describe())
+    assert described == {
+        "class": "darling_plugin.partition.lexical.Lexical",
+        "threshold": 0.4,
+        "clustering": "greedy",
+    }
+    json.dumps(described)
+
+
+def test_users_code_is_imported_first(configured, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n"
+        "from darling_plugin import PartitionModel, register_partition_model\n"
+        "@register_partition_model('from-a-file')\n"
+        "class Mine(PartitionModel):\n"
+        "    def partition(self, groups):\n"
+        "        return [[0] * len(group.responses) for group in groups]\n"
+    )
+    actor = make_actor(configured, partition_model="from-a-file", import_path=str(file))
+    assert column(score(actor, responses("a", "b")), "darling_label") == [0, 0]

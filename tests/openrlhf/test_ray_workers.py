@@ -1,0 +1,107 @@
+"""The setup hook and the guard in worker processes of a real, local Ray, which import the real OpenRLHF."""
+
+import contextlib
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from darling_plugin.config import DarlingConfig
+from darling_plugin.openrlhf import launch, worker
+
+# Workers cannot import this file: it travels with what it defines.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Toy:
+    """Stands where OpenRLHF's trainer would: its process imports the trainer's modules, then is asked what it sees."""
+
+    def __init__(self, passenger=None):
+        import openrlhf.trainer.ppo_trainer  # noqa: F401
+
+        self.passenger = passenger
+
+    def wrapped(self):
+        import wrapt
+
+        from darling_plugin.openrlhf.seams import SEAMS
+        from darling_plugin.openrlhf.worker import resolve
+
+        return {seam.name: isinstance(resolve(seam), wrapt.FunctionWrapper) for seam in SEAMS}
+
+    def install_again_then_uninstall(self):
+        import sys
+
+        import wrapt
+
+        from darling_plugin.openrlhf import hooks
+        from darling_plugin.openrlhf.seams import SEAMS
+        from darling_plugin.openrlhf.worker import resolve
+
+        before = [resolve(seam) for seam in SEAMS]
+        for seam in SEAMS:
+            hooks.install(sys.modules[seam.module])
+        unchanged = all(a is b for a, b in zip(before, (resolve(seam) for seam in SEAMS), strict=True))
+        for seam in SEAMS:
+            hooks.uninstall(sys.modules[seam.module])
+        return unchanged, [isinstance(resolve(seam), wrapt.FunctionWrapper) for seam in SEAMS]
+
+
+@contextlib.contextmanager
+def local_ray(config: DarlingConfig | None, **kwargs):
+    """Ray as the launcher starts it with `config`, or plain."""
+    init = launch._with_setup_hook(ray.init, config) if config else ray.init
+    init(**{"num_cpus": 2, "include_dashboard": False, **kwargs})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_toy(*args):
+    return ray.remote(num_cpus=0)(Toy).remote(*args)
+
+
+def test_a_worker_sees_the_patched_classes_in_its_own_process():
+    with local_ray(DarlingConfig(enable=True, cpu=True)):
+        toy = start_toy(worker.RequiresHooks())
+        seen = ray.get(toy.wrapped.remote())
+        assert len(seen) == 5 and all(seen.values()), seen
+        unchanged, still_wrapped = ray.get(toy.install_again_then_uninstall.remote())
+        assert unchanged, "installing twice wraps once"
+        assert not any(still_wrapped)
+
+
+def test_without_the_flag_a_worker_is_as_openrlhf_made_it():
+    with local_ray(DarlingConfig(cpu=True)):
+        seen = ray.get(start_toy().wrapped.remote())
+        assert len(seen) == 5 and not any(seen.values()), seen
+
+
+def train(strategy=None):
+    return "trained"
+
+
+def test_the_guard_stops_a_worker_in_which_the_setup_hook_did_not_run():
+    strategy = SimpleNamespace(darling_guard=worker.RequiresHooks())
+    with local_ray(None), pytest.raises(Exception, match="the worker's setup hook did not run"):
+        ray.get(ray.remote(train).remote(strategy))
+
+
+def test_a_wrong_signature_kills_the_worker(tmp_path):
+    installed = Path(next(iter(find_spec("openrlhf").submodule_search_locations)))
+    shutil.copytree(installed, tmp_path / "openrlhf", ignore=shutil.ignore_patterns("__pycache__"))
+    source = tmp_path / "openrlhf" / "trainer" / "ppo_utils" / "samples_generator.py"
+    text = source.read_text()
+    assert text.count("self, prompts: List[str], labels: List[str], *, images") == 1
+    source.write_text(text.replace("self, prompts: List[str], labels", "self, prompts: List[str], targets"))
+    changed = {"runtime_env": {"env_vars": {"PYTHONPATH": str(tmp_path)}}}
+    with (
+        local_ray(DarlingConfig(enable=True, cpu=True), **changed),
+        pytest.raises(ray.exceptions.RayActorError, match=r"(?s)needed: .*prompts, labels.*prompts, targets"),
+    ):
+        ray.get(start_toy().wrapped.remote())
