@@ -26,7 +26,7 @@ def class_diversity(labels: torch.LongTensor) -> torch.FloatTensor:
         and quality times diversity leaves its quality as it is.
     """
     takes_part = labels >= 0
-    class_size = ((labels.unsqueeze(-1) == labels.unsqueeze(-2)) & takes_part.unsqueeze(-1)).sum(-1)  # (..., n)
+    class_size = (labels.unsqueeze(-1) == labels.unsqueeze(-2)).sum(-1)  # (..., n)
     m = takes_part.sum(-1, keepdim=True)  # (..., 1)
     diversity = (m - class_size).float() / (m - 1).clamp(min=1).float()
     return diversity.masked_fill(m == 1, 1.0).masked_fill(~takes_part, 0.0)

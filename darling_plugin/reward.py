@@ -102,7 +102,7 @@ def shape_reward(
         diversity_floor: least diversity that the reward sees.
 
     Returns:
-        (P, n) float32, finite.
+        (P, n) float32, finite; a new tensor.
     """
     import torch
 
@@ -129,7 +129,8 @@ def shape_reward(
     if not isinstance(shaped, torch.Tensor) or shaped.shape != quality.shape:
         found = f"shape {tuple(shaped.shape)}" if isinstance(shaped, torch.Tensor) else type(shaped).__name__
         raise DarlingError(f"a tensor {tuple(quality.shape)} from the reward {reward!r}", found, "correct that reward")
-    shaped = shaped.float()
+    # A copy: the reward may be the quality itself, and whoever changes one in place must not change the other.
+    shaped = shaped.to(torch.float32, copy=True)
     if not shaped.isfinite().all():
         raise DarlingError(
             f"finite values from the reward {reward!r}",

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darling_plugin.diversity import class_diversity
@@ -60,6 +60,7 @@ ORACLES = {"union_find": oracle_union_find, "greedy": oracle_greedy, "pairwise":
 
 
 @pytest.mark.parametrize("method", CLUSTERINGS)
+@settings(deadline=None)
 @given(matrix=equivalences())
 def test_classes_match_the_oracle(method, matrix):
     labels = cluster(torch.tensor(matrix), method)
@@ -67,6 +68,7 @@ def test_classes_match_the_oracle(method, matrix):
     assert labels.tolist() == ORACLES[method](matrix)
 
 
+@settings(deadline=None)
 @given(equivalences(), st.randoms())
 def test_union_find_diversity_follows_a_permutation(matrix, random):
     order = list(range(len(matrix)))
@@ -77,6 +79,7 @@ def test_union_find_diversity_follows_a_permutation(matrix, random):
 
 
 @pytest.mark.parametrize("method", CLUSTERINGS)
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), random=st.randoms())
 def test_all_methods_agree_where_equivalence_is_transitive(method, sizes, random):
     classes = [k for k, size in enumerate(sizes) for _ in range(size)]

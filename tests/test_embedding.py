@@ -19,8 +19,16 @@ def test_a_paraphrase_is_equivalent_and_another_subject_is_not(minilm):
         "My cat sleeps on the sofa all day.",
         "The capital of France is Paris.",
         "",
+        "Berlin is the capital of Germany.",
     ]
-    assert minilm.partition([Group("Tell me something.", responses)])[0].tolist() == [0, 1, 0, 2]
+    assert minilm.partition([Group("Tell me something.", responses)])[0].tolist() == [0, 1, 0, 2, 3]
+
+
+def test_one_sentence_around_two_answers_is_below_the_default_threshold(minilm):
+    responses = [f"A fruit that I like is the {fruit}, because it is tasty." for fruit in ("apple", "kiwi")]
+    assert minilm.partition([Group("Name a fruit.", responses)])[0].tolist() == [0, 1]
+    own = load_partition_model("embedding", threshold=0.7)
+    assert own.partition([Group("Name a fruit.", responses)])[0].tolist() == [0, 0]
 
 
 def test_embeddings_come_in_order_and_do_not_depend_on_the_batch(minilm):

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darling_plugin import reward as module
@@ -63,18 +63,21 @@ def check(quality, diversity, reward, transform, floor):
 
 @pytest.mark.parametrize("reward", ORACLES)
 @pytest.mark.parametrize("transform", QUALITY_TRANSFORMS)
+@settings(deadline=None)
 @given(batch=batches(), floor=st.sampled_from([0.0, 0.1, 0.5]))
 def test_rewards_match_the_oracle(reward, transform, batch, floor):
     check(*batch, reward, transform, floor)
 
 
 @pytest.mark.parametrize("reward", ORACLES)
+@settings(deadline=None)
 @given(batch=batches(least=0))
 def test_without_a_transform_the_quality_is_used_as_it_is(reward, batch):
     check(*batch, reward, None, 0.1)
 
 
 @pytest.mark.parametrize("reward", ["additive", "quality"])
+@settings(deadline=None)
 @given(batch=batches())
 def test_rewards_that_do_not_multiply_take_negative_qualities(reward, batch):
     check(*batch, reward, None, 0.1)
@@ -167,6 +170,13 @@ def test_an_integer_reward_becomes_float32(own_reward):
     shaped = shape(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2))
     assert shaped.dtype == torch.float32
     assert shaped.tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("transform", [None, "raw"])
+def test_changing_the_reward_in_place_leaves_the_quality_alone(transform):
+    quality = torch.tensor([[1.0, 2.0]])
+    shape(quality, torch.ones(1, 2), reward="quality", quality_transform=transform).zero_()
+    assert quality.tolist() == [[1.0, 2.0]]
 
 
 def test_shapes_that_do_not_match_are_refused():

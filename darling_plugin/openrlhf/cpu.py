@@ -78,14 +78,22 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in environment.items()}
 
 
+def prepare_driver() -> None:
+    """What the driver needs to import OpenRLHF. No more: a class it has patched would reach the workers unpatched.
+
+    (Ray sends OpenRLHF's actor classes by value, with the functions of their bases that are no longer importable.)
+    """
+    os.environ.update(worker_environment())
+    stand_in_for_flash_attn()
+
+
 def install() -> None:
-    """Arms every shim in this process: the driver, a Ray worker, or vLLM's engine. Safe to call again."""
+    """Arms every shim in this process, a Ray worker or vLLM's engine. Safe to call again."""
     global _installed
     if _installed:
         return
     _installed = True
-    os.environ.update(worker_environment())
-    stand_in_for_flash_attn()
+    prepare_driver()
     for module, shim in SHIMS.items():
         wrapt.register_post_import_hook(shim, module)
 

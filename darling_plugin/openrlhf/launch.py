@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         from darling_plugin.openrlhf import cpu
 
         rest = cpu.adapt_flags(rest)
-        cpu.install()
+        cpu.prepare_driver()
     with _patched_driver(config):
         _run_openrlhf(rest)
 

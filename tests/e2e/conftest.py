@@ -5,8 +5,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # launching, recompute, tiny_model: shared by the files beside this one
 
-import launching  # noqa: E402
-import tiny_model  # noqa: E402
+import launching
+import tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def write_inputs(folder: Path, prompts: int = 8) -> None:
 
 
 def command(folder: Path, model: Path, **changed: str | None) -> list[str]:
-    """OpenRLHF's arguments for two steps of four prompts; `changed` overrides flags, dots written as two underscores."""
+    """OpenRLHF's arguments for two steps of four prompts; `changed` overrides flags, their dots written as `__`."""
     flags = {
         "actor.model_name_or_path": str(model),
         "reward.remote_url": str(folder / "reward.py"),

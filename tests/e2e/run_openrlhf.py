@@ -18,6 +18,6 @@ def init(runtime_env, **kwargs):
 
 
 ray.init = init
-cpu.install()
+cpu.prepare_driver()
 sys.argv = ["train_ppo_ray", *cpu.adapt_flags(sys.argv[1:])]
 runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)

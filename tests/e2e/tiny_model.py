@@ -6,7 +6,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CHAT_TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+# Upper case: a reward that counts lower-case letters does not see special tokens, as the partition does not.
+CHAT_TEMPLATE = "{% for m in messages %}<|{{ m.role.upper() }}|>{{ m.content }}{% endfor %}<|ASSISTANT|>"
 
 
 def build(folder: Path, *, tie_word_embeddings: bool = True, seed: int = 0) -> Path:
@@ -16,11 +17,11 @@ def build(folder: Path, *, tie_word_embeddings: bool = True, seed: int = 0) -> P
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=["<pad>", "<eos>", "<|user|>", "<|assistant|>"],
+        special_tokens=["<PAD>", "<EOS>", "<|USER|>", "<|ASSISTANT|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     bpe.train_from_iterator(["name a fruit, a river, a colour or a bird"] * 10, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<PAD>", eos_token="<EOS>")
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(seed)
     config = LlamaConfig(
