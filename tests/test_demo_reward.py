@@ -58,7 +58,9 @@ def test_named_answers(response, expected):
     assert named_answers(response, FRUITS) == expected
 
 
-@pytest.mark.parametrize("plural, answer", [("knives", "knife"), ("wolves", "wolf"), ("boxes", "box"), ("toys", "toy")])
+@pytest.mark.parametrize(
+    "plural, answer", [("knives", "knife"), ("wolves", "wolf"), ("boxes", "box"), ("toys", "toy")]
+)
 def test_regular_plurals(plural, answer):
     assert named_answers(plural, answer) == [answer]
 

@@ -45,7 +45,7 @@ def check(config: DarlingConfig, openrlhf_argv: list[str]) -> None:
     if config.import_path:
         import_user_code(config.import_path)
     config.check()
-    check_partition_spec(config.partition_model)
+    check_partition_spec(config.partition_model, threshold=config.threshold, clustering=config.clustering)
     _check_openrlhf_flags(config, openrlhf_argv)
     _refuse_foreign_setup_hook(_job_runtime_env(), "the job's runtime_env")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():

@@ -41,7 +41,7 @@ def command(folder: Path, model: Path, **changed: str | None) -> list[str]:
         "vllm.num_engines": "1",
         "algo.advantage.estimator": "dr_grpo",
         "algo.kl.init_coef": "0",
-        "actor.adam.lr": "3e-3",
+        "actor.adam.lr": "5e-2",  # so large that weights left behind by one sync would show
         "logger.tensorboard_dir": str(folder / "tensorboard"),
         "ckpt.output_dir": str(folder / "final"),
         "ckpt.path": str(folder / "checkpoints"),

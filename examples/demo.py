@@ -1,0 +1,85 @@
+"""`make demo`: runs demo_cpu.sh, shows how far it is, and then what it did. Its whole output is in OUT/train.log."""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from show_partitions import show
+
+# What OpenRLHF prints when a phase begins, in order.
+PHASES = (
+    ("Started a local Ray instance", "starting vLLM and DeepSpeed"),
+    ("Loading extension module cpu_adam", "loading the model"),
+    ("weights synced", "step 1: generating, partitioning, training"),
+)
+STEP = re.compile(r"Global step (\d+)")
+
+
+def run(model: Path, out: Path, steps: int, console: Console) -> int:
+    """The exit status of the training run; progress on the console, all it prints in out/train.log."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "MODEL": str(model.resolve()),
+        "OUT": str(out.resolve()),
+        "STEPS": str(steps),
+    }
+    script = Path(__file__).with_name("demo_cpu.sh")
+    log = out / "train.log"
+    console.print(f"{script.name}: {steps} steps of 8 prompts x 8 responses; everything it prints is in {log}")
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with (
+        log.open("wb") as sink,
+        Progress(*columns, TimeElapsedColumn(), console=console) as progress,
+        subprocess.Popen(["bash", str(script)], stdout=sink, stderr=subprocess.STDOUT, env=environment) as process,
+    ):
+        task = progress.add_task("starting Ray", total=steps)
+        try:
+            while process.poll() is None:
+                _update(progress, task, log.read_text(errors="replace"))
+                time.sleep(1)
+        except KeyboardInterrupt:
+            process.terminate()
+            raise
+        _update(progress, task, log.read_text(errors="replace"))
+    return process.returncode
+
+
+def _update(progress: Progress, task: int, output: str) -> None:
+    done = max((int(step) for step in STEP.findall(output)), default=0)
+    phase = next((description for mark, description in reversed(PHASES) if mark in output), "starting Ray")
+    progress.update(task, completed=done, description=f"step {done} done" if done else phase)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=12)
+    arguments = parser.parse_args()
+    console = Console()
+    status = run(arguments.model, arguments.out, arguments.steps, console)
+    if status:
+        tail = "".join((arguments.out / "train.log").read_text(errors="replace").splitlines(keepends=True)[-60:])
+        console.print(tail, markup=False, highlight=False)
+        sys.exit(f"the run ended with status {status}; all of its output is in {arguments.out / 'train.log'}")
+    show(arguments.out, 3, console)
+    console.print(f"{arguments.out}/ holds partitions.jsonl, run.json, tensorboard/, the trained model/ and train.log")
+
+
+if __name__ == "__main__":
+    main()

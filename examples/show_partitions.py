@@ -1,0 +1,71 @@
+"""A table per training step and a few groups with their classes, from a run's `--darling.log_dir`.
+
+python3 examples/show_partitions.py runs/demo
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.table import Table
+
+
+def read(log_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (log_dir / "partitions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def steps_table(records: list[dict]) -> Table:
+    """One row a training step: the means over its groups."""
+    steps = defaultdict(list)
+    for record in records:
+        if record["split"] == "train" and record["labels"] is not None:
+            steps[record["step"]].append(record)
+    table = Table(title="per training step")
+    for column in ("step", "quality", "diversity", "classes per group", "reward"):
+        table.add_column(column, justify="right")
+    for step, groups in sorted(steps.items()):
+        means = [
+            fmean(value for group in groups for value in group[key]) for key in ("quality", "diversity", "reward")
+        ]
+        classes = fmean(len(set(group["labels"]) - {-1}) for group in groups)
+        table.add_row(str(step), f"{means[0]:.3f}", f"{means[1]:.3f}", f"{classes:.2f}", f"{means[2]:.3f}")
+    return table
+
+
+def group_table(record: dict) -> Table:
+    """The responses of one group, class by class."""
+    prompt = " ".join(record["prompt"].split())
+    table = Table(title=f"step {record['step']}: {prompt[-90:]}", title_justify="left")
+    table.add_column("class", justify="right")
+    table.add_column("response", no_wrap=True, overflow="ellipsis", max_width=64)
+    for column in ("quality", "diversity", "reward"):
+        table.add_column(column, justify="right")
+    previous = None
+    for k in sorted(range(len(record["labels"])), key=lambda k: record["labels"][k]):
+        label = record["labels"][k]
+        if previous not in (None, label):
+            table.add_section()
+        previous = label
+        text = " ".join(record["responses"][k].split()) or "(empty)"
+        table.add_row(str(label), text, *(f"{record[key][k]:.2f}" for key in ("quality", "diversity", "reward")))
+    return table
+
+
+def show(log_dir: Path, groups: int, console: Console) -> None:
+    records = read(log_dir)
+    console.print(steps_table(records))
+    last = max(record["step"] for record in records if record["split"] == "train")
+    ended = [r for r in records if (r["split"], r["step"]) == ("train", last) and r["labels"] is not None]
+    for record in ended[:groups]:
+        console.print(group_table(record), markup=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log_dir", type=Path)
+    parser.add_argument("--groups", type=int, default=3, help="groups of the last step to show")
+    arguments = parser.parse_args()
+    show(arguments.log_dir, arguments.groups, Console())
