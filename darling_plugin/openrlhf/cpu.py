@@ -38,8 +38,8 @@ DROP_FLAGS = (
 # OpenRLHF reserves a GPU and a CPU for every model and engine. On a CPU both are only names: enough for any recipe.
 LOGICAL_RESOURCES = {"num_gpus": 64, "num_cpus": 64}
 
-# Log-probabilities are compared in bfloat16 on both sides; untouched, zeroed or stale weights are off by far more.
-TOLERANCE = 0.5
+# Of the log-probabilities' spread: both sides compute in bfloat16. Weights that stayed zero are off by all of it.
+TOLERANCE = 0.15
 CHECK_TEXT = "The quick brown fox jumps over the lazy dog."
 
 _installed = False
@@ -222,11 +222,11 @@ def _trainer(module: ModuleType) -> None:
     def broadcast_to_vllm(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> None:
         wrapped(*args, **kwargs)
         gap = log_probability_gap(trainer)
-        module.logger.info(f"CPU mode: weights synced, log-probabilities of vLLM and the trainer within {gap:.3f}")
+        module.logger.info(f"CPU mode: weights synced, log-probabilities of vLLM and the trainer differ by {gap:.2%}")
         if not gap <= TOLERANCE:
             raise DarlingError(
-                f"vLLM and the trainer to agree on log-probabilities after a weight sync, within {TOLERANCE}",
-                f"a difference of {gap:.3f}",
+                f"vLLM and the trainer to agree on log-probabilities after a weight sync, within {TOLERANCE:.0%}",
+                f"a difference of {gap:.2%} of their spread",
                 "this model's weights do not reach CPU vLLM whole: report the model, run it on a GPU",
             )
 
@@ -235,10 +235,11 @@ def _trainer(module: ModuleType) -> None:
 
 
 def log_probability_gap(trainer: Any) -> float:
-    """The largest difference between a vLLM engine and the trainer, in nats, over some next tokens of a fixed prompt.
+    """The largest difference between a vLLM engine's log-probabilities of some next tokens and the trainer's.
 
-    The trainer divides its logits by the sampling temperature and vLLM's prompt log-probabilities do not, so both are
-    compared relative to their mean over the tokens, where the temperature is a mere factor.
+    As a share of how far the trainer's lie apart: bfloat16 rounds large logits more. The trainer divides its logits by
+    the sampling temperature and vLLM's prompt log-probabilities do not, so both are compared relative to their mean
+    over the tokens, where the temperature is a mere factor.
     """
     import ray
     import torch
@@ -256,13 +257,15 @@ def log_probability_gap(trainer: Any) -> float:
     )
     temperature = trainer.args.rollout.temperature
     ours = ray.get(refs)[0][0].flatten().float() * temperature
+    ours -= ours.mean()
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     gap = 0.0
     for engine in trainer.vllm_engines:
-        outputs = ray.get([engine.generate.remote(sequence, params) for sequence in sequences.tolist()])
+        # One after the other: runs of one seed stay alike when the number of vLLM's steps does not hang on timing.
+        outputs = [ray.get(engine.generate.remote(sequence, params)) for sequence in sequences.tolist()]
         theirs = torch.tensor([o.prompt_logprobs[-1][t].logprob for o, t in zip(outputs, candidates, strict=True)])
-        difference = (ours - ours.mean()) - (theirs - theirs.mean())
-        gap = max(gap, difference.abs().max().item())
+        difference = ours - (theirs - theirs.mean())
+        gap = max(gap, (difference.abs().max() / ours.abs().max()).item())
     return gap
 
 

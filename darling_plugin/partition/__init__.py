@@ -46,8 +46,8 @@ __all__ = [
 class Measurement:
     """One group's partition and diversity.
 
-    labels: (n,) int64 class of each response. diversity: (n,) float32 in [0, 1]. equivalent: (n, n) bool where the
-    clustering is "pairwise", else None.
+    labels: (n,) int64 class of each response, from 0 to the number of classes - 1. diversity: (n,) float32 in [0, 1].
+    equivalent: (n, n) bool where the clustering is "pairwise", else None.
     """
 
     labels: torch.LongTensor
@@ -116,7 +116,7 @@ def _checked_labels(result: Any, group: Group, owner: str) -> torch.LongTensor:
     labels = labels.long()
     if labels.min() < 0:
         raise DarlingError(needed, f"the label {int(labels.min())}", "number the classes from 0")
-    return labels
+    return labels.unique(return_inverse=True)[1]  # a user's labels may have gaps; ours count classes
 
 
 def _resolve(spec: str, options: dict[str, Any]) -> tuple[type[PartitionModel], tuple[str, ...], dict[str, Any]]:

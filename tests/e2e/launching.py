@@ -12,7 +12,7 @@ import torch
 
 def reward_func(queries, prompts, labels):
     vowels = [sum(letter in "aeiou" for letter in query[len(prompt):]) for query, prompt in zip(queries, prompts)]
-    rewards = torch.tensor([count % 5 / 4 for count in vowels])
+    rewards = torch.tensor([(count % 4 + 1) / 4 for count in vowels])
     return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
 """
 
@@ -41,7 +41,8 @@ def command(folder: Path, model: Path, **changed: str | None) -> list[str]:
         "vllm.num_engines": "1",
         "algo.advantage.estimator": "dr_grpo",
         "algo.kl.init_coef": "0",
-        "actor.adam.lr": "5e-2",  # so large that weights left behind by one sync would show
+        "actor.adam.lr": "5e-3",  # so large that weights left behind by one sync would show
+        "actor.lr_scheduler": "constant",
         "logger.tensorboard_dir": str(folder / "tensorboard"),
         "ckpt.output_dir": str(folder / "final"),
         "ckpt.path": str(folder / "checkpoints"),

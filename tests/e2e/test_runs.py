@@ -13,16 +13,16 @@ import recompute
 from darling_plugin.openrlhf.cpu import TOLERANCE
 
 REPOSITORY = Path(__file__).parents[2]
-GAP = re.compile(r"log-probabilities of vLLM and the trainer within ([\d.]+)")
+GAP = re.compile(r"log-probabilities of vLLM and the trainer differ by ([\d.]+)%")
 
 
 def sync_gaps(output: str) -> list[float]:
-    return [float(gap) for gap in GAP.findall(output)]
+    return [float(gap) / 100 for gap in GAP.findall(output)]
 
 
 @pytest.fixture(scope="module")
 def darling_run(tied_model, tmp_path_factory):
-    """Two steps with DARLING, an evaluation after each, a reward of {0, 1/4, … 1}, a partition by the first letter."""
+    """Two steps with DARLING, an evaluation after each, a reward of {1/4, … 1}, a partition by the first letter."""
     folder = tmp_path_factory.mktemp("darling")
     launching.write_inputs(folder)
     (folder / "letter.py").write_text(
@@ -68,8 +68,9 @@ def test_every_line_of_partitions_jsonl_recomputed(darling_run):
         ("eval", 2): 8,
     }
     for record in records:
-        assert record["labels"] == [ord(text[:1] or " ") % 3 for text in record["responses"]]
-        assert record["quality"] == [sum(c in "aeiou" for c in text) % 5 / 4 for text in record["responses"]]
+        letters = [ord(text[:1] or " ") % 3 for text in record["responses"]]
+        assert record["labels"] == [sorted(set(letters)).index(letter) for letter in letters]
+        assert record["quality"] == [(sum(c in "aeiou" for c in text) % 4 + 1) / 4 for text in record["responses"]]
     assert any(len(set(record["labels"])) not in (1, 4) for record in records), "the partitions are not all alike"
 
 
@@ -103,8 +104,7 @@ def test_every_metric_is_in_tensorboard_and_agrees_with_the_log(darling_run):
             expected = {
                 "quality": mean(values["quality"]),
                 "diversity": mean(values["diversity"]),
-                # Labels need not be without gaps in a user's model: the metric counts up to the highest.
-                "classes_per_group": mean([max(group["labels"]) + 1 for group in groups]),
+                "classes_per_group": mean(classes),
                 "one_class_share": mean([count == 1 for count in classes]),
             }
             if split == "train":
@@ -140,15 +140,19 @@ def test_after_every_weight_sync_vllm_agrees_with_the_trainer_tied_embeddings(da
 
 
 def test_without_the_flag_the_launcher_changes_nothing_and_untied_weights_sync(inputs, untied_model, tmp_path):
-    # Greedy sampling, one sample a prompt, one batch a step: what is left between two runs is rounding.
-    deterministic = {
+    # Greedy, and one request at a time: neither vLLM's random numbers nor its batches, and with them its rounding, can
+    # hang on timing.
+    one_by_one = {
         "rollout.top_p": "1e-6",
+        "data.max_samples": "4",
+        "rollout.batch_size": "1",
         "rollout.n_samples_per_prompt": "1",
-        "rollout.micro_batch_size": "4",
-        "train.batch_size": "4",
-        "train.micro_batch_size": "4",
-        "algo.advantage.estimator": "flash_reinforce",
-        "actor.adam.lr": "1e-4",
+        "rollout.micro_batch_size": "1",
+        "train.batch_size": "1",
+        "train.micro_batch_size": "1",
+        # Of one response a step, only an estimator that discounts makes advantages that are not all 0.
+        "algo.advantage.estimator": "reinforce",
+        "algo.advantage.gamma": "0.9",
     }
     logged = {}
     for name, module, flag in (
@@ -158,23 +162,20 @@ def test_without_the_flag_the_launcher_changes_nothing_and_untied_weights_sync(i
         folder = tmp_path / name
         folder.mkdir()
         launching.write_inputs(folder)
-        arguments = launching.command(folder, untied_model, **deterministic)
+        arguments = launching.command(folder, untied_model, **one_by_one)
         status, output = launching.run(folder, [*arguments, *flag], module)
         assert status == 0, output[-5000:]
         gaps = sync_gaps(output)
-        assert len(gaps) == 3 and max(gaps) < TOLERANCE
+        assert len(gaps) == 5 and max(gaps) < TOLERANCE
         logged[name] = launching.tensorboard(folder)
         assert not [key for key in logged[name] if "darling" in key]
     ours, theirs = logged["launcher"], logged["openrlhf"]
-    assert ours.keys() == theirs.keys()
-    compared = [key for key in ours if not key.startswith("train/timing/")]
-    assert "train/reward" in compared and "train/actor_grad_norm" in compared and "train/policy_loss" in compared
+    compared = {key for key in ours | theirs if not key.startswith("train/timing/")}
+    assert {"train/reward", "train/actor_grad_norm", "train/policy_loss", "train/return"} <= compared
     for key in compared:
-        assert ours[key].keys() == theirs[key].keys() == {1, 2}
-        for step in (1, 2):
-            assert math.isclose(ours[key][step], theirs[key][step], rel_tol=2e-2, abs_tol=2e-4), key
-    assert ours["train/reward"] == theirs["train/reward"]
-    assert ours["train/actor_grad_norm"][1] > 0, "something was trained"
+        assert ours[key] == theirs[key], key
+    assert list(ours["train/reward"]) == [1, 2, 3, 4]
+    assert len(set(ours["train/actor_grad_norm"].values())) > 1, "something was trained"
 
 
 def test_a_partition_model_that_raises_stops_the_run(inputs, tied_model):
