@@ -43,12 +43,13 @@ def measure_prompt(queries: list[str], prompt: str, answers: str) -> dict:
     rewards = reward_func(queries, [prompt] * len(queries), [answers] * len(queries))["rewards"].tolist()
     responses = [query.removeprefix(prompt).split("<|im_end|>")[0] for query in queries]
     named = [named_answers(response, answers) for response in responses]
-    valid = Counter(answer for answer_list, reward in zip(named, rewards) if reward for answer in answer_list)
+    rewarded = [answer_list for answer_list, reward in zip(named, rewards, strict=True) if reward]
+    valid = Counter(answer for answer_list in rewarded for answer in answer_list)
     return {
         "mean_reward": sum(rewards) / len(rewards),
         "valid_answers": dict(valid.most_common()),
         "over_cap": sum(len(answer_list) > MAX_NAMED_ANSWERS for answer_list in named),
-        "responses": [[response, reward] for response, reward in zip(responses, rewards)],
+        "responses": [[response, reward] for response, reward in zip(responses, rewards, strict=True)],
     }
 
 

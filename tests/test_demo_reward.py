@@ -120,17 +120,25 @@ def test_prompts_are_many_and_unique():
     assert len(set(prompts)) == len(prompts)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["input"])
-def test_row(row):
-    assert set(row) == {"input", "answers"}
-    assert row["input"] == row["input"].strip() != ""
-    answers = row["answers"].split("|")
-    assert len(set(answers)) == len(answers) >= 15
-    assert all(answer and answer == answer.strip().lower() for answer in answers)
-    assert named_answers(row["input"], row["answers"]) == []
+def test_rows_have_the_format():
+    for row in ROWS:
+        assert set(row) == {"input", "answers"}
+        assert row["input"] == row["input"].strip() != ""
+        answers = row["answers"].split("|")
+        assert len(set(answers)) == len(answers) >= 15, row["input"]
+        assert all(answer and answer == answer.strip().lower() for answer in answers), row["input"]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["input"])
-def test_each_answer_is_found(row):
-    for answer in row["answers"].split("|"):
-        assert named_answers(f"It is {answer}.", row["answers"]) == [answer]
+def test_no_answer_occurs_in_its_prompt():
+    assert [row["input"] for row in ROWS if named_answers(row["input"], row["answers"])] == []
+
+
+def test_each_answer_is_found_as_itself():
+    # Fails for an answer that is a plural of another: the two would count as different answers.
+    unfound = [
+        (row["input"], answer)
+        for row in ROWS
+        for answer in row["answers"].split("|")
+        if named_answers(f"It is {answer}.", row["answers"]) != [answer]
+    ]
+    assert unfound == []

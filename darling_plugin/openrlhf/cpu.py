@@ -19,8 +19,14 @@ import wrapt
 
 from darling_plugin.errors import DarlingError
 
-# Flags a CPU cannot honour. None removes the flag (they only place work on GPUs or speed it up there).
-SET_FLAGS = {"--ds.attn_implementation": "sdpa", "--vllm.sync_backend": "gloo"}
+# Flags a CPU cannot honour: they place work on GPUs, split a model over them, or speed it up there.
+SET_FLAGS = {
+    "--ds.attn_implementation": "sdpa",
+    "--vllm.sync_backend": "gloo",
+    "--vllm.tensor_parallel_size": "1",
+    "--ds.tensor_parallel_size": "1",
+    "--ds.ring_attn_size": "1",
+}
 ADD_FLAGS = ("--vllm.enforce_eager", "--ds.adam_offload")
 DROP_FLAGS = (
     "--ds.packing_samples",

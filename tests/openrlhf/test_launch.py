@@ -190,11 +190,12 @@ def test_our_flags_leave_openrlhfs_in_order():
 
 
 def test_cpu_mode_changes_only_what_needs_a_gpu(capsys):
-    argv = ["--ds.packing_samples", "--actor.adam.lr", "1e-6", "--vllm.sync_backend", "nccl", "--train.colocate_all"]
-    assert cpu.adapt_flags(argv) == [
-        *["--actor.adam.lr", "1e-6", "--ds.attn_implementation", "sdpa", "--vllm.sync_backend", "gloo"],
-        *["--vllm.enforce_eager", "--ds.adam_offload"],
-    ]
+    kept = ["--actor.adam.lr", "1e-6", "--vllm.num_engines", "4"]
+    dropped = ["--ds.packing_samples", "--vllm.sync_backend", "nccl", "--train.colocate_all"]
+    adapted = cpu.adapt_flags([*dropped, *kept, "--vllm.tensor_parallel_size=2"])
+    assert adapted[: len(kept)] == kept
+    added = [word for name, value in cpu.SET_FLAGS.items() for word in (name, value)] + list(cpu.ADD_FLAGS)
+    assert adapted[len(kept) :] == added
     said = capsys.readouterr().err
     assert "without --ds.packing_samples" in said
     assert "--vllm.sync_backend gloo" in said
