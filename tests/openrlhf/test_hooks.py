@@ -137,11 +137,10 @@ def test_multiply_and_the_papers_advantage_whatever_the_micro_batches(installed,
 @pytest.mark.parametrize("kl", [0.0, 0.3])
 def test_other_advantages_replace_dr_grpos(installed, configured, kl):
     configured(advantage="diversity_weighted", reward="quality", diversity_floor=0.1)
-    quality, labels = [[-1.0, -2.0, -4.0, -1.0]], [[0, 0, 1, 2]]
+    quality, labels = [[-1.0, -2.0, -4.0, -1.0], [0.0, 0.0, 4.0, 0.0]], [[0, 0, 1, 2], [0, 0, 0, 0]]
     maker = make_maker(kl=kl)
-    out = maker.compute_advantages_and_returns(make_experiences(quality, labels, [3, 1], kl=0.5))
-    mean = -2.0
-    expected = [2 / 3 * (-1 - mean), 2 / 3 * (-2 - mean), 1 * (-4 - mean), 1 * (-1 - mean)]
+    out = maker.compute_advantages_and_returns(make_experiences(quality, labels, [3, 5], kl=0.5))
+    expected = [2 / 3 * (-1 + 2), 2 / 3 * (-2 + 2), 1 * (-4 + 2), 1 * (-1 + 2), 0.1 * -1, 0.1 * -1, 0.1 * 3, 0.1 * -1]
     for e in out:
         for row, (place, mask) in enumerate(zip(e.index, e.action_mask.bool(), strict=True)):
             length = int(mask.sum())
@@ -249,10 +248,10 @@ def test_the_step_is_logged_with_openrlhfs_number(installed, configured, tmp_pat
         def __init__(self):
             self.args = SimpleNamespace(
                 train=SimpleNamespace(dynamic_batch_enable=False),
-                rollout=SimpleNamespace(batch_size=1, n_samples_per_prompt=2),
+                rollout=SimpleNamespace(batch_size=1, n_samples_per_prompt=3),
             )
             self.tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: [""])
-            self.experience_maker = make_maker(n=2)
+            self.experience_maker = make_maker(n=3)
             self.experience_maker.make_experience_batch = self.experience_maker.compute_advantages_and_returns
             self.actor_model_group = SimpleNamespace(async_run_method_batch=lambda **kwargs: [])
             self.critic_model_group = self.vllm_engines = None
@@ -268,22 +267,25 @@ def test_the_step_is_logged_with_openrlhfs_number(installed, configured, tmp_pat
     assert ppo_trainer.ray is ray
     ppo_trainer.ray = NoRay
     try:
-        status, step = Trainer().train_step(make_experiences([[1.0, 0.5]], [[0, 1]], [2], order=[1, 0]), 6)
+        experiences = make_experiences([[1.0, 0.5, 0.25]], [[0, 1, 1]], [2, 1], order=[2, 0, 1])
+        status, step = Trainer().train_step(experiences, 6)
     finally:
         ppo_trainer.ray = ray
     assert step == 7 and status["policy_loss"] == 0.5
-    assert status["darling/diversity"] == 1.0
+    assert status["darling/diversity"] == pytest.approx(2 / 3)
     (line,) = (tmp_path / "partitions.jsonl").read_text().splitlines()
-    assert json.loads(line) == {
+    record = json.loads(line)
+    mean = 1.375 / 3
+    assert record.pop("advantage") == pytest.approx([1 - mean, 0.25 - mean, 0.125 - mean])
+    assert record == {
         "step": 7,
         "split": "train",
         "prompt": "prompt 0",
-        "responses": ["1", "11 12"],  # the tokens under the action mask, in the group's order
-        "labels": [0, 1],
-        "quality": [1.0, 0.5],
-        "diversity": [1.0, 1.0],
-        "reward": [1.0, 0.5],
-        "advantage": [0.25, -0.25],
+        "responses": ["1", "11 12", "21 22 23"],  # the tokens under the action mask, in the group's order
+        "labels": [0, 1, 1],
+        "quality": [1.0, 0.5, 0.25],
+        "diversity": [1.0, 0.5, 0.5],
+        "reward": [1.0, 0.25, 0.125],
     }
 
 

@@ -1,0 +1,55 @@
+"""`make demo`, with fewer steps: the real SmolLM2-135M-Instruct, and every number that it leaves behind."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import recompute
+
+REPOSITORY = Path(__file__).parents[2]
+MODEL = REPOSITORY / "models" / "SmolLM2-135M-Instruct"
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    command = [sys.executable, "examples/demo.py", "--model", str(MODEL), "--out", str(out), "--steps", str(STEPS)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=590, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return out, done.stdout
+
+
+def test_the_demos_partitions_recomputed(demo):
+    records = recompute.check(demo[0])
+    assert [record["step"] for record in records] == [1] * 8 + [2] * 8
+    spec = importlib.util.spec_from_file_location("demo_reward", REPOSITORY / "examples" / "reward_named_answer.py")
+    reward = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reward)
+    rows = map(json.loads, (REPOSITORY / "examples/data/many_answers.jsonl").read_text().splitlines())
+    answers = {row["input"]: row["answers"] for row in rows}
+    for record in records:
+        (mine,) = (accepted for prompt, accepted in answers.items() if f"\n{prompt}<|im_end|>" in record["prompt"])
+        named = [reward.named_answers(text, mine) for text in record["responses"]]
+        assert record["quality"] == [float(1 <= len(each) <= reward.MAX_NAMED_ANSWERS) for each in named]
+
+
+def test_the_untrained_model_earns_something_and_not_everything(demo):
+    records, _ = recompute.read(demo[0])
+    first = [value for record in records if record["step"] == 1 for value in record["quality"]]
+    assert 0.1 < sum(first) / len(first) < 0.8
+
+
+def test_the_demo_ends_with_its_tables(demo):
+    out, said = demo
+    records, _ = recompute.read(out)
+    assert said.count("per training step") == 1
+    for step in range(1, STEPS + 1):
+        groups = [record for record in records if record["step"] == step]
+        classes = sum(len(set(record["labels"])) for record in groups) / len(groups)
+        assert f"{classes:.2f}" in said
+    assert said.count(f"step {STEPS}: ") == 3, "three example groups"
+    assert (out / "run.json").is_file() and (out / "model" / "model.safetensors").is_file()
