@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from darling_plugin.registry import register_advantage
+from darling_plugin.errors import DarlingError
+from darling_plugin.registry import advantages, register_advantage
 from darling_plugin.reward import center, standardize
 
 if TYPE_CHECKING:
@@ -43,3 +44,21 @@ def diversity_weighted(reward: torch.Tensor, diversity: torch.Tensor) -> torch.T
     that is one class gets diversity_floor times its centered rewards.
     """
     return diversity * center(reward)
+
+
+def compute_advantage(reward: torch.Tensor, diversity: torch.Tensor, *, advantage: str) -> torch.Tensor:
+    """The registered `advantage` of reward and diversity, both (P, n) float32; the result is checked to be alike.
+
+    Raises DarlingError for an unknown name, another shape, or values that are not finite.
+    """
+    import torch
+
+    values = advantages.get(advantage)(reward, diversity)
+    if not isinstance(values, torch.Tensor) or values.shape != reward.shape or not values.isfinite().all():
+        found = f"{tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        raise DarlingError(
+            f"a finite tensor {tuple(reward.shape)} from the advantage {advantage!r}",
+            f"{found}, or values that are NaN or infinite",
+            "correct that advantage",
+        )
+    return values.float()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -75,6 +76,8 @@ class DarlingConfig:
         advantages.get(self.advantage)
         if not 0.0 <= self.diversity_floor <= 1.0:
             raise _bad_value("diversity_floor", "a number from 0 to 1", self.diversity_floor)
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise _bad_value("threshold", "a finite number", self.threshold)
         if self.num_partition_actors < 1:
             raise _bad_value("num_partition_actors", "at least 1", self.num_partition_actors)
         if self.gpus_per_partition_actor < 0:

@@ -333,7 +333,7 @@ def test_measure_pairwise_keeps_the_judgements_and_closes_nothing():
 def test_measure_takes_lists_arrays_and_tensors(result):
     (measured,) = measure(Labels(result), [Group("p", ["a", "b", "c"])])
     assert measured.labels.dtype == torch.int64
-    assert measured.labels.tolist() == [3, 3, 1]
+    assert measured.labels.tolist() == [0, 0, 1], "numbered by first appearance, without gaps"
     assert measured.diversity.tolist() == [0.5, 0.5, 1.0]
 
 

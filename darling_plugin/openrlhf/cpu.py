@@ -218,15 +218,28 @@ def _vllm_worker(module: ModuleType) -> None:
 
 
 def _trainer(module: ModuleType) -> None:
-    """Checks the weight sync: before the first step (with a sync of its own) and after every later one."""
+    """Checks the weight sync: before the first step, with a sync of its own, and after every later one.
+
+    With partial rollout only before the first step.
+    """
 
     def init_checkpoint_states(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> Any:
         states = wrapped(*args, **kwargs)
         trainer.broadcast_to_vllm()
+        if pauses_engines(trainer):
+            check(trainer)
         return states
 
     def broadcast_to_vllm(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> None:
         wrapped(*args, **kwargs)
+        if not pauses_engines(trainer):
+            check(trainer)
+
+    def pauses_engines(trainer: Any) -> bool:
+        # Partial rollout syncs while generation is paused: asking vLLM anything before it resumes would hang.
+        return trainer.args.train.partial_rollout_enable
+
+    def check(trainer: Any) -> None:
         gap = log_probability_gap(trainer)
         module.logger.info(f"CPU mode: weights synced, log-probabilities of vLLM and the trainer differ by {gap:.2%}")
         if not gap <= TOLERANCE:

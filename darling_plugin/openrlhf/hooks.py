@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import wrapt
 
+from darling_plugin.advantage import compute_advantage
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.log import append_partitions, write_run
@@ -23,7 +24,6 @@ from darling_plugin.openrlhf import partition_actor as carried
 from darling_plugin.openrlhf.partition_actor import PartitionPool, response_text
 from darling_plugin.openrlhf.seams import ADVANTAGES, DISPATCH, EVALUATION, SEAMS, START, TRAIN_STEP, Seam
 from darling_plugin.openrlhf.worker import owner, resolve
-from darling_plugin.registry import advantages
 from darling_plugin.reward import shape_reward
 from darling_plugin.user_code import import_user_code
 
@@ -58,7 +58,7 @@ def uninstall(module: ModuleType) -> None:
 
 
 def _start(wrapped: Callable, generator: Any, args: tuple, kwargs: dict) -> None:
-    """SamplesGenerator.__init__: the partition actors start, and fail, before the large models load."""
+    """SamplesGenerator.__init__: the partition actors start, and fail, before the models to train load."""
     global _tokenizer
     wrapped(*args, **kwargs)
     config = DarlingConfig.from_environment()
@@ -147,7 +147,7 @@ def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict
     labels, diversity = found[carried.LABEL], found[carried.DIVERSITY]
     quality_only = found[carried.QUALITY_ONLY][:, 0].bool()
 
-    quality = rollout.gather([experience.rewards for experience in experiences]).float()
+    quality = rollout.gather([experience.rewards.flatten() for experience in experiences]).float()
     if not quality.isfinite().all():
         group = int((~quality.isfinite()).any(dim=-1).nonzero()[0])
         raise DarlingError(
@@ -155,7 +155,15 @@ def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict
             f"{quality[group].tolist()} for train group {int(found[carried.GROUP][group, 0])}",
             "look at what the reward model makes of that prompt's responses",
         )
-    reward = _reward(quality, diversity, quality_only, config)
+    # Diversity 1 is neutral: what cannot be partitioned is rewarded, and weighted, by its quality alone.
+    seen_diversity = diversity.masked_fill(quality_only[:, None], 1.0)
+    reward = shape_reward(
+        quality,
+        seen_diversity,
+        reward=config.reward,
+        quality_transform=config.quality_transform,
+        diversity_floor=config.diversity_floor,
+    )
 
     token_kl = [experience.kl for experience in experiences]  # the original clears it
     for experience, part in zip(experiences, rollout.scatter(reward), strict=True):
@@ -166,7 +174,8 @@ def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict
     reward = rollout.gather([experience.rewards for experience in experiences])
     advantage = None
     if maker.advantage_estimator == "dr_grpo":
-        advantage = advantages.get(config.advantage)(reward, diversity.clamp(min=config.diversity_floor))
+        floored = seen_diversity.clamp(min=config.diversity_floor)
+        advantage = compute_advantage(reward, floored, advantage=config.advantage)
         if config.advantage != "centered":  # dr_grpo itself is "centered"
             _replace_advantages(maker, experiences, rollout.scatter(advantage), token_kl)
 
@@ -188,16 +197,6 @@ def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict
         records = _records(by_place, found, quality, reward, advantage)
     maker.darling_step = (metrics, records)
     return experiences
-
-
-def _reward(
-    quality: torch.Tensor, diversity: torch.Tensor, quality_only: torch.Tensor, config: DarlingConfig
-) -> torch.Tensor:
-    """(P, n); the groups that could not be partitioned get their quality, transformed like the others'."""
-    shaping = {"quality_transform": config.quality_transform, "diversity_floor": config.diversity_floor}
-    reward = shape_reward(quality, diversity, reward=config.reward, **shaping)
-    reward[quality_only] = shape_reward(quality, diversity, reward="quality", **shaping)[quality_only]
-    return reward
 
 
 def _replace_advantages(
@@ -246,7 +245,7 @@ def _evaluation(wrapped: Callable, instance: None, args: tuple, kwargs: dict) ->
         return together.reshape(-1, n, *together.shape[1:])
 
     found = _take_carried(samples, gather)
-    quality = gather([sample.rewards for sample in samples]).float()
+    quality = gather([sample.rewards.flatten() for sample in samples]).float()
     if n > 1:  # a group of one has no others to differ from
         logs.update(group_metrics(found[carried.LABEL], found[carried.DIVERSITY], quality))
     if config.log_dir:

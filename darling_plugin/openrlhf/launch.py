@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from darling_plugin.config import DarlingConfig, build_parser, parse
@@ -25,7 +26,9 @@ def main(argv: list[str]) -> None:
     config, rest = parse(argv)
     if {"-h", "--help"} & set(rest):
         return _help(rest)
-    if config.enable:
+    if config.log_dir:
+        config = replace(config, log_dir=os.path.abspath(config.log_dir))  # a worker's current folder may be another
+    if config.enable or config.cpu:
         check(config, rest)
     if config.cpu:
         from darling_plugin.openrlhf import cpu
@@ -37,22 +40,29 @@ def main(argv: list[str]) -> None:
 
 
 def check(config: DarlingConfig, openrlhf_argv: list[str]) -> None:
-    """Raises DarlingError for anything in the configuration or the environment that cannot train with DARLING."""
-    from darling_plugin.partition import check_partition_spec
-    from darling_plugin.user_code import import_user_code
-
+    """Raises DarlingError for anything in the configuration or the environment that cannot work."""
     check_installed_openrlhf()
-    if config.import_path:
-        import_user_code(config.import_path)
-    config.check()
-    check_partition_spec(config.partition_model, threshold=config.threshold, clustering=config.clustering)
-    _check_openrlhf_flags(config, openrlhf_argv)
+    if config.enable:
+        from darling_plugin.partition import check_partition_spec
+        from darling_plugin.user_code import import_user_code
+
+        if config.import_path:
+            import_user_code(config.import_path)
+        config.check()
+        check_partition_spec(config.partition_model, threshold=config.threshold, clustering=config.clustering)
+        _check_openrlhf_flags(config, openrlhf_argv)
     _refuse_foreign_setup_hook(_job_runtime_env(), "the job's runtime_env")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         raise DarlingError(
             "to start Ray itself, so that every worker gets the hooks",
             "Ray is already initialised in this process",
             "do not call ray.init() before the launcher; a running cluster is joined through RAY_ADDRESS",
+        )
+    if config.cpu and os.environ.get("RAY_ADDRESS"):
+        raise DarlingError(
+            "a Ray of its own for --darling.cpu, which calls CPUs GPUs",
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}",
+            "unset RAY_ADDRESS, or drop --darling.cpu on a cluster",
         )
 
 
@@ -63,6 +73,7 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> No
     parser.add_argument("--algo.advantage.estimator", dest="estimator", default="gae")
     parser.add_argument("--reward.remote_url", dest="remote_url")
     parser.add_argument("--train.agent_func_path", dest="agent_func_path")
+    parser.add_argument("--ckpt.load_enable", dest="resumes", action="store_true")
     flags, _ = parser.parse_known_args(openrlhf_argv)
     if flags.n_samples.isdecimal() and int(flags.n_samples) < 2:
         raise DarlingError(
@@ -81,6 +92,12 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> No
             f"[darling] --algo.advantage.estimator {flags.estimator} makes the advantages out of DARLING's rewards. "
             "The paper's advantage, the group's mean subtracted and no std, is dr_grpo.",
             file=sys.stderr,
+        )
+    if config.log_dir and not flags.resumes and os.path.exists(os.path.join(config.log_dir, "partitions.jsonl")):
+        raise DarlingError(
+            "a --darling.log_dir without the partitions of another run",
+            f"{config.log_dir}/partitions.jsonl",
+            "name another folder, move that file away, or resume its run with --ckpt.load_enable",
         )
     if config.correct_only and not (flags.remote_url or flags.agent_func_path):
         raise DarlingError(

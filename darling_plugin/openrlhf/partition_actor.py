@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import math
+import os
 import time
 from typing import Any
 
@@ -41,6 +42,12 @@ START_TIMEOUT = 600.0  # seconds for the actors to be placed and the partition m
 def response_text(tokenizer: Any, token_ids: list[int]) -> str:
     """The text that is partitioned and logged: the response's own tokens, special ones left out."""
     return tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+def _quality(response: dict[str, Any]) -> float | None:
+    """The response's reward; OpenRLHF takes a number, a tensor, or a list of one, as its reward server sends it."""
+    reward = response.get("reward")
+    return None if reward is None else torch.as_tensor(reward).item()
 
 
 class PartitionPool:
@@ -76,6 +83,8 @@ class PartitionActor:
     """Holds one partition model; groups that arrive while a batch is being scored make up the next batch."""
 
     def __init__(self, config: DarlingConfig, tokenizer: Any, quality_expected: bool) -> None:
+        if not config.gpus_per_partition_actor:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whether Ray hides the GPUs then depends on its version
         if config.import_path:
             import_user_code(config.import_path)
         self._config = config
@@ -146,15 +155,15 @@ class PartitionActor:
         return response_text(self._tokenizer, spoken)
 
     def _takes_part(self, response: dict[str, Any]) -> bool:
-        return not self._config.correct_only or float(response["reward"]) > 0
+        return not self._config.correct_only or _quality(response) > 0
 
     def _check_quality(self, responses: list[dict[str, Any]], who: str) -> None:
         # Never covered by on_error: without its quality there is nothing a response could be trained on.
         for k, response in enumerate(responses):
-            reward = response.get("reward")
+            reward = _quality(response)
             if reward is None and not self._quality_expected:
                 continue  # a reward model scores it later; the advantage hook checks that
-            if reward is None or not math.isfinite(float(reward)):
+            if reward is None or not math.isfinite(reward):
                 cause = (
                     "no reward: OpenRLHF's fetch failed and only logged it" if reward is None else f"reward {reward}"
                 )

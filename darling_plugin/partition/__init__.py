@@ -116,7 +116,9 @@ def _checked_labels(result: Any, group: Group, owner: str) -> torch.LongTensor:
     labels = labels.long()
     if labels.min() < 0:
         raise DarlingError(needed, f"the label {int(labels.min())}", "number the classes from 0")
-    return labels.unique(return_inverse=True)[1]  # a user's labels may have gaps; ours count classes
+    # Numbered like our own clusterings: by first appearance, without the gaps that a user's labels may have.
+    number: dict[int, int] = {}
+    return labels.new_tensor([number.setdefault(label, len(number)) for label in labels.tolist()])
 
 
 def _resolve(spec: str, options: dict[str, Any]) -> tuple[type[PartitionModel], tuple[str, ...], dict[str, Any]]:

@@ -27,6 +27,7 @@ def check(log_dir: Path) -> list[dict]:
 
 def check_record(record: dict, flags: dict) -> None:
     n = len(record["responses"])
+    assert record["labels"] is not None, "no run here has a group that could not be partitioned"
     for key in ("labels", "quality", "diversity", "reward"):
         assert len(record[key]) == n, key
     equivalent = record.get("equivalent") or [[a == b for b in record["labels"]] for a in record["labels"]]

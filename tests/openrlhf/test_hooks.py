@@ -13,6 +13,7 @@ import wrapt
 from darling_plugin import DarlingError, metrics
 from darling_plugin.openrlhf import hooks, seams, worker
 from darling_plugin.openrlhf import partition_actor as carried
+from darling_plugin.registry import advantages, register_advantage
 
 experience_maker = pytest.importorskip("openrlhf.trainer.ppo_utils.experience_maker", reason="OpenRLHF not installed")
 from openrlhf.trainer import ppo_trainer  # noqa: E402
@@ -184,6 +185,42 @@ def test_quality_only_groups_are_trained_on_quality_and_counted(installed, confi
     assert records[1]["reward"] == pytest.approx([0.4, 0.8])
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"advantage": "diversity_weighted", "reward": "quality"}, [-0.5, 0.5]),
+        ({"reward": "additive"}, [-(0.5**0.5), 0.5**0.5]),
+        ({}, [-0.5, 0.5]),
+    ],
+)
+def test_a_quality_only_group_is_weighted_like_no_other_and_scaled_like_all(installed, configured, flags, expected):
+    configured(on_error="quality_only", **flags)
+    out = make_maker(n=2).compute_advantages_and_returns(
+        make_experiences([[0.0, 1.0]], [[-1, -1]], [2], quality_only={0})
+    )
+    found = response_advantages(out)
+    assert [found[0], found[1]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_rewards_as_openrlhfs_reward_server_sends_them(installed, configured):
+    configured()
+    experiences = make_experiences([[1.0, 0.5]], [[0, 1]], [1, 1])
+    for experience in experiences:
+        experience.rewards = experience.rewards[:, None]  # a list of one a response becomes (1, 1)
+    out = make_maker(n=2).compute_advantages_and_returns(experiences)
+    assert by_place(out, lambda e: e.rewards.tolist()) == {0: 1.0, 1: 0.5}
+
+
+def test_an_advantage_that_is_not_finite_is_named(installed, configured):
+    register_advantage("nan")(lambda reward, diversity: reward / 0 - reward / 0)
+    try:
+        configured(advantage="nan")
+        with pytest.raises(DarlingError, match="from the advantage 'nan'"):
+            make_maker(n=2).compute_advantages_and_returns(make_experiences([[1.0, 0.5]], [[0, 1]], [2]))
+    finally:
+        del advantages._entries["nan"]
+
+
 def test_every_metric_of_a_step(installed, configured):
     configured(diversity_floor=0.5)
     quality, labels = [[1.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]], [[0, 0, 0, 1], [0, 0, 0, 0]]
@@ -303,6 +340,15 @@ def test_evaluation_keeps_its_rewards_and_logs_its_diversity(installed, configur
         (3, "eval", [1.0, 0.0], None),
         (3, "eval", [0.5, 0.5], None),
     ]
+
+
+def test_evaluation_with_one_sample_a_prompt_has_no_diversity(installed, configured):
+    configured()
+    samples = make_experiences([[1.0], [0.0]], [[0], [0]], [1, 1])
+    loader = [(["default"], [f"prompt {k}"], [""], [None]) for k in range(2)]
+    logs = ppo_trainer.compute_eval_metrics(loader, samples, 1)
+    assert logs["eval_default_pass1"] == 0.5
+    assert not [key for key in logs if key.startswith("darling")]
 
 
 def test_install_is_idempotent_and_removable(configured):

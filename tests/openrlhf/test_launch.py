@@ -33,6 +33,7 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.reward", "multiplyy", *ENABLED], "did you mean 'multiply'.*additive, multiply, quality"),
         (["--darling.advantage", "centred", *ENABLED], "did you mean 'centered'.*diversity_weighted"),
         (["--darling.diversity_floor", "1.5", *ENABLED], "a number from 0 to 1"),
+        (["--darling.threshold", "nan", *ENABLED], "a finite number"),
         (["--darling.num_partition_actors", "0", *ENABLED], "at least 1"),
         (["--darling.gpus_per_partition_actor", "-1", *ENABLED], "0 or more"),
         (["--darling.import_path", "no_such_module_anywhere", *ENABLED], "no_such_module_anywhere"),
@@ -124,6 +125,20 @@ def test_a_setup_hook_of_the_users_own(monkeypatch):
     init = launch._with_setup_hook(lambda **kwargs: kwargs, DarlingConfig(enable=True))
     with pytest.raises(DarlingError, match=r"'mine.setup' in ray.init's runtime_env"):
         init(runtime_env={"worker_process_setup_hook": "mine.setup"})
+
+
+def test_cpu_mode_is_checked_too(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(DarlingError, match="RAY_ADDRESS=auto"):
+        launch.main(["--darling.cpu"])
+
+
+def test_a_log_dir_with_another_runs_partitions(tmp_path):
+    (tmp_path / "partitions.jsonl").write_text("")
+    with pytest.raises(DarlingError, match=r"(?s)of another run.*--ckpt.load_enable"):
+        launch.main([*ENABLED, "--darling.log_dir", str(tmp_path)])
+    resumed, rest = parse([*ENABLED, "--darling.log_dir", str(tmp_path), "--ckpt.load_enable"])
+    launch.check(resumed, rest)
 
 
 def test_ray_already_initialised():

@@ -121,6 +121,15 @@ def test_a_missing_or_infinite_reward_always_stops(configured, on_error, reward,
         score(make_actor(configured, on_error=on_error), group)
 
 
+@pytest.mark.parametrize("reward", [[0.5], torch.tensor([0.5]), torch.tensor(0.5), 0.5])
+def test_every_form_of_reward_that_openrlhf_takes(configured, reward):
+    # A list of one is what OpenRLHF's own reward server answers with.
+    scored = score(make_actor(configured, correct_only=True), responses("a", "b", rewards=[reward, [0.0]]))
+    assert column(scored, "darling_label") == [0, -1]
+    with pytest.raises(DarlingError, match="reward nan"):
+        score(make_actor(configured), responses("a", "b", rewards=[reward, [float("nan")]]))
+
+
 def test_a_reward_model_scores_later(configured):
     scored = score(make_actor(configured, quality_expected=False), responses("a", "b", rewards=[None, None]))
     assert column(scored, "darling_label") == [0, 1]
