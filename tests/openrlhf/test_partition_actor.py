@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from darling_plugin import DarlingError, PartitionModel, register_partition_model
-from darling_plugin.openrlhf.partition_actor import PartitionActor
+from darling_plugin.openrlhf.partition_actor import PartitionActor, response_text
 from darling_plugin.registry import partition_models
 
 
@@ -221,6 +221,10 @@ def test_what_was_loaded_is_described(configured):
     json.dumps(described)
 
 
+def test_special_tokens_are_not_text():
+    assert response_text(Letters(), [ord("a"), 0]) == "a"
+
+
 def test_users_code_is_imported_first(configured, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -232,4 +236,5 @@ def test_users_code_is_imported_first(configured, tmp_path):
         "        return [[0] * len(group.responses) for group in groups]\n"
     )
     actor = make_actor(configured, partition_model="from-a-file", import_path=str(file))
+    del partition_models._entries["from-a-file"]
     assert column(score(actor, responses("a", "b")), "darling_label") == [0, 0]
