@@ -11,7 +11,7 @@ QUALITY = "darling/quality"  # mean quality, as the reward function or reward mo
 DIVERSITY = "darling/diversity"  # mean share of the other responses that lie in other classes, before the floor
 CLASSES = "darling/classes_per_group"  # mean number of classes among a prompt's responses
 ONE_CLASS = "darling/one_class_share"  # share of groups in which all responses say the same
-FLOOR = "darling/floor_share"  # share of responses whose diversity was below the floor
+FLOOR = "darling/floor_share"  # share of responses whose diversity is the floor's or less
 REWARD = "darling/reward"  # mean reward that OpenRLHF trains on, after its length penalties
 QUALITY_ONLY = "darling/quality_only_groups"  # groups trained on quality alone, by --darling.on_error quality_only
 SCORING = "darling/scoring_seconds"  # time the partition actors spent on this step's groups, summed
@@ -63,7 +63,7 @@ def step_metrics(
     metrics = group_metrics(labels, diversity, quality)
     partitioned = (labels >= 0).any(dim=-1)
     if partitioned.any():
-        metrics[FLOOR] = (diversity[partitioned] < floor).float().mean().item()
+        metrics[FLOOR] = (diversity[partitioned] <= floor).float().mean().item()
     metrics[REWARD] = reward.mean().item()
     metrics[QUALITY_ONLY] = float(quality_only.sum().item())
     metrics[SCORING] = scoring_seconds.sum().item()

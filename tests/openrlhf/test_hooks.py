@@ -242,6 +242,13 @@ def test_every_metric_of_a_step(installed, configured):
     )
 
 
+def test_without_a_floor_the_share_at_it_is_that_of_no_diversity(installed, configured):
+    configured(diversity_floor=0.0)
+    maker = make_maker(n=2)
+    maker.compute_advantages_and_returns(make_experiences([[1.0, 0.0], [1.0, 0.0]], [[0, 1], [0, 0]], [4]))
+    assert maker.darling_step[0][metrics.FLOOR] == 0.5
+
+
 def test_a_negative_quality_under_multiply_stops(installed, configured):
     configured()
     with pytest.raises(DarlingError, match=r"(?s)1 of 4.*--darling.quality_transform \{raw,sigmoid,group_min\}"):
