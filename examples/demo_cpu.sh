@@ -5,7 +5,7 @@ set -euo pipefail
 
 MODEL=${MODEL:-models/SmolLM2-135M-Instruct}
 OUT=${OUT:-runs/demo}
-STEPS=${STEPS:-12}
+STEPS=${STEPS:-9}
 EXAMPLES=$(cd "$(dirname "$0")" && pwd)
 
 model_args=(
@@ -45,6 +45,8 @@ train_args=(
 darling_args=(
   --darling.enable
   --darling.partition_model embedding
+  # The default threshold is for long responses. Of a dozen words, those that name different answers lie further apart.
+  --darling.threshold 0.6
   --darling.log_dir "$OUT"
 )
 

@@ -5,12 +5,16 @@ python3 examples/show_partitions.py runs/demo
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+CHAT_TOKEN = re.compile(r"<\|[^|>]*\|>")
 
 
 def read(log_dir: Path) -> list[dict]:
@@ -37,19 +41,19 @@ def steps_table(records: list[dict]) -> Table:
 
 def group_table(record: dict) -> Table:
     """The responses of one group, class by class."""
-    prompt = " ".join(record["prompt"].split())
-    table = Table(title=f"step {record['step']}: {prompt[-90:]}", title_justify="left")
-    table.add_column("class", justify="right")
+    prompt = " ".join(CHAT_TOKEN.sub(" ", record["prompt"]).split())
+    table = Table(title=Text(f"step {record['step']}: …{prompt[-60:]}"), title_justify="left")
+    table.add_column("class", justify="right", min_width=5)
     table.add_column("response", no_wrap=True, overflow="ellipsis", max_width=64)
     for column in ("quality", "diversity", "reward"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=len(column))
     previous = None
     for k in sorted(range(len(record["labels"])), key=lambda k: record["labels"][k]):
         label = record["labels"][k]
         if previous not in (None, label):
             table.add_section()
         previous = label
-        text = " ".join(record["responses"][k].split()) or "(empty)"
+        text = Text(" ".join(record["responses"][k].split()) or "(empty)")
         table.add_row(str(label), text, *(f"{record[key][k]:.2f}" for key in ("quality", "diversity", "reward")))
     return table
 
@@ -60,7 +64,7 @@ def show(log_dir: Path, groups: int, console: Console) -> None:
     last = max(record["step"] for record in records if record["split"] == "train")
     ended = [r for r in records if (r["split"], r["step"]) == ("train", last) and r["labels"] is not None]
     for record in ended[:groups]:
-        console.print(group_table(record), markup=False)
+        console.print(group_table(record))
 
 
 if __name__ == "__main__":

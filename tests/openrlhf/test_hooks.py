@@ -70,8 +70,8 @@ def make_experiences(quality, labels, sizes, order=None, *, quality_only=(), kl=
             carried.DIVERSITY: diversity.flatten()[places],
             carried.GROUP: group + 100,
             carried.QUALITY_ONLY: torch.tensor([int(g in quality_only) for g in group.tolist()]),
-            carried.GENERATED_AT: 10_000_000 + group,
-            carried.SCORED_AT: 12_500_000 + group,
+            carried.GENERATED_AT: 10_000_000 + 1_000_000 * group,
+            carried.SCORED_AT: 12_500_000 + 1_000_000 * group,
             carried.SCORING_SECONDS: torch.full((size,), 0.25),
             "reward": quality.flatten()[places],
         }
