@@ -44,7 +44,7 @@ def group_table(record: dict) -> Table:
     prompt = " ".join(CHAT_TOKEN.sub(" ", record["prompt"]).split())
     table = Table(title=Text(f"step {record['step']}: …{prompt[-60:]}"), title_justify="left")
     table.add_column("class", justify="right", min_width=5)
-    table.add_column("response", no_wrap=True, overflow="ellipsis", max_width=64)
+    table.add_column("response", overflow="fold")
     for column in ("quality", "diversity", "reward"):
         table.add_column(column, justify="right", min_width=len(column))
     previous = None
