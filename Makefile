@@ -11,7 +11,7 @@ ifdef TORCH_INDEX
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
 endif
 # DeepSpeed compiles its CPU Adam at the first run and looks for ninja on the path.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+demo test: export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 

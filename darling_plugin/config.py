@@ -41,10 +41,11 @@ class DarlingConfig:
         0.1, "diversity below this counts as this (the official code's 0.1; 0 is the paper's equation)", type=float
     )
     reward: str = _flag("multiply", "how quality and diversity make the reward: multiply, additive, quality, or yours")
-    advantage: str = _flag(
-        "centered",
-        "how a group's rewards make advantages: centered, centered_std, diversity_weighted, or yours; any but "
-        "centered needs --algo.advantage.estimator dr_grpo",
+    advantage: str | None = _flag(
+        None,
+        "how a group's rewards make advantages, under --algo.advantage.estimator dr_grpo: centered (the paper; the "
+        "default there), centered_std, diversity_weighted, or yours. Other estimators make their own of DARLING's "
+        "rewards",
     )
     quality_transform: str | None = _flag(
         None,
@@ -73,7 +74,14 @@ class DarlingConfig:
     def check(self) -> None:
         """Raises DarlingError for a value no run can use. Names are looked up after the user's code is imported."""
         rewards.get(self.reward)
-        advantages.get(self.advantage)
+        if self.advantage is not None:
+            advantages.get(self.advantage)
+        if (self.advantage, self.reward) == ("diversity_weighted", "multiply"):
+            raise DarlingError(
+                f"a reward without diversity for {PREFIX}advantage diversity_weighted, which weighs by it",
+                f"{PREFIX}reward multiply, which would count it twice",
+                f"add {PREFIX}reward quality",
+            )
         if not 0.0 <= self.diversity_floor <= 1.0:
             raise _bad_value("diversity_floor", "a number from 0 to 1", self.diversity_floor)
         if self.threshold is not None and not math.isfinite(self.threshold):

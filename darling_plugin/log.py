@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 VERSIONED = (
@@ -35,12 +37,12 @@ def write_run(log_dir: str, *, darling: dict[str, Any], partition_model: dict[st
     run = {
         "darling": darling,
         "partition_model": partition_model,
-        "openrlhf": openrlhf,
+        "openrlhf": _plain(openrlhf),
         "versions": {"python": platform.python_version(), **_installed_versions()},
     }
     path = Path(log_dir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(run, indent=2, default=_plain) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(run, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _installed_versions() -> dict[str, str]:
@@ -54,5 +56,11 @@ def _installed_versions() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    # OpenRLHF's arguments are nested namespaces.
-    return vars(value) if hasattr(value, "__dict__") else str(value)
+    """OpenRLHF's nested namespaces as JSON can hold them; the one secret among them is left out."""
+    if isinstance(value, SimpleNamespace):
+        return {name: None if name == "key" else _plain(part) for name, part in vars(value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # "inf": OpenRLHF's way of saying never
+    return value if isinstance(value, str | int | float | None) else str(value)

@@ -26,14 +26,14 @@ def group_metrics(labels: torch.Tensor, diversity: torch.Tensor, quality: torch.
         diversity: (P, n) in [0, 1].
         quality: (P, n).
 
-    Groups that were not partitioned at all (every label -1) count for quality only; without any other group the
-    diversity metrics are left out.
+    A response that was left out counts for quality only, and so does a group of such; without any other the diversity
+    metrics are left out.
     """
     metrics = {QUALITY: quality.mean().item()}
     partitioned = (labels >= 0).any(dim=-1)
     if partitioned.any():
         classes = (labels.amax(dim=-1) + 1)[partitioned].float()
-        metrics[DIVERSITY] = diversity[partitioned].mean().item()
+        metrics[DIVERSITY] = diversity[labels >= 0].mean().item()
         metrics[CLASSES] = classes.mean().item()
         metrics[ONE_CLASS] = (classes == 1).float().mean().item()
     return metrics
@@ -61,9 +61,9 @@ def step_metrics(
         scoring_seconds: (P,) each group's part of the batches it was scored in.
     """
     metrics = group_metrics(labels, diversity, quality)
-    partitioned = (labels >= 0).any(dim=-1)
-    if partitioned.any():
-        metrics[FLOOR] = (diversity[partitioned] <= floor).float().mean().item()
+    takes_part = labels >= 0
+    if takes_part.any():
+        metrics[FLOOR] = (diversity[takes_part] <= floor).float().mean().item()
     metrics[REWARD] = reward.mean().item()
     metrics[QUALITY_ONLY] = float(quality_only.sum().item())
     metrics[SCORING] = scoring_seconds.sum().item()

@@ -46,7 +46,9 @@ def additive(quality: torch.Tensor, diversity: torch.Tensor) -> torch.Tensor:
     (P, n), (P, n) -> (P, n), unbounded, mean 0 in each group. The paper does not say which standard deviation: this is
     the sample's (n-1). A term whose group is equal throughout (one class, one quality) counts 0.
     """
-    return standardize(quality) + standardize(diversity)
+    total = standardize(quality) + standardize(diversity)
+    # Where the two cancel, float32 leaves some 1e-7, which an advantage that divides by the std would blow up.
+    return total.masked_fill(total.abs() < 1e-6, 0.0)
 
 
 @register_reward("quality")

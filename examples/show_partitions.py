@@ -18,7 +18,9 @@ CHAT_TOKEN = re.compile(r"<\|[^|>]*\|>")
 
 
 def read(log_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (log_dir / "partitions.jsonl").read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(): a response may hold one of the other characters that Unicode calls a line's end.
+    lines = (log_dir / "partitions.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def steps_table(records: list[dict]) -> Table:

@@ -191,3 +191,12 @@ def test_an_unknown_transform_or_reward_lists_the_known():
         shape(torch.ones(1, 2), torch.ones(1, 2), reward="multiply", quality_transform="sigmod")
     with pytest.raises(DarlingError, match="did you mean 'additive'"):
         shape(torch.ones(1, 2), torch.ones(1, 2), reward="aditive")
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 2), (6, 3), (8, 2), (16, 5)])
+def test_additive_terms_that_cancel_leave_nothing_to_standardize(n, k):
+    # k right answers, all the same; the rest wrong, each in its own way: z(r) = -z(Div), but for rounding.
+    quality = torch.tensor([[1.0] * k + [0.0] * (n - k)])
+    diversity = torch.tensor([[(n - k) / (n - 1)] * k + [1.0] * (n - k)])
+    reward = shape(quality, diversity, reward="additive")
+    assert reward.tolist() == [[0.0] * n]

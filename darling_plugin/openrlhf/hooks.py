@@ -33,6 +33,16 @@ _tokenizer: Any = None
 _last_step: int | None = None
 
 
+class _Hook(wrapt.FunctionWrapper):
+    """A wrapped function that pickles like the original, by its name.
+
+    Ray sends the actor classes that OpenRLHF's async trainer starts by value, and what their methods call with them.
+    """
+
+    def __reduce_ex__(self, protocol: int) -> str:
+        return self.__qualname__
+
+
 def install(module: ModuleType) -> None:
     """Wraps every seam that `module` defines. Called when OpenRLHF's module has been imported; again is harmless.
 
@@ -44,7 +54,7 @@ def install(module: ModuleType) -> None:
     for seam in SEAMS:
         if seam.module == module.__name__ and not isinstance(resolve(seam), wrapt.FunctionWrapper):
             seam.check_function(resolve(seam))
-            wrapt.wrap_function_wrapper(module, seam.name, WRAPPERS[seam])
+            wrapt.wrap_object(module, seam.name, _Hook, (WRAPPERS[seam],))
 
 
 def uninstall(module: ModuleType) -> None:
@@ -71,7 +81,7 @@ def _start(wrapped: Callable, generator: Any, args: tuple, kwargs: dict) -> None
             config.log_dir,
             darling=asdict(config),
             partition_model=generator.darling_pool.description,
-            openrlhf=vars(flags),
+            openrlhf=flags,
         )
 
 
@@ -152,7 +162,7 @@ def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict
         group = int((~quality.isfinite()).any(dim=-1).nonzero()[0])
         raise DarlingError(
             "a finite quality for every response",
-            f"{quality[group].tolist()} for train group {int(found[carried.GROUP][group, 0])}",
+            f"{quality[group].tolist()} for train prompt {int(found[carried.GROUP][group, 0])}",
             "look at what the reward model makes of that prompt's responses",
         )
     # Diversity 1 is neutral: what cannot be partitioned is rewarded, and weighted, by its quality alone.
@@ -173,7 +183,7 @@ def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict
     # OpenRLHF's length penalties, if asked for, have changed the rewards since.
     reward = rollout.gather([experience.rewards for experience in experiences])
     advantage = None
-    if maker.advantage_estimator == "dr_grpo":
+    if config.advantage is not None:  # else OpenRLHF's estimator, which is not dr_grpo, makes the advantages
         floored = seen_diversity.clamp(min=config.diversity_floor)
         advantage = compute_advantage(reward, floored, advantage=config.advantage)
         if config.advantage != "centered":  # dr_grpo itself is "centered"

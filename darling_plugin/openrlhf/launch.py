@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     if config.log_dir:
         config = replace(config, log_dir=os.path.abspath(config.log_dir))  # a worker's current folder may be another
     if config.enable or config.cpu:
-        check(config, rest)
+        config = check(config, rest)
     if config.cpu:
         from darling_plugin.openrlhf import cpu
 
@@ -39,10 +39,14 @@ def main(argv: list[str]) -> None:
         _run_openrlhf(rest)
 
 
-def check(config: DarlingConfig, openrlhf_argv: list[str]) -> None:
-    """Raises DarlingError for anything in the configuration or the environment that cannot work."""
+def check(config: DarlingConfig, openrlhf_argv: list[str]) -> DarlingConfig:
+    """The configuration with its advantage resolved.
+
+    Raises DarlingError for anything in the configuration or the environment that cannot work.
+    """
     check_installed_openrlhf()
     if config.enable:
+        config = _check_openrlhf_flags(config, openrlhf_argv)
         from darling_plugin.partition import check_partition_spec
         from darling_plugin.user_code import import_user_code
 
@@ -50,7 +54,6 @@ def check(config: DarlingConfig, openrlhf_argv: list[str]) -> None:
             import_user_code(config.import_path)
         config.check()
         check_partition_spec(config.partition_model, threshold=config.threshold, clustering=config.clustering)
-        _check_openrlhf_flags(config, openrlhf_argv)
     _refuse_foreign_setup_hook(_job_runtime_env(), "the job's runtime_env")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         raise DarlingError(
@@ -64,30 +67,33 @@ def check(config: DarlingConfig, openrlhf_argv: list[str]) -> None:
             f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}",
             "unset RAY_ADDRESS, or drop --darling.cpu on a cluster",
         )
+    return config
 
 
-def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> None:
+def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> DarlingConfig:
     # Only what decides whether DARLING can work; OpenRLHF's own parser, seconds away, checks the rest.
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--rollout.n_samples_per_prompt", dest="n_samples", default="1")
+    parser.add_argument("--rollout.n_samples_per_prompt", dest="n_samples", type=int, default=1)
     parser.add_argument("--algo.advantage.estimator", dest="estimator", default="gae")
     parser.add_argument("--reward.remote_url", dest="remote_url")
     parser.add_argument("--train.agent_func_path", dest="agent_func_path")
     parser.add_argument("--ckpt.load_enable", dest="resumes", action="store_true")
     flags, _ = parser.parse_known_args(openrlhf_argv)
-    if flags.n_samples.isdecimal() and int(flags.n_samples) < 2:
+    if flags.n_samples < 2:
         raise DarlingError(
             "two or more responses a prompt: diversity is measured within a group",
             f"--rollout.n_samples_per_prompt {flags.n_samples}",
             "pass --rollout.n_samples_per_prompt 8 (the paper's number)",
         )
-    if config.advantage != "centered" and flags.estimator != "dr_grpo":
+    if flags.estimator == "dr_grpo":
+        config = replace(config, advantage=config.advantage or "centered")
+    elif config.advantage is not None:
         raise DarlingError(
             f"--algo.advantage.estimator dr_grpo with --darling.advantage {config.advantage}",
             f"--algo.advantage.estimator {flags.estimator}",
             "pass dr_grpo, or leave the advantage to OpenRLHF's estimator by dropping --darling.advantage",
         )
-    if flags.estimator != "dr_grpo":
+    else:
         print(
             f"[darling] --algo.advantage.estimator {flags.estimator} makes the advantages out of DARLING's rewards. "
             "The paper's advantage, the group's mean subtracted and no std, is dr_grpo.",
@@ -105,6 +111,7 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> No
             "a reward model, which scores later",
             "use a reward function (--reward.remote_url) or an agent, or drop --darling.correct_only",
         )
+    return config
 
 
 def _job_runtime_env() -> dict[str, Any]:

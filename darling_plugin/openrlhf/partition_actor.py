@@ -20,7 +20,7 @@ import torch
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, Measurement, load_partition_model, measure
+from darling_plugin.partition import Group, Measurement, SimilarityModel, load_partition_model, measure
 from darling_plugin.user_code import import_user_code
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,8 @@ class PartitionActor:
         cannot be partitioned.
         """
         generated_at = time.time()
-        who = f"{split} group {group}, prompt {responses[0]['prompt'][:80]!r}"
+        # The end of the prompt, for chat templates begin them all alike.
+        who = f"{split} prompt {group} of this run, which ends {responses[0]['prompt'][-80:]!r}"
         self._check_quality(responses, who)
         try:
             texts = [self._text(response, max_len) for response in responses]
@@ -220,7 +221,7 @@ class PartitionActor:
     def _add_pair_decisions(
         self, responses: list[dict], measurement: Measurement | None, taking_part: list[int]
     ) -> None:
-        if getattr(self._model, "clustering", None) != "pairwise":
+        if not isinstance(self._model, SimilarityModel) or self._model.clustering != "pairwise":
             return
         # OpenRLHF needs the same keys on every sample, so a group without decisions carries a row of zeros.
         rows = torch.zeros(len(responses), len(responses))

@@ -11,8 +11,8 @@ TOLERANCE = 2e-5  # the run computes in float32
 
 
 def read(log_dir: Path) -> tuple[list[dict], dict]:
-    lines = (log_dir / "partitions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines], json.loads((log_dir / "run.json").read_text(encoding="utf-8"))
+    lines = (log_dir / "partitions.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line], json.loads((log_dir / "run.json").read_text(encoding="utf-8"))
 
 
 def check(log_dir: Path) -> list[dict]:

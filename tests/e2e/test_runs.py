@@ -194,7 +194,58 @@ def test_a_partition_model_that_raises_stops_the_run(inputs, tied_model):
         ],
     )
     assert status != 0
-    assert "ZeroDivisionError: on purpose, for train group" in output
+    assert "ZeroDivisionError: on purpose, for train prompt" in output
+    assert "Global step 1" not in output
+
+
+def test_async_training_with_two_engines(inputs, tied_model):
+    status, output = launching.run(
+        inputs,
+        [
+            *launching.command(
+                inputs,
+                tied_model,
+                vllm__num_engines="2",
+                train__async_enable="",
+                eval__dataset=str(inputs / "prompts.jsonl"),
+                eval__steps="1",
+                eval__n_samples_per_prompt="2",
+            ),
+            *["--darling.enable", "--darling.cpu", "--darling.partition_model", "lexical", "--darling.log_dir", "log"],
+            *["--darling.clustering", "pairwise"],
+        ],
+    )
+    assert status == 0, output[-5000:]
+    records = recompute.check(inputs / "log")
+    train = [record["step"] for record in records if record["split"] == "train"]
+    assert train == [1] * 4 + [2] * 4
+    assert all("equivalent" in record for record in records)
+    assert any(record["split"] == "eval" for record in records)
+
+
+def test_a_sync_that_loses_a_tensor_stops_the_run(inputs, untied_model, monkeypatch):
+    # Python imports a sitecustomize of the path first, in every process of the run, vLLM's worker included.
+    (inputs / "sitecustomize.py").write_text(
+        "import wrapt\n"
+        "def lose(cpu):\n"
+        "    shim = cpu.SHIMS['openrlhf.trainer.ray.vllm_worker_wrap']\n"
+        "    def losing(module):\n"
+        "        shim(module)\n"
+        "        whole = module.WorkerWrap.update_weight\n"
+        "        def update_weight(worker, name, dtype, shape, empty_cache=False):\n"
+        "            whole(worker, name, dtype, shape, False)\n"
+        "            kept = [pair for pair in worker.darling_received if pair[0] != 'lm_head.weight']\n"
+        "            if empty_cache:\n"
+        "                worker.model_runner.reload_weights(weights_iterator=iter(kept))\n"
+        "                worker.darling_received.clear()\n"
+        "        module.WorkerWrap.update_weight = update_weight\n"
+        "    cpu.SHIMS['openrlhf.trainer.ray.vllm_worker_wrap'] = losing\n"
+        "wrapt.register_post_import_hook(lose, 'darling_plugin.openrlhf.cpu')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(inputs))
+    status, output = launching.run(inputs, [*launching.command(inputs, untied_model), "--darling.cpu"])
+    assert status != 0
+    assert "to agree on log-probabilities after a weight sync" in output
     assert "Global step 1" not in output
 
 

@@ -12,9 +12,10 @@ def configured(monkeypatch):
     from darling_plugin.config import DarlingConfig
 
     def configure(**flags) -> DarlingConfig:
-        config = DarlingConfig(enable=True, **flags)
+        config = DarlingConfig(enable=True, **{"advantage": "centered", **flags})
         for name, value in config.to_environment().items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a partition actor sets it; this way it is put back
         return config
 
     return configure

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import wrapt
+from openrlhf.trainer import ppo_trainer
+from openrlhf.trainer.ppo_utils import experience_maker
+from openrlhf.trainer.ppo_utils.experience import Experience
+from ray import cloudpickle
 
 from darling_plugin import DarlingError, metrics
 from darling_plugin.openrlhf import hooks, seams, worker
 from darling_plugin.openrlhf import partition_actor as carried
 from darling_plugin.registry import advantages, register_advantage
-
-experience_maker = pytest.importorskip("openrlhf.trainer.ppo_utils.experience_maker", reason="OpenRLHF not installed")
-from openrlhf.trainer import ppo_trainer  # noqa: E402
-from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
 
 TOKENS = 5
 
@@ -160,7 +160,7 @@ def test_centered_std(installed, configured):
 
 
 def test_openrlhfs_other_estimators_get_darlings_rewards(installed, configured):
-    configured(diversity_floor=0.0)
+    configured(diversity_floor=0.0, advantage=None)
     quality, labels = [[1.0, 1.0, 0.0, 1.0]], [[0, 0, 1, 2]]
     reward = [2 / 3, 2 / 3, 0.0, 1.0]
     maker = make_maker("rloo")
@@ -249,6 +249,24 @@ def test_without_a_floor_the_share_at_it_is_that_of_no_diversity(installed, conf
     assert maker.darling_step[0][metrics.FLOOR] == 0.5
 
 
+def test_responses_left_out_count_for_quality_alone(installed, configured):
+    configured(correct_only=True)
+    maker = make_maker()
+    experiences = make_experiences([[1.0, 1.0, 1.0, 0.0]], [[0, 1, 2, -1]], [4])
+    experiences[0].info[carried.DIVERSITY] = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    out = maker.compute_advantages_and_returns(experiences)
+    found, _ = maker.darling_step
+    assert (found[metrics.DIVERSITY], found[metrics.CLASSES], found[metrics.FLOOR]) == (1.0, 3.0, 0.0)
+    assert by_place(out, lambda e: e.rewards.tolist()) == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.0}
+
+
+def test_a_hook_pickles_by_name_as_rays_export_of_actor_classes_needs(installed):
+    assert isinstance(worker.resolve(seams.EVALUATION), wrapt.FunctionWrapper)
+    dumped = cloudpickle.dumps(ppo_trainer.compute_eval_metrics)
+    assert b"compute_eval_metrics" in dumped and len(dumped) < 200
+    assert cloudpickle.loads(dumped) is ppo_trainer.compute_eval_metrics
+
+
 def test_a_negative_quality_under_multiply_stops(installed, configured):
     configured()
     with pytest.raises(DarlingError, match=r"(?s)1 of 4.*--darling.quality_transform \{raw,sigmoid,group_min\}"):
@@ -259,7 +277,7 @@ def test_a_negative_quality_under_multiply_stops(installed, configured):
 def test_a_quality_that_is_not_finite_stops_and_names_the_group(installed, configured, bad):
     configured(on_error="quality_only")  # covers partitions alone
     quality = [[1.0, 0.5], [0.5, bad]]
-    with pytest.raises(DarlingError, match="train group 101"):
+    with pytest.raises(DarlingError, match="train prompt 101"):
         make_maker(n=2).compute_advantages_and_returns(make_experiences(quality, [[0, 1], [0, 1]], [2, 2]))
 
 

@@ -41,6 +41,7 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.enable", "--rollout.n_samples_per_prompt=1"], "--rollout.n_samples_per_prompt 1"),
         (["--darling.threshold", "0.3"], "--darling.threshold without it"),
         (["--darling.correct_only", *ENABLED], "a reward model, which scores later"),
+        (["--darling.advantage", "diversity_weighted", *ENABLED], "add --darling.reward quality"),
         (
             ["--darling.advantage", "centered_std", *ENABLED, "--algo.advantage.estimator", "rloo"],
             "dr_grpo with --darling.advantage centered_std",
@@ -139,6 +140,14 @@ def test_a_log_dir_with_another_runs_partitions(tmp_path):
         launch.main([*ENABLED, "--darling.log_dir", str(tmp_path)])
     resumed, rest = parse([*ENABLED, "--darling.log_dir", str(tmp_path), "--ckpt.load_enable"])
     launch.check(resumed, rest)
+
+
+def test_the_advantage_is_resolved_by_the_estimator(capsys):
+    config, rest = parse(ENABLED)
+    assert launch.check(config, rest).advantage == "centered"
+    config, rest = parse([*ENABLED, "--algo.advantage.estimator", "group_norm"])
+    assert launch.check(config, rest).advantage is None, "OpenRLHF's estimator decides, and run.json says so"
+    assert "The paper's advantage" in capsys.readouterr().err
 
 
 def test_ray_already_initialised():

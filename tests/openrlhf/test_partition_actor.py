@@ -117,7 +117,7 @@ def test_pairwise_decisions_ride_along(configured, temporary_model):
 )
 def test_a_missing_or_infinite_reward_always_stops(configured, on_error, reward, cause):
     group = responses("a", "b", rewards=[1.0, reward])
-    with pytest.raises(DarlingError, match=f"(?s){cause}.*response 1 of train group 7.*'\\? '"):
+    with pytest.raises(DarlingError, match=f"(?s){cause}.*response 1 of train prompt 7.*'\\? '"):
         score(make_actor(configured, on_error=on_error), group)
 
 
@@ -145,7 +145,7 @@ def test_a_model_that_raises_stops_the_run_with_the_group_and_the_cause(configur
     temporary_model("broken", broken)
     actor = make_actor(configured, partition_model="broken")
     with pytest.raises(
-        DarlingError, match="(?s)ZeroDivisionError: a bug of the model's, for train group 7, prompt 'bad'"
+        DarlingError, match="(?s)ZeroDivisionError: a bug of the model's, for train prompt 7 of this run, which ends .bad."
     ):
         score(actor, responses("a", "b", prompt="bad"))
 
@@ -160,7 +160,7 @@ def test_quality_only_marks_the_group_and_warns_once(configured, temporary_model
             assert column(scored, "darling_label") == [-1, -1]
             assert column(scored, "darling_diversity") == [0.0, 0.0]
     (warning,) = caplog.records
-    assert "train group 1" in warning.message and "a bug of the model's" in warning.message
+    assert "train prompt 1" in warning.message and "a bug of the model's" in warning.message
     assert column(score(actor, responses("a", "b")), "darling_quality_only") == [0, 0]
 
 
@@ -176,7 +176,7 @@ def test_a_result_that_is_no_partition_is_a_failure(configured, temporary_model,
 def test_a_response_that_is_not_text_is_a_failure(configured):
     actor = make_actor(configured)
     actor._tokenizer.decode = lambda ids, skip_special_tokens: b"bytes"
-    with pytest.raises(DarlingError, match="(?s)bytes.*train group 7"):
+    with pytest.raises(DarlingError, match="(?s)bytes.*train prompt 7"):
         score(actor, responses("a", "b"))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig
-from darling_plugin.openrlhf import launch, worker
+from darling_plugin.openrlhf import launch, partition_actor, worker
+from darling_plugin.openrlhf.partition_actor import PartitionPool
 
 # Workers cannot import this file: it travels with what it defines.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -105,3 +108,39 @@ def test_a_wrong_signature_kills_the_worker(tmp_path):
         pytest.raises(ray.exceptions.RayActorError, match=r"(?s)needed: .*prompts, labels.*prompts, targets"),
     ):
         ray.get(start_toy().wrapped.remote())
+
+
+class Letters:
+    def decode(self, ids, skip_special_tokens):
+        return "".join(map(chr, ids))
+
+
+def generate(text, seconds):
+    """One prompt's two responses, as the rollout actor returns them, after `seconds`."""
+    time.sleep(seconds)
+    tokens = list(map(ord, text))
+    response = {"prompt": "p", "observation_tokens": tokens, "action_ranges": [(0, len(tokens))], "reward": 1.0}
+    return [dict(response), dict(response)]
+
+
+def test_a_group_is_scored_while_another_is_still_generated():
+    config = DarlingConfig(enable=True, partition_model="lexical", num_partition_actors=2)
+    with local_ray(config, num_cpus=4):
+        pool = PartitionPool(config, Letters(), quality_expected=True)
+        refs = [
+            pool.submit(ray.remote(generate).remote(text, seconds), split="train", max_len=100)
+            for text, seconds in (("slow", 20), ("fast", 0))
+        ]
+        done, pending = ray.wait(refs, timeout=15)
+        assert (done, pending) == ([refs[1]], [refs[0]])
+        assert [response["extra_logs"]["darling_label"] for response in ray.get(refs[1])] == [0, 0]
+        first, second = (ray.get(ref)[0]["extra_logs"] for ref in refs)
+        assert second["darling_scored_at"] < first["darling_generated_at"]
+        assert (first["darling_group"], second["darling_group"]) == (0, 1)
+
+
+def test_a_pool_that_finds_no_place_says_so(monkeypatch):
+    monkeypatch.setattr(partition_actor, "START_TIMEOUT", 5.0)
+    config = DarlingConfig(enable=True, partition_model="lexical", gpus_per_partition_actor=0.5)
+    with local_ray(config, num_gpus=0), pytest.raises(DarlingError, match="(?s)'num_gpus': 0.5.*not ready"):
+        PartitionPool(config, Letters(), quality_expected=True)

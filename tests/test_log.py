@@ -1,0 +1,42 @@
+"""What a run leaves on disk."""
+
+import json
+import math
+from types import SimpleNamespace
+
+from darling_plugin.log import append_partitions, write_run
+
+
+def strict(text):
+    def refuse(constant):
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_run_json_is_strict_json_without_secrets(tmp_path):
+    flags = SimpleNamespace(
+        eval=SimpleNamespace(steps=math.inf),
+        logger=SimpleNamespace(wandb=SimpleNamespace(key="secret", project="mine")),
+        actor=SimpleNamespace(adam=SimpleNamespace(betas=(0.9, 0.95), lr=1e-6)),
+        reward=SimpleNamespace(remote_url=["reward.py"], model_name_or_path=None),
+    )
+    write_run(str(tmp_path / "new"), darling={"enable": True}, partition_model={"threshold": 0.5}, openrlhf=flags)
+    text = (tmp_path / "new" / "run.json").read_text()
+    assert "secret" not in text
+    assert strict(text)["openrlhf"] == {
+        "eval": {"steps": "inf"},
+        "logger": {"wandb": {"key": None, "project": "mine"}},
+        "actor": {"adam": {"betas": [0.9, 0.95], "lr": 1e-6}},
+        "reward": {"remote_url": ["reward.py"], "model_name_or_path": None},
+    }
+    assert strict(text)["versions"]["torch"]
+
+
+def test_partitions_are_appended_a_line_a_group_whatever_the_text(tmp_path):
+    records = [{"step": 1, "responses": ["a\u2028b\n", "é"]}, {"step": 1, "responses": ["\x85", '"']}]
+    append_partitions(str(tmp_path), records[:1])
+    append_partitions(str(tmp_path), records[1:])
+    lines = (tmp_path / "partitions.jsonl").read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    assert [json.loads(line) for line in lines] == records
