@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import wrapt
 
 from darling_plugin.advantage import compute_advantage
 from darling_plugin.config import DarlingConfig
@@ -22,7 +21,17 @@ from darling_plugin.log import append_partitions, write_run
 from darling_plugin.metrics import group_metrics, step_metrics
 from darling_plugin.openrlhf import partition_actor as carried
 from darling_plugin.openrlhf.partition_actor import PartitionPool, response_text
-from darling_plugin.openrlhf.seams import ADVANTAGES, DISPATCH, EVALUATION, SEAMS, START, TRAIN_STEP, Seam
+from darling_plugin.openrlhf.seams import (
+    ADVANTAGES,
+    DISPATCH,
+    EVALUATION,
+    SEAMS,
+    START,
+    TRAIN_STEP,
+    Seam,
+    is_wrapped,
+    wrap,
+)
 from darling_plugin.openrlhf.worker import owner, resolve
 from darling_plugin.reward import shape_reward
 from darling_plugin.user_code import import_user_code
@@ -31,16 +40,6 @@ from darling_plugin.user_code import import_user_code
 # generator, and the training step it finished last.
 _tokenizer: Any = None
 _last_step: int | None = None
-
-
-class _Hook(wrapt.FunctionWrapper):
-    """A wrapped function that pickles like the original, by its name.
-
-    Ray sends the actor classes that OpenRLHF's async trainer starts by value, and what their methods call with them.
-    """
-
-    def __reduce_ex__(self, protocol: int) -> str:
-        return self.__qualname__
 
 
 def install(module: ModuleType) -> None:
@@ -52,16 +51,16 @@ def install(module: ModuleType) -> None:
     if config.import_path:
         import_user_code(config.import_path)
     for seam in SEAMS:
-        if seam.module == module.__name__ and not isinstance(resolve(seam), wrapt.FunctionWrapper):
+        if seam.module == module.__name__ and not is_wrapped(resolve(seam)):
             seam.check_function(resolve(seam))
-            wrapt.wrap_object(module, seam.name, _Hook, (WRAPPERS[seam],))
+            wrap(owner(seam), seam.function, WRAPPERS[seam])
 
 
 def uninstall(module: ModuleType) -> None:
     """Puts OpenRLHF's own functions back into `module`."""
     for seam in SEAMS:
-        if seam.module == module.__name__ and isinstance(resolve(seam), wrapt.FunctionWrapper):
-            setattr(owner(seam), seam.name.rpartition(".")[2], resolve(seam).__wrapped__)
+        if seam.module == module.__name__ and is_wrapped(resolve(seam)):
+            setattr(owner(seam), seam.function, resolve(seam).darling_original)
 
 
 # ── Seam 1: a group goes to a partition actor the moment it is generated ──

@@ -1,12 +1,17 @@
-"""Where the plugin attaches to OpenRLHF, and the releases it was proven on. Data and checks only; standard library."""
+"""Where the plugin attaches to OpenRLHF, how it wraps a function, and the releases it was proven on.
+
+Standard library only: the launcher checks the seams before anything heavy is imported.
+"""
 
 import ast
+import functools
 import importlib.util
 import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from darling_plugin.errors import DarlingError
 
@@ -20,6 +25,11 @@ class Seam:
     module: str
     name: str
     parameters: tuple[str, ...]
+
+    @property
+    def function(self) -> str:
+        """The last part of its name."""
+        return self.name.rpartition(".")[2]
 
     def check(self, found: tuple[str, ...]) -> None:
         if found != self.parameters:
@@ -107,3 +117,28 @@ def _parameters_in_source(root: str, seam: Seam) -> tuple[str, ...]:
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     starred = [argument for argument in (arguments.vararg, arguments.kwarg) if argument]
     return tuple(argument.arg for argument in [*named, *starred])
+
+
+def wrap(owner: Any, name: str, wrapper: Callable) -> None:
+    """Replaces `owner.name`, a method of a class or a function of a module.
+
+    `wrapper(wrapped, instance, args, kwargs)` is called in its place; `wrapped` is bound, `instance` None for a
+    function. The replacement is a plain function under the original's own name, because Ray sends OpenRLHF's actor
+    classes by value, with the functions they inherit and call: one that pickles by its name arrives as the receiving
+    process has it, wrapped there; a proxy object would arrive as the bare original.
+    """
+    original = vars(owner)[name]
+
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(owner, type):
+            instance, *rest = args
+            return wrapper(functools.partial(original, instance), instance, tuple(rest), kwargs)
+        return wrapper(original, None, args, kwargs)
+
+    replacement.darling_original = original
+    setattr(owner, name, replacement)
+
+
+def is_wrapped(function: Any) -> bool:
+    return hasattr(function, "darling_original")

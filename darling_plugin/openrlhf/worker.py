@@ -11,7 +11,7 @@ import wrapt
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
-from darling_plugin.openrlhf.seams import SEAMS, Seam
+from darling_plugin.openrlhf.seams import SEAMS, Seam, is_wrapped
 
 SETUP_HOOK = f"{__name__}.setup"
 
@@ -51,7 +51,7 @@ def require_hooks() -> RequiresHooks:
         missing = ", ".join(
             f"{seam.module}.{seam.name} is not wrapped"
             for seam in SEAMS
-            if seam.module in sys.modules and not isinstance(resolve(seam), wrapt.FunctionWrapper)
+            if seam.module in sys.modules and not is_wrapped(resolve(seam))
         )
     if missing:
         raise DarlingError(
@@ -72,4 +72,4 @@ def owner(seam: Seam) -> Any:
 
 def resolve(seam: Seam) -> Any:
     """The seam's function as it stands in this process, read without binding it."""
-    return vars(owner(seam))[seam.name.rpartition(".")[2]]
+    return vars(owner(seam))[seam.function]

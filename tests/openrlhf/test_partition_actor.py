@@ -145,7 +145,8 @@ def test_a_model_that_raises_stops_the_run_with_the_group_and_the_cause(configur
     temporary_model("broken", broken)
     actor = make_actor(configured, partition_model="broken")
     with pytest.raises(
-        DarlingError, match="(?s)ZeroDivisionError: a bug of the model's, for train prompt 7 of this run, which ends .bad."
+        DarlingError,
+        match="(?s)ZeroDivisionError: a bug of the model's, for train prompt 7 of this run, which ends .bad.",
     ):
         score(actor, responses("a", "b", prompt="bad"))
 
