@@ -42,11 +42,12 @@ DROP_FLAGS = (
     "--ds.load_in_4bit",
 )
 
-# OpenRLHF reserves a GPU and a CPU for every model and engine. On a CPU both are only names: enough for any recipe.
+# OpenRLHF reserves a GPU and a CPU for every model and engine. On a CPU both are only names, and these are enough for
+# the recipes at hand. Can go when OpenRLHF's resources can be set.
 LOGICAL_RESOURCES = {"num_gpus": 64, "num_cpus": 64}
 
-# Of the log-probabilities' spread. Both sides compute in bfloat16, which makes some 2 %; a weight that did not arrive
-# before the first step makes some 100 %.
+# Of the log-probabilities' spread. Both sides compute in bfloat16, which made up to 2 %; a head that did not arrive
+# before the first step made 100 %, one that stayed behind in training 6 %.
 TOLERANCE = 0.05
 CHECK_TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -54,7 +55,10 @@ _installed = False
 
 
 def adapt_flags(argv: list[str]) -> list[str]:
-    """OpenRLHF's arguments with those replaced or dropped that need a GPU; says which on stderr."""
+    """OpenRLHF's arguments with those replaced or dropped that need a GPU; says which on stderr.
+
+    Flags must be spelled out: an abbreviated one passes through. Can go when OpenRLHF chooses such defaults itself.
+    """
     kept, changed, skip_value = [], [], False
     for word in argv:
         name = word.split("=", 1)[0]
@@ -75,7 +79,10 @@ def adapt_flags(argv: list[str]) -> list[str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """Environment of the job's workers; what the user has set already wins."""
+    """Environment of the job's workers; what the user has set already wins.
+
+    DeepSpeed and vLLM choose their CPU back ends by it. Can go when they and Ray need no telling.
+    """
     environment = {
         "DS_ACCELERATOR": "cpu",
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -107,7 +114,10 @@ def install() -> None:
 
 
 def install_in_vllm() -> None:
-    """vLLM's general plugin: its engine is a process of vLLM's own, which Ray's setup hook does not reach."""
+    """vLLM's general plugin: its engine is a process of vLLM's own, which Ray's setup hook does not reach.
+
+    Can go with the shims for vLLM's worker.
+    """
     from darling_plugin.config import DarlingConfig
 
     if DarlingConfig.from_environment().cpu:
