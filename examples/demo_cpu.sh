@@ -5,7 +5,7 @@ set -euo pipefail
 
 MODEL=${MODEL:-models/SmolLM2-135M-Instruct}
 OUT=${OUT:-runs/demo}
-STEPS=${STEPS:-9}
+STEPS=${STEPS:-8}
 EXAMPLES=$(cd "$(dirname "$0")" && pwd)
 
 model_args=(
