@@ -58,6 +58,12 @@ class DarlingConfig:
     )
     num_partition_actors: int = _flag(1, "Ray actors that hold a copy of the partition model", type=int)
     gpus_per_partition_actor: float = _flag(0.0, "GPU share of each; 0 partitions on the CPU", type=float)
+    partition_timeout: float = _flag(
+        1800.0,
+        "seconds the partition model may take for the groups it is given together; groups that take longer are "
+        "tried one by one, and one that takes longer alone cannot be partitioned",
+        type=float,
+    )
     on_error: str = _flag(
         "fail",
         "when a group cannot be partitioned: fail (stop the run) or quality_only (train it on quality, count it)",
@@ -88,6 +94,8 @@ class DarlingConfig:
             raise _bad_value("threshold", "a finite number", self.threshold)
         if self.num_partition_actors < 1:
             raise _bad_value("num_partition_actors", "at least 1", self.num_partition_actors)
+        if not (math.isfinite(self.partition_timeout) and self.partition_timeout > 0):
+            raise _bad_value("partition_timeout", "a finite number of seconds above 0", self.partition_timeout)
         if self.gpus_per_partition_actor < 0:
             raise _bad_value("gpus_per_partition_actor", "0 or more", self.gpus_per_partition_actor)
 

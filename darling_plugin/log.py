@@ -32,8 +32,31 @@ def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
         file.write(lines)
 
 
+def rewind_partitions(log_dir: str, step: int) -> None:
+    """Takes the lines of later steps than `step` out of partitions.jsonl: a run that resumes there logs them again.
+
+    They are kept in `partitions.superseded.jsonl`, as is a last line that a killed run left unfinished.
+    """
+    path = Path(log_dir) / "partitions.jsonl"
+    if not path.exists():
+        return
+    kept = path.with_suffix(".rewound")
+    superseded = path.with_name("partitions.superseded.jsonl")
+    with path.open(encoding="utf-8") as lines, kept.open("w", encoding="utf-8") as valid:
+        for line in lines:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                valid.write(line)
+            else:
+                with superseded.open("a", encoding="utf-8") as rest:
+                    rest.write(line.rstrip("\n") + "\n")
+    kept.replace(path)
+
+
 def write_run(log_dir: str, *, darling: dict[str, Any], partition_model: dict[str, Any], openrlhf: Any) -> None:
-    """Writes `log_dir/run.json`: every resolved flag, the partition model as loaded, and the versions in use."""
+    """Writes `log_dir/run.json`: every resolved flag, the partition model as loaded, and the versions in use.
+
+    That of an earlier launch of the same run is kept as run.1.json, run.2.json, …
+    """
     run = {
         "darling": darling,
         "partition_model": partition_model,
@@ -42,6 +65,8 @@ def write_run(log_dir: str, *, darling: dict[str, Any], partition_model: dict[st
     }
     path = Path(log_dir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.rename(path.with_name(f"run.{1 + len(list(path.parent.glob('run.*.json')))}.json"))
     path.write_text(json.dumps(run, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

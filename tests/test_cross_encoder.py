@@ -101,6 +101,24 @@ def test_batches_score_like_one_pair_at_a_time(model, monkeypatch):
     assert scores.tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_out_of_memory_halves_the_batch_and_goes_on(model, monkeypatch):
+    texts = [" ".join(WORDS[k : k + 3]) for k in range(9)]
+    pairs = [Pair("p", a, b) for a in texts for b in texts]
+    expected = model.similarity(pairs)
+    sizes, forward = [], model.model.forward
+
+    def short_of_memory(input_ids, **inputs):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(model.model, "forward", short_of_memory)
+    assert torch.allclose(model.similarity(pairs), expected, atol=1e-6)
+    assert sizes[:3] == [32, 16, 8], "what was scored before is not scored again"
+    assert sum(size for size in sizes if size <= 10) == len(pairs)
+
+
 def test_long_pairs_are_cut_the_longer_one_first(model):
     assert model.max_length == MAX_POSITIONS
     pair = Pair("p", "the cat", " ".join(WORDS * 10))

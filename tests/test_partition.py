@@ -262,6 +262,48 @@ def test_embeddings_are_compared_by_cosine_each_text_embedded_once():
     assert Angles(threshold=0.95).partition(groups)[0].tolist() == [0, 1, 2, 0]
 
 
+class Little:
+    """Room for `limit` texts at once."""
+
+    def __init__(self, limit, error):
+        self.limit, self.error, self.sizes = limit, error, []
+
+    def take(self, items):
+        self.sizes.append(len(items))
+        if len(items) > self.limit:
+            raise self.error
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000000 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("base", [FirstLetter, Angles])
+def test_out_of_memory_halves_the_batch_and_goes_on(base, error):
+    room = Little(3, error)
+
+    class Short(base):
+        def similarity(self, pairs):
+            room.take(pairs)
+            return super().similarity(pairs)
+
+        def embed(self, texts):
+            room.take(texts)
+            return super().embed(texts)
+
+    groups = [Group("p", ["0", "90", "91", "180", "1", "270"]), Group("q", ["5", "5", "6"])]
+    expected = [labels.tolist() for labels in base().partition(groups)]
+    assert [labels.tolist() for labels in Short().partition(groups)] == expected
+    assert room.sizes[0] > 3 and sum(size for size in room.sizes if size <= 3) == room.sizes[0]
+    room.limit = 0
+    with pytest.raises(type(error)):
+        Short().partition(groups)
+
+
 def test_an_embedding_of_length_zero_is_unlike_all():
     class Zero(Angles):
         def embed(self, texts):
@@ -513,7 +555,7 @@ def test_a_class_that_takes_any_option_gets_it(mine):
         ("cross-encodr:bert", {}, "did you mean 'cross-encoder'"),
         ("embeding:org/name", {}, "did you mean 'embedding'"),
         ("", {}, "known: cross-encoder"),
-        ("lexical", {"temperature": 1.0}, "options that Lexical takes: threshold, clustering(.|\n)*temperature=1.0"),
+        ("lexical", {"temperature": 1.0}, "options that Lexical takes: size, threshold(.|\n)*temperature=1.0"),
         ("cross-encoder", {}, "missing a required argument: 'path'"),
         (
             "no_such_package.module:Class",

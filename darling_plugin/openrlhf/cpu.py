@@ -93,6 +93,11 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in environment.items()}
 
 
+def logical_resources() -> dict[str, int]:
+    """Arguments of ray.init. A cluster that is joined through RAY_ADDRESS must have been started with GPUs in name."""
+    return {} if os.environ.get("RAY_ADDRESS") else LOGICAL_RESOURCES
+
+
 def prepare_driver() -> None:
     """What the driver needs to import OpenRLHF. No more: a class it has patched would reach the workers unpatched.
 

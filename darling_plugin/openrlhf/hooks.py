@@ -1,8 +1,8 @@
 """The hooks: OpenRLHF's functions named in seams.py, each wrapped, in the processes that generate and train.
 
 Seam 1 (START, DISPATCH) sends every prompt's group to a partition actor as soon as it is generated. Seam 2
-(ADVANTAGES) turns quality and diversity into OpenRLHF's rewards and advantages. TRAIN_STEP and EVALUATION log what the
-two saw.
+(ADVANTAGES) turns quality and diversity into OpenRLHF's rewards and advantages. TRAIN_STEP, EVALUATION and EVALUATED
+log what the two saw; RESUME takes back what a killed run logged after its last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
+import ray
 import torch
 
 from darling_plugin.advantage import compute_advantage
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
-from darling_plugin.log import append_partitions, write_run
-from darling_plugin.metrics import group_metrics, step_metrics
+from darling_plugin.log import append_partitions, rewind_partitions, write_run
+from darling_plugin.metrics import QUALITY_ONLY, group_metrics, step_metrics
 from darling_plugin.openrlhf import partition_actor as carried
 from darling_plugin.openrlhf.partition_actor import PartitionPool, response_text
 from darling_plugin.openrlhf.seams import (
     ADVANTAGES,
     DISPATCH,
+    EVALUATED,
     EVALUATION,
+    RESUME,
     SEAMS,
     START,
     TRAIN_STEP,
     Seam,
-    is_wrapped,
+    is_hooked,
     wrap,
 )
-from darling_plugin.openrlhf.worker import owner, resolve
+from darling_plugin.openrlhf.worker import owner, resolve, shared_placement_group
 from darling_plugin.reward import shape_reward
 from darling_plugin.user_code import import_user_code
 
-# Of this process, for the log lines of an evaluation, whose seam is a plain function: the tokenizer of its sample
-# generator, and the training step it finished last.
+# Of this process's sample generator, for the log lines of an evaluation, whose seam is a plain function.
 _tokenizer: Any = None
-_last_step: int | None = None
 
 
 def install(module: ModuleType) -> None:
@@ -51,15 +52,15 @@ def install(module: ModuleType) -> None:
     if config.import_path:
         import_user_code(config.import_path)
     for seam in SEAMS:
-        if seam.module == module.__name__ and not is_wrapped(resolve(seam)):
+        if seam.module == module.__name__ and not is_hooked(resolve(seam)):
             seam.check_function(resolve(seam))
-            wrap(owner(seam), seam.function, WRAPPERS[seam])
+            wrap(owner(seam), seam.function, WRAPPERS[seam], hook=True)
 
 
 def uninstall(module: ModuleType) -> None:
     """Puts OpenRLHF's own functions back into `module`."""
     for seam in SEAMS:
-        if seam.module == module.__name__ and is_wrapped(resolve(seam)):
+        if seam.module == module.__name__ and is_hooked(resolve(seam)):
             setattr(owner(seam), seam.function, resolve(seam).darling_original)
 
 
@@ -72,8 +73,12 @@ def _start(wrapped: Callable, generator: Any, args: tuple, kwargs: dict) -> None
     wrapped(*args, **kwargs)
     config = DarlingConfig.from_environment()
     flags, _tokenizer = generator.args, generator.tokenizer
+    colocated = flags.train.colocate_all and config.gpus_per_partition_actor
     generator.darling_pool = PartitionPool(
-        config, generator.tokenizer, quality_expected=bool(flags.reward.remote_url or flags.train.agent_func_path)
+        config,
+        generator.tokenizer,
+        quality_expected=bool(flags.reward.remote_url or flags.train.agent_func_path),
+        colocate_with=ray.util.get_placement_group(shared_placement_group()) if colocated else None,
     )
     if config.log_dir:
         write_run(
@@ -180,7 +185,7 @@ def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict
     experiences = wrapped(experiences)
 
     # OpenRLHF's length penalties, if asked for, have changed the rewards since.
-    reward = rollout.gather([experience.rewards for experience in experiences])
+    unpenalized, reward = reward, rollout.gather([experience.rewards for experience in experiences])
     advantage = None
     if config.advantage is not None:  # else OpenRLHF's estimator, which is not dr_grpo, makes the advantages
         floored = seen_diversity.clamp(min=config.diversity_floor)
@@ -204,6 +209,12 @@ def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict
         spoken = _prompts_and_texts(experiences, maker.tokenizer)
         by_place = [spoken[k] for k in rollout.order.argsort().tolist()]
         records = _records(by_place, found, quality, reward, advantage)
+        lengths = rollout.gather([experience.response_length for experience in experiences])
+        truncated = rollout.gather([experience.truncated for experience in experiences]).bool()
+        for group, record in enumerate(records):
+            record["length_penalty"] = (reward - unpenalized)[group].tolist()
+            record["response_length"] = lengths[group].tolist()
+            record["truncated"] = truncated[group].tolist()
     maker.darling_step = (metrics, records)
     return experiences
 
@@ -232,18 +243,23 @@ def _replace_advantages(
 
 def _train_step(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> tuple[dict, int]:
     """BasePPOTrainer.train_step: the step's metrics join OpenRLHF's, and its groups go to partitions.jsonl."""
-    global _last_step
     status, step = wrapped(*args, **kwargs)
     metrics, records = trainer.experience_maker.darling_step
     status.update(metrics)
     _append(records, step, "train")
-    _last_step = step
     return status, step
 
 
-def _evaluation(wrapped: Callable, instance: None, args: tuple, kwargs: dict) -> dict[str, Any]:
+class EvaluationLogs(dict):
+    """OpenRLHF's metrics of one evaluation, and its groups on their way to the trainer, which knows the step."""
+
+    records: list[dict[str, Any]]
+
+
+def _evaluation(wrapped: Callable, instance: None, args: tuple, kwargs: dict) -> EvaluationLogs:
     """compute_eval_metrics: evaluation keeps its raw rewards; its diversity is logged beside them."""
-    logs = wrapped(*args, **kwargs)
+    logs = EvaluationLogs(wrapped(*args, **kwargs))
+    logs.records = []
     _, samples, n = _evaluation_arguments(*args, **kwargs)
     if not samples:
         return logs
@@ -257,10 +273,48 @@ def _evaluation(wrapped: Callable, instance: None, args: tuple, kwargs: dict) ->
     quality = gather([sample.rewards.flatten() for sample in samples]).float()
     if n > 1:  # a group of one has no others to differ from
         logs.update(group_metrics(found[carried.LABEL], found[carried.DIVERSITY], quality))
+        logs[QUALITY_ONLY] = found[carried.QUALITY_ONLY][:, 0].sum().item()
     if config.log_dir:
-        spoken = _prompts_and_texts(samples, _tokenizer)
-        _append(_records(spoken, found, quality, quality, None), _last_step, "eval")
+        logs.records = _records(_prompts_and_texts(samples, _tokenizer), found, quality, quality, None)
     return logs
+
+
+def _evaluated(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> None:
+    """BasePPOTrainer.save_best_checkpoint, called after each evaluation: its groups go to partitions.jsonl."""
+    logs, step = _evaluated_arguments(*args, **kwargs)
+    _append(getattr(logs, "records", []), step, "eval")
+    wrapped(*args, **kwargs)
+
+
+def _resume(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """BasePPOTrainer.init_checkpoint_states: what a killed run logged after this checkpoint is logged only once."""
+    states = wrapped(*args, **kwargs)
+    log_dir, tensorboard = DarlingConfig.from_environment().log_dir, trainer.tensorboard_logger
+    if trainer.args.ckpt.load_enable:
+        if log_dir:
+            rewind_partitions(log_dir, states["global_step"])
+        if tensorboard is not None:
+            _rewind_tensorboard(tensorboard.writer, states["global_step"])
+    if tensorboard is not None:
+        # Else a killed run loses up to two minutes of metrics, among them steps that its checkpoint holds.
+        for name in ("log_train", "log_eval"):
+            setattr(tensorboard, name, _flushing(getattr(tensorboard, name), tensorboard.writer))
+    return states
+
+
+def _rewind_tensorboard(writer: Any, step: int) -> None:
+    """Makes TensorBoard drop the steps after `step` that an earlier run wrote into the same folder."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step + 1)
+
+
+def _flushing(log: Callable, writer: Any) -> Callable:
+    def log_and_flush(*args: Any, **kwargs: Any) -> None:
+        log(*args, **kwargs)
+        writer.flush()
+
+    return log_and_flush
 
 
 def _prompts_and_texts(experiences: list[Any], tokenizer: Any) -> list[tuple[str, str]]:
@@ -302,7 +356,7 @@ def _records(
     return records
 
 
-def _append(records: list[dict[str, Any]], step: int | None, split: str) -> None:
+def _append(records: list[dict[str, Any]], step: int, split: str) -> None:
     if records:
         log_dir = DarlingConfig.from_environment().log_dir
         append_partitions(log_dir, [{"step": step, "split": split, **record} for record in records])
@@ -317,10 +371,16 @@ def _evaluation_arguments(eval_dataloader: Any, samples_list: list[Any], n_sampl
     return eval_dataloader, samples_list, n_samples_per_prompt
 
 
+def _evaluated_arguments(eval_metrics: dict, global_step: int, client_states: dict | None = None) -> tuple[dict, int]:
+    return eval_metrics, global_step
+
+
 WRAPPERS: dict[Seam, Callable] = {
     START: _start,
     DISPATCH: _dispatch,
     ADVANTAGES: _compute_advantages,
     TRAIN_STEP: _train_step,
     EVALUATION: _evaluation,
+    EVALUATED: _evaluated,
+    RESUME: _resume,
 }

@@ -1,6 +1,8 @@
 """The launcher: takes our flags out of the command, checks them, and runs OpenRLHF's own `train_ppo_ray`."""
 
 import argparse
+import importlib
+import itertools
 import json
 import os
 import runpy
@@ -61,12 +63,6 @@ def check(config: DarlingConfig, openrlhf_argv: list[str]) -> DarlingConfig:
             "Ray is already initialised in this process",
             "do not call ray.init() before the launcher; a running cluster is joined through RAY_ADDRESS",
         )
-    if config.cpu and os.environ.get("RAY_ADDRESS"):
-        raise DarlingError(
-            "a Ray of its own for --darling.cpu, which calls CPUs GPUs",
-            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}",
-            "unset RAY_ADDRESS, or drop --darling.cpu on a cluster",
-        )
     return config
 
 
@@ -78,6 +74,12 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
     parser.add_argument("--reward.remote_url", dest="remote_url")
     parser.add_argument("--train.agent_func_path", dest="agent_func_path")
     parser.add_argument("--ckpt.load_enable", dest="resumes", action="store_true")
+    parser.add_argument("--algo.advantage.no_std_norm", dest="no_std_norm", action="store_true")
+    parser.add_argument("--algo.kl.init_coef", dest="kl", type=float, default=0.01)
+    parser.add_argument("--train.colocate_all", dest="colocate_all", action="store_true")
+    parser.add_argument("--train.async_enable", dest="is_async", action="store_true")
+    parser.add_argument("--actor.num_nodes", dest="nodes", type=int, default=1)
+    parser.add_argument("--actor.num_gpus_per_node", dest="gpus_per_node", type=int, default=8)
     flags, _ = parser.parse_known_args(openrlhf_argv)
     if flags.n_samples < 2:
         raise DarlingError(
@@ -99,6 +101,7 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
             "The paper's advantage, the group's mean subtracted and no std, is dr_grpo.",
             file=sys.stderr,
         )
+    _warn_of_std(flags, config)
     if config.log_dir and not flags.resumes and os.path.exists(os.path.join(config.log_dir, "partitions.jsonl")):
         raise DarlingError(
             "a --darling.log_dir without the partitions of another run",
@@ -111,7 +114,47 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
             "a reward model, which scores later",
             "use a reward function (--reward.remote_url) or an agent, or drop --darling.correct_only",
         )
+    if flags.colocate_all and config.gpus_per_partition_actor:
+        _check_colocation(flags, config)
     return config
+
+
+def _warn_of_std(flags: argparse.Namespace, config: DarlingConfig) -> None:
+    whitens = flags.estimator in ("gae", "reinforce", "reinforce_baseline") and not flags.no_std_norm
+    if not (whitens or flags.estimator == "group_norm" or config.advantage == "centered_std"):
+        return
+    where, instead = "each group's", "--algo.advantage.estimator dr_grpo with --darling.advantage centered"
+    if whitens:
+        where, instead = "the batch's", "--algo.advantage.no_std_norm, or --algo.advantage.estimator dr_grpo"
+    print(
+        f"[darling] WARNING: this run divides its advantages by {where} standard deviation, which undoes part of "
+        "DARLING: in the ablation of arXiv 2509.02534 (Llama-3.1-8B-Instruct, NoveltyBench) dividing left 3.35 "
+        f"distinct answers of 10 where not dividing gave 5.49. Without it: {instead}.",
+        file=sys.stderr,
+    )
+
+
+def _check_colocation(flags: argparse.Namespace, config: DarlingConfig) -> None:
+    """Under --train.colocate_all each model takes 0.2 of each GPU; what they leave is the partition actors'."""
+    models = {
+        "the policy": True,
+        "the reference": flags.kl > 0,
+        "vLLM": not flags.is_async,
+        "the critic": flags.estimator == "gae",
+        "the reward model": not (flags.remote_url or flags.agent_func_path),
+    }
+    there = [name for name, is_there in models.items() if is_there]
+    gpus = flags.nodes * flags.gpus_per_node
+    free = 1 - 0.2 * len(there)
+    per_gpu = -(-config.num_partition_actors // gpus)
+    if per_gpu * config.gpus_per_partition_actor > free + 1e-6:
+        raise DarlingError(
+            f"at most {max(free, 0):.1f} of each GPU for partition actors: under --train.colocate_all {gpus} GPU(s) "
+            f"hold {', '.join(there)} at 0.2 each",
+            f"{config.num_partition_actors} partition actor(s) of {config.gpus_per_partition_actor:g} GPU, "
+            f"{per_gpu} on one GPU",
+            "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0 partitions on the CPU)",
+        )
 
 
 def _job_runtime_env() -> dict[str, Any]:
@@ -138,14 +181,33 @@ def _patched_driver(config: DarlingConfig) -> Iterator[None]:
     import openrlhf.utils
     import ray
 
+    placing = importlib.import_module("ray.util.placement_group")  # ray.util has a function of that name
     original_init, original_get_strategy = ray.init, openrlhf.utils.get_strategy
+    original_placement_group = placing.placement_group
     ray.init = _with_setup_hook(original_init, config)
     if config.enable:
         openrlhf.utils.get_strategy = _with_guard(original_get_strategy)
+        placing.placement_group = name_first(original_placement_group)
     try:
         yield
     finally:
         ray.init, openrlhf.utils.get_strategy = original_init, original_get_strategy
+        placing.placement_group = original_placement_group
+
+
+def name_first(original: Callable) -> Callable:
+    """Ray's `placement_group`, naming the first one made: under --train.colocate_all the one that all models share.
+
+    By that name the partition actors find it, which OpenRLHF makes in its driver and hands to its own models only.
+    """
+    made = itertools.count()
+
+    def placement_group(*args: Any, **kwargs: Any) -> Any:
+        if next(made) == 0:
+            kwargs.setdefault("name", worker.shared_placement_group())
+        return original(*args, **kwargs)
+
+    return placement_group
 
 
 def _with_setup_hook(original: Callable, config: DarlingConfig) -> Callable:
@@ -158,7 +220,7 @@ def _with_setup_hook(original: Callable, config: DarlingConfig) -> Callable:
             from darling_plugin.openrlhf import cpu
 
             runtime_env["env_vars"].update(cpu.worker_environment())
-            kwargs = {**cpu.LOGICAL_RESOURCES, **kwargs}
+            kwargs = {**cpu.logical_resources(), **kwargs}
         return original(*args, runtime_env=runtime_env, **kwargs)
 
     return init

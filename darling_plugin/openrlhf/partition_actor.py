@@ -8,19 +8,23 @@ response's `extra_logs`, which OpenRLHF turns into `experience.info`.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import itertools
 import logging
 import math
 import os
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, Measurement, SimilarityModel, load_partition_model, measure
+from darling_plugin.partition import Group, Measurement, PartitionModel, SimilarityModel, load_partition_model, measure
 from darling_plugin.user_code import import_user_code
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,9 @@ EQUIVALENT = "darling_equivalent"  # this response's row of pair decisions, (n,)
 CARRIED = (LABEL, DIVERSITY, GROUP, QUALITY_ONLY, GENERATED_AT, SCORED_AT, SCORING_SECONDS)
 
 START_TIMEOUT = 600.0  # seconds for the actors to be placed and the partition model to load
+# How often a group is scored again whose actor died. Each time Ray starts the actor anew; more deaths stop the run.
+RETRIES = 5
+WATCHDOG_GRACE = 10.0  # seconds after --darling.partition_timeout in which the event loop can still act on it
 
 
 def response_text(tokenizer: Any, token_ids: list[int]) -> str:
@@ -53,24 +60,39 @@ def _quality(response: dict[str, Any]) -> float | None:
 class PartitionPool:
     """The run's partition actors, as the sample generator sees them."""
 
-    def __init__(self, config: DarlingConfig, tokenizer: Any, *, quality_expected: bool) -> None:
+    def __init__(
+        self, config: DarlingConfig, tokenizer: Any, *, quality_expected: bool, colocate_with: Any = None
+    ) -> None:
         """Starts the actors and waits until each has loaded its model.
+
+        Args:
+            quality_expected: whether each response comes with its reward, and not from a reward model later.
+            colocate_with: placement group whose bundles lend the actors their GPU share, in turn; None takes it from
+                what the cluster has free.
 
         Raises DarlingError when they cannot be placed or started within START_TIMEOUT.
         """
         self._dispatched = itertools.count()
-        options = {"num_cpus": 1, "num_gpus": config.gpus_per_partition_actor}
-        actor_class = ray.remote(PartitionActor).options(**options)
-        self._actors = [
-            actor_class.remote(config, tokenizer, quality_expected) for _ in range(config.num_partition_actors)
-        ]
+        actor_class = ray.remote(PartitionActor)
+        options = {"max_restarts": -1, "max_task_retries": RETRIES, "num_gpus": config.gpus_per_partition_actor}
+        self._actors = []
+        for k in range(config.num_partition_actors):
+            if colocate_with is None:
+                place: dict[str, Any] = {"num_cpus": 1}
+            else:  # OpenRLHF's models hold what there is of the bundle's one CPU
+                bundle = k % colocate_with.bundle_count
+                place = {"num_cpus": 0, "scheduling_strategy": PlacementGroupSchedulingStrategy(colocate_with, bundle)}
+            self._actors.append(actor_class.options(**options, **place).remote(config, tokenizer, quality_expected))
         try:
             self.description = ray.get([actor.describe.remote() for actor in self._actors], timeout=START_TIMEOUT)[0]
         except ray.exceptions.GetTimeoutError:
             raise DarlingError(
-                f"{config.num_partition_actors} partition actor(s) with {options} each within {START_TIMEOUT:.0f} s",
+                f"{config.num_partition_actors} partition actor(s) with {config.gpus_per_partition_actor:g} GPU each, "
+                f"{'in the placement group of the models' if colocate_with else 'beside the models'}, within "
+                f"{START_TIMEOUT:.0f} s",
                 f"not ready; free in the cluster: {ray.available_resources()}",
-                "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor, or add resources",
+                "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0: on the CPU), "
+                "or add resources",
             ) from None
 
     def submit(self, generated: ray.ObjectRef, *, split: str, max_len: int) -> ray.ObjectRef:
@@ -83,19 +105,22 @@ class PartitionActor:
     """Holds one partition model; groups that arrive while a batch is being scored make up the next batch."""
 
     def __init__(self, config: DarlingConfig, tokenizer: Any, quality_expected: bool) -> None:
-        if not config.gpus_per_partition_actor:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whether Ray hides the GPUs then depends on its version
+        # Whether Ray hides the other GPUs depends on its version and on RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES.
+        gpus = ray.get_gpu_ids() if config.gpus_per_partition_actor else []
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         if config.import_path:
             import_user_code(config.import_path)
         self._config = config
         self._tokenizer = tokenizer
         self._quality_expected = quality_expected
-        self._model = load_partition_model(
-            config.partition_model, threshold=config.threshold, clustering=config.clustering
-        )
+        self._model = self._load()
         self._waiting: list[tuple[Group, asyncio.Future]] = []
         self._scoring: asyncio.Task | None = None
         self._warned = False
+
+    def _load(self) -> PartitionModel:
+        config = self._config
+        return load_partition_model(config.partition_model, threshold=config.threshold, clustering=config.clustering)
 
     async def describe(self) -> dict[str, Any]:
         """What was loaded, for run.json; its answer also says that the actor is ready."""
@@ -189,7 +214,10 @@ class PartitionActor:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             started = time.perf_counter()
-            outcomes = await asyncio.to_thread(self._measure_batch, [group for group, _ in batch])
+            try:
+                outcomes = await self._measure_groups([group for group, _ in batch])
+            except Exception as error:  # the model that was to replace one that hangs did not load
+                outcomes = [error] * len(batch)
             seconds = (time.perf_counter() - started) / len(batch)
             for (_, future), outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Exception):
@@ -197,14 +225,51 @@ class PartitionActor:
                 else:
                     future.set_result((outcome, seconds))
 
-    def _measure_batch(self, groups: list[Group]) -> list[Measurement | Exception]:
+    async def _measure_groups(self, groups: list[Group]) -> list[Measurement | Exception]:
         try:
-            return list(measure(self._model, groups))
+            return await self._before_timeout(lambda: measure(self._model, groups))
+        except TimeoutError as error:
+            # The thread that hangs keeps its model: who knows what locks it holds. The others get a new one.
+            outcomes: list[Measurement | Exception] = [error]
+            if len(groups) > 1 or self._config.on_error != "fail":
+                self._model = await self._before_timeout(self._load)
         except Exception as error:
-            if len(groups) == 1:
-                return [error]
-            # One by one, so that only the groups that cause the failure suffer from it.
-            return [self._measure_batch([group])[0] for group in groups]
+            outcomes = [error]
+        if len(groups) == 1:
+            return outcomes
+        # One by one, so that only the groups that cause the failure suffer from it.
+        return [(await self._measure_groups([group]))[0] for group in groups]
+
+    async def _before_timeout(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, from a thread that is left behind after --darling.partition_timeout (TimeoutError).
+
+        A thread that hangs with Python's lock held, in a regular expression for one, stops this event loop too; then
+        faulthandler's watchdog writes where it hangs to stderr and ends the process, and Ray starts a new one.
+        """
+        limit = self._config.partition_timeout
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
+            if not done.done():  # else it is too late
+                set_outcome(outcome)
+
+        def run() -> None:
+            try:
+                outcome = work()
+            except Exception as error:
+                loop.call_soon_threadsafe(settle, done.set_exception, error)
+            else:
+                loop.call_soon_threadsafe(settle, done.set_result, outcome)
+
+        faulthandler.dump_traceback_later(limit + WATCHDOG_GRACE, exit=True)
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            return await asyncio.wait_for(done, limit)
+        except asyncio.TimeoutError:  # TimeoutError itself only from Python 3.11 on
+            raise TimeoutError(f"no answer within --darling.partition_timeout {limit:g} s") from None
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def _not_partitioned(self, error: Exception, who: str, n: int) -> None:
         cause = f"{type(error).__name__}: {error}"

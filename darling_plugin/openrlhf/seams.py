@@ -69,7 +69,13 @@ EVALUATION = Seam(
     "compute_eval_metrics",
     ("eval_dataloader", "samples_list", "n_samples_per_prompt"),
 )
-SEAMS = (START, DISPATCH, ADVANTAGES, TRAIN_STEP, EVALUATION)
+EVALUATED = Seam(
+    "openrlhf.trainer.ppo_trainer",
+    "BasePPOTrainer.save_best_checkpoint",
+    ("self", "eval_metrics", "global_step", "client_states"),
+)
+RESUME = Seam("openrlhf.trainer.ppo_trainer", "BasePPOTrainer.init_checkpoint_states", ("self",))
+SEAMS = (START, DISPATCH, ADVANTAGES, TRAIN_STEP, EVALUATION, EVALUATED, RESUME)
 
 
 def check_installed_openrlhf() -> None:
@@ -119,8 +125,8 @@ def _parameters_in_source(root: str, seam: Seam) -> tuple[str, ...]:
     return tuple(argument.arg for argument in [*named, *starred])
 
 
-def wrap(owner: Any, name: str, wrapper: Callable) -> None:
-    """Replaces `owner.name`, a method of a class or a function of a module.
+def wrap(owner: Any, name: str, wrapper: Callable, *, hook: bool = False) -> None:
+    """Replaces `owner.name`, a method of a class or a function of a module; `hook` marks it for :func:`is_hooked`.
 
     `wrapper(wrapped, instance, args, kwargs)` is called in its place; `wrapped` is bound, `instance` None for a
     function. The replacement is a plain function under the original's own name, because Ray sends OpenRLHF's actor
@@ -137,8 +143,11 @@ def wrap(owner: Any, name: str, wrapper: Callable) -> None:
         return wrapper(original, None, args, kwargs)
 
     replacement.darling_original = original
+    if hook:  # functools.wraps hands the mark on to whatever is wrapped around it later
+        replacement.darling_hook = True
     setattr(owner, name, replacement)
 
 
-def is_wrapped(function: Any) -> bool:
-    return hasattr(function, "darling_original")
+def is_hooked(function: Any) -> bool:
+    """Whether one of our hooks stands around `function`; a CPU shim alone is none."""
+    return getattr(function, "darling_hook", False)

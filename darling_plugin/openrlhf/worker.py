@@ -11,7 +11,7 @@ import wrapt
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
-from darling_plugin.openrlhf.seams import SEAMS, Seam, is_wrapped
+from darling_plugin.openrlhf.seams import SEAMS, Seam, is_hooked
 
 SETUP_HOOK = f"{__name__}.setup"
 
@@ -44,14 +44,14 @@ class RequiresHooks:
 
 
 def require_hooks() -> RequiresHooks:
-    """Raises DarlingError in a process where the setup hook did not run or a loaded seam is not wrapped."""
+    """Raises DarlingError in a process where the setup hook did not run or a loaded seam is not hooked."""
     if not _ran:
         missing = "the worker's setup hook did not run in this process"
     else:
         missing = ", ".join(
-            f"{seam.module}.{seam.name} is not wrapped"
+            f"{seam.module}.{seam.name} is not hooked"
             for seam in SEAMS
-            if seam.module in sys.modules and not is_wrapped(resolve(seam))
+            if seam.module in sys.modules and not is_hooked(resolve(seam))
         )
     if missing:
         raise DarlingError(
@@ -60,6 +60,13 @@ def require_hooks() -> RequiresHooks:
             "start the run with python3 -m darling_plugin and leave worker_process_setup_hook to it",
         )
     return RequiresHooks()
+
+
+def shared_placement_group() -> str:
+    """Name of the placement group that this job's models share, if they share one."""
+    import ray
+
+    return f"darling-{ray.get_runtime_context().get_job_id()}"
 
 
 def owner(seam: Seam) -> Any:

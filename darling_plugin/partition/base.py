@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,8 @@ from darling_plugin.partition.clustering import check_clustering, cluster
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 RANGE_TOLERANCE = 1e-3  # rounding that a similarity in half precision may show outside [0, 1]
 
@@ -174,7 +177,7 @@ class PairwiseModel(SimilarityModel):
     def _checked_scores(self, pairs: list[Pair]) -> torch.FloatTensor:
         owner = type(self).__name__
         needed = f"one similarity in [0, 1] a pair from {owner}.similarity"
-        scores = to_tensor(self.similarity(pairs), needed).float()
+        scores = in_halves(lambda some: to_tensor(self.similarity(some), needed), pairs).float()
         if tuple(scores.shape) != (len(pairs),):
             raise DarlingError(
                 needed, f"shape {tuple(scores.shape)} for {len(pairs)} pairs", "return them in the order of the pairs"
@@ -203,7 +206,7 @@ class EmbeddingModel(SimilarityModel):
         if not texts:
             return []
         needed = f"one embedding a text, (M, d), from {type(self).__name__}.embed"
-        vectors = to_tensor(self.embed(texts), needed).float()
+        vectors = in_halves(lambda some: to_tensor(self.embed(some), needed), texts).float()
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise DarlingError(
                 needed, f"shape {tuple(vectors.shape)} for {len(texts)} texts", "return them in the order of the texts"
@@ -225,6 +228,32 @@ def to_tensor(value: Any, needed: str) -> torch.Tensor:
         return torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise DarlingError(needed, f"{type(value).__name__}: {error}", "return a tensor") from error
+
+
+def in_halves(score: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[Any]) -> torch.Tensor:
+    """`score(items)`, one row an item; where that runs out of memory, each half is scored on its own, and so on.
+
+    Raises what `score` raises, a shortage of memory for a single item included.
+    """
+    import torch
+
+    try:
+        return score(items)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if len(items) < 2 or not _out_of_memory(error):
+            raise
+        logger.warning("Out of memory with %d at once, going on with half of them: %s", len(items), error)
+    # Outside of the except clause: the traceback, and with it the tensors of that attempt, is gone.
+    torch.cuda.empty_cache()
+    half = len(items) // 2
+    return torch.cat([in_halves(score, items[:half]), in_halves(score, items[half:])])
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    # On a CPU torch raises a bare RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def start(text: str, length: int = 60) -> str:

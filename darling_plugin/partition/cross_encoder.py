@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Pair, PairwiseModel
+from darling_plugin.partition.base import Pair, PairwiseModel, in_halves
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -65,11 +65,15 @@ class CrossEncoder(PairwiseModel):
         # Longest first: pairs of like length share a batch, and a shortage of memory shows in the first one.
         order = lengths.argsort(descending=True, stable=True)
         scores = torch.empty(len(pairs))
+
+        def score(batch: torch.LongTensor) -> torch.FloatTensor:
+            rows = {name: [values[i] for i in batch.tolist()] for name, values in encoded.items()}
+            inputs = self.tokenizer.pad(rows, return_tensors="pt").to(self.device)
+            return _probability_equivalent(self.model(**inputs).logits.float()).cpu()
+
         with torch.inference_mode():
             for batch in order.split(BATCH_SIZE):
-                rows = {name: [values[i] for i in batch.tolist()] for name, values in encoded.items()}
-                inputs = self.tokenizer.pad(rows, return_tensors="pt").to(self.device)
-                scores[batch] = _probability_equivalent(self.model(**inputs).logits.float()).cpu()
+                scores[batch] = in_halves(score, batch)
         return scores
 
 

@@ -4,16 +4,20 @@ import itertools
 import json
 import math
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from openrlhf.trainer import ppo_trainer
 from openrlhf.trainer.ppo_utils import experience_maker
-from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience import Experience, balance_experiences
+from openrlhf.utils import logging_utils
 from ray import cloudpickle
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from darling_plugin import DarlingError, metrics
+from darling_plugin.log import append_partitions
 from darling_plugin.openrlhf import hooks, seams, worker
 from darling_plugin.openrlhf import partition_actor as carried
 from darling_plugin.registry import advantages, register_advantage
@@ -263,7 +267,7 @@ def test_responses_left_out_count_for_quality_alone(installed, configured):
 def test_a_hook_pickles_by_name_as_rays_export_of_actor_classes_needs(installed, seam):
     # The async trainer's process, hooked itself, sends the classes of its actors by value, methods they inherit too.
     hook = worker.resolve(seam)
-    assert seams.is_wrapped(hook)
+    assert seams.is_hooked(hook)
     dumped = cloudpickle.dumps(hook)
     assert seam.function.encode() in dumped and len(dumped) < 200
     assert cloudpickle.loads(dumped) is hook
@@ -350,23 +354,170 @@ def test_the_step_is_logged_with_openrlhfs_number(installed, configured, tmp_pat
         "quality": [1.0, 0.5, 0.25],
         "diversity": [1.0, 0.5, 0.5],
         "reward": [1.0, 0.25, 0.125],
+        "length_penalty": [0.0, 0.0, 0.0],
+        "response_length": [1, 2, 3],
+        "truncated": [False, False, False],
     }
 
 
 def test_evaluation_keeps_its_rewards_and_logs_its_diversity(installed, configured, tmp_path, monkeypatch):
     configured(log_dir=str(tmp_path))
     monkeypatch.setattr(hooks, "_tokenizer", Tokenizer())
-    monkeypatch.setattr(hooks, "_last_step", 3)
     samples = make_experiences([[1.0, 0.0], [0.5, 0.5]], [[0, 1], [0, 0]], [1, 1, 1, 1])
     loader = [(["default"], [f"prompt {k}"], [""], [None]) for k in range(2)]
     logs = ppo_trainer.compute_eval_metrics(loader, samples, 2)
     assert logs["eval_default_pass1"] == 0.5 and logs["eval_default_pass2"] == 0.75, "OpenRLHF's own, unshaped"
     assert logs["darling/diversity"] == 0.5 and logs["darling/classes_per_group"] == 1.5
+    assert logs["darling/quality_only_groups"] == 0.0
+    assert not (tmp_path / "partitions.jsonl").exists(), "the step is known to the trainer alone"
+    arrived = cloudpickle.loads(cloudpickle.dumps(logs))  # the async trainer's goes through a queue
+    trainer = SimpleNamespace(_detect_eval_metric_key=lambda metrics: None)
+    ppo_trainer.BasePPOTrainer.save_best_checkpoint(trainer, arrived, 3, {})
     lines = [json.loads(line) for line in (tmp_path / "partitions.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"], line["reward"], line["advantage"]) for line in lines] == [
         (3, "eval", [1.0, 0.0], None),
         (3, "eval", [0.5, 0.5], None),
     ]
+
+
+class TensorboardLogger:
+    """OpenRLHF's own, as far as a trainer that resumes touches it, without its flags."""
+
+    def __new__(cls, folder):
+        args = SimpleNamespace(
+            logger=SimpleNamespace(tensorboard_dir=str(folder), wandb=SimpleNamespace(run_name="run"))
+        )
+        return logging_utils.TensorboardLogger(args)
+
+
+def scalars(folder, name):
+    reader = EventAccumulator(str(folder / "run"))
+    reader.Reload()
+    return [(point.step, round(point.value, 6)) for point in reader.Scalars(name)]
+
+
+def make_trainer(tensorboard_logger, checkpoints, step=0, *, resumes):
+    ckpt = SimpleNamespace(load_enable=resumes, path=str(checkpoints))
+    trainer = SimpleNamespace(args=SimpleNamespace(ckpt=ckpt), tensorboard_logger=tensorboard_logger)
+    if step:
+        (checkpoints / "_actor").mkdir(parents=True)
+        trainer.actor_model_group = SimpleNamespace(async_run_method=lambda method_name: [{"global_step": step}])
+    return trainer
+
+
+@pytest.mark.parametrize("checkpoint", [2, 0])
+def test_a_run_that_resumes_logs_no_step_twice(installed, configured, tmp_path, monkeypatch, checkpoint):
+    configured(log_dir=str(tmp_path))
+    first = TensorboardLogger(tmp_path / "tensorboard")
+    ppo_trainer.BasePPOTrainer.init_checkpoint_states(make_trainer(first, tmp_path, resumes=False))
+    for step in (1, 2, 3, 4):
+        first.log_train(step, {"reward": step / 10})
+        append_partitions(str(tmp_path), [{"step": step, "split": split} for split in ("train", "eval")])
+    # Nothing closes the writer: what was logged must be on disk when the process is killed.
+    assert [step for step, _ in scalars(tmp_path / "tensorboard", "train/reward")] == [1, 2, 3, 4]
+    with (tmp_path / "partitions.jsonl").open("a") as file:
+        file.write('{"step": 5, "spl')
+
+    monkeypatch.setattr(ppo_trainer, "ray", SimpleNamespace(get=lambda refs: refs))
+    second = TensorboardLogger(tmp_path / "tensorboard")
+    states = ppo_trainer.BasePPOTrainer.init_checkpoint_states(
+        make_trainer(second, tmp_path, checkpoint, resumes=True)
+    )
+    assert states["global_step"] == checkpoint
+    for step in range(checkpoint + 1, 6):
+        second.log_train(step, {"reward": 7.0})
+        append_partitions(str(tmp_path), [{"step": step, "split": "train"}])
+    kept = [(step, step / 10) for step in range(1, checkpoint + 1)]
+    found = scalars(tmp_path / "tensorboard", "train/reward")
+    assert found == kept + [(step, 7.0) for step in range(checkpoint + 1, 6)]
+    lines = [json.loads(line) for line in (tmp_path / "partitions.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines if line["split"] == "eval"] == list(range(1, checkpoint + 1))
+    superseded = (tmp_path / "partitions.superseded.jsonl").read_text().splitlines()
+    assert len(superseded) == 2 * (4 - checkpoint) + 1 and superseded[-1] == '{"step": 5, "spl'
+
+
+def test_a_run_that_does_not_resume_rewinds_nothing(installed, configured, tmp_path):
+    configured(log_dir=str(tmp_path))
+    append_partitions(str(tmp_path), [{"step": 1}])
+    ppo_trainer.BasePPOTrainer.init_checkpoint_states(make_trainer(None, tmp_path, resumes=False))
+    assert (tmp_path / "partitions.jsonl").read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("flags", "penalty"),
+    [
+        # Lengths are 1, 2, 3, 4 of at most 4: the last two exceed 4 - 2, by 1 and 2.
+        ({"overlong_buffer_len": 2, "overlong_penalty_factor": 0.5}, lambda shaped: [0, 0, -0.25, -0.5]),
+        ({"stop_properly_penalty_coef": 0.5}, lambda shaped: [0, 0, 0, -0.5 * shaped[3]]),
+        ({"stop_properly_penalty_coef": -0.7}, lambda shaped: [0, 0, 0, -0.7 - shaped[3]]),
+    ],
+)
+def test_length_penalties_come_after_darling_and_are_logged(installed, configured, tmp_path, flags, penalty):
+    configured(log_dir=str(tmp_path), diversity_floor=0.0)
+    maker = make_maker(**flags)
+    maker.args.rollout.max_new_tokens = 4
+    experiences = make_experiences([[1.0, 1.0, 0.5, 1.0]], [[0, 0, 1, 2]], [3, 1], order=[3, 1, 0, 2])
+    experiences[0].truncated[0] = True  # place 3
+    out = maker.compute_advantages_and_returns(experiences)
+    shaped = [2 / 3, 2 / 3, 0.5, 1.0]
+    expected = [a + b for a, b in zip(shaped, penalty(shaped), strict=True)]
+    (record,) = maker.darling_step[1]
+    assert record["quality"] == [1.0, 1.0, 0.5, 1.0], "before everything"
+    assert record["length_penalty"] == pytest.approx(penalty(shaped), abs=1e-6)
+    assert record["reward"] == pytest.approx(expected, abs=1e-6)
+    assert record["response_length"] == [1, 2, 3, 4] and record["truncated"] == [False, False, False, True]
+    mean = sum(expected) / 4
+    assert record["advantage"] == pytest.approx([value - mean for value in expected], abs=1e-6)
+    found = response_advantages(out)
+    assert [found[k] for k in range(4)] == pytest.approx(record["advantage"], abs=1e-6)
+
+
+def test_dynamic_batches_split_groups_by_length_and_change_nothing(installed, configured):
+    # OpenRLHF's own split, which needs flash attention only later: its micro-batches mix the groups' responses.
+    configured(diversity_floor=0.0)
+    quality = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).tolist()
+    labels = [[0, 0, 1, 2], [0, 0, 0, 0], [0, 1, 2, 3], [0, 1, 0, 1], [0, 0, 0, 1], [0, 1, 2, 2]]
+
+    def train_on(dynamic, max_tokens=1000):
+        maker = make_maker()
+        maker.args.train = SimpleNamespace(dynamic_batch_enable=dynamic)
+        maker.args.rollout.micro_batch_size, maker.args.rollout.max_tokens_per_gpu = 24, max_tokens
+        maker.args.actor = SimpleNamespace(num_nodes=1, num_gpus_per_node=2)
+        maker.args.ds = SimpleNamespace(ring_attn_size=1, tensor_parallel_size=1)
+        maker.tokenizer.pad_token_id = 0
+        samples = make_experiences(quality, labels, [1] * 24)
+        for place, sample in enumerate(samples):
+            sample.index, sample.total_length = None, torch.tensor([1 + place % 7])
+        return maker.compute_advantages_and_returns(maker.split_rollout_samples(samples))
+
+    whole, dynamic = train_on(False), train_on(True, max_tokens=16)
+    assert len(whole) == 1 and len(dynamic) > 4
+    assert any({place // 4 for place in a.index} & {place // 4 for place in b.index} for a, b in pairwise(dynamic))
+    assert [place for e in dynamic for place in e.index] != list(range(24)), "groups are split, and out of order"
+    for read in (lambda e: e.rewards.tolist(), lambda e: e.advantages.tolist()):
+        expected, found = by_place(whole, read), by_place(dynamic, read)
+        assert found.keys() == expected.keys()
+        for place in expected:
+            assert found[place] == pytest.approx(expected[place], abs=1e-6)
+    # What goes on to the actors is OpenRLHF's: balance_experiences cuts and merges the micro-batches again.
+    args = SimpleNamespace(
+        actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=2),
+        ds=SimpleNamespace(ring_attn_size=1, tensor_parallel_size=1),
+    )
+    balanced = [e for part in balance_experiences(dynamic, args) for e in (part if isinstance(part, list) else [part])]
+    assert sum(len(e.rewards) for e in balanced) == 24
+
+
+def test_duplicate_prompts_are_groups_of_their_own(installed, configured, tmp_path):
+    configured(log_dir=str(tmp_path), diversity_floor=0.0)
+    maker = make_maker(n=2)
+    experiences = make_experiences([[1.0, 0.5], [0.2, 0.4]], [[0, 1], [0, 0]], [3, 1], order=[2, 0, 3, 1])
+    for experience in experiences:
+        experience.prompts = ["the same prompt"] * len(experience.prompts)
+    out = maker.compute_advantages_and_returns(experiences)
+    assert by_place(out, lambda e: e.rewards.tolist()) == pytest.approx({0: 1.0, 1: 0.5, 2: 0.0, 3: 0.0})
+    assert [record["labels"] for record in maker.darling_step[1]] == [[0, 1], [0, 0]]
 
 
 def test_evaluation_with_one_sample_a_prompt_has_no_diversity(installed, configured):
@@ -382,10 +533,10 @@ def test_install_is_idempotent_and_removable(configured):
     configured()
     seam = seams.ADVANTAGES
     original = worker.resolve(seam)
-    assert not seams.is_wrapped(original)
+    assert not seams.is_hooked(original)
     hooks.install(experience_maker)
     wrapped = worker.resolve(seam)
-    assert seams.is_wrapped(wrapped) and wrapped.darling_original is original
+    assert seams.is_hooked(wrapped) and wrapped.darling_original is original
     hooks.install(experience_maker)
     assert worker.resolve(seam) is wrapped
     hooks.uninstall(experience_maker)
@@ -400,5 +551,5 @@ def test_the_guard_stops_a_process_without_hooks(configured, monkeypatch):
         worker.require_hooks()
     monkeypatch.setattr(worker, "_ran", True)
     assert seams.ADVANTAGES.module in sys.modules
-    with pytest.raises(DarlingError, match="compute_advantages_and_returns is not wrapped"):
+    with pytest.raises(DarlingError, match="compute_advantages_and_returns is not hooked"):
         worker.require_hooks()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,8 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.threshold", "nan", *ENABLED], "a finite number"),
         (["--darling.num_partition_actors", "0", *ENABLED], "at least 1"),
         (["--darling.gpus_per_partition_actor", "-1", *ENABLED], "0 or more"),
+        (["--darling.partition_timeout", "0", *ENABLED], "seconds above 0"),
+        (["--darling.partition_timeout", "inf", *ENABLED], "seconds above 0"),
         (["--darling.import_path", "no_such_module_anywhere", *ENABLED], "no_such_module_anywhere"),
         (["--darling.enable"], "--rollout.n_samples_per_prompt 1"),
         (["--darling.enable", "--rollout.n_samples_per_prompt=1"], "--rollout.n_samples_per_prompt 1"),
@@ -128,10 +131,12 @@ def test_a_setup_hook_of_the_users_own(monkeypatch):
         init(runtime_env={"worker_process_setup_hook": "mine.setup"})
 
 
-def test_cpu_mode_is_checked_too(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(DarlingError, match="RAY_ADDRESS=auto"):
-        launch.main(["--darling.cpu"])
+def test_cpu_mode_brings_its_gpus_in_name_unless_it_joins_a_cluster(monkeypatch):
+    init = launch._with_setup_hook(lambda **kwargs: kwargs, DarlingConfig(cpu=True))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert init()["num_gpus"] == 64
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert set(init()) == {"runtime_env"}, "Ray refuses to be given resources for a cluster that is there"
 
 
 def test_a_log_dir_with_another_runs_partitions(tmp_path):
@@ -148,6 +153,61 @@ def test_the_advantage_is_resolved_by_the_estimator(capsys):
     config, rest = parse([*ENABLED, "--algo.advantage.estimator", "group_norm"])
     assert launch.check(config, rest).advantage is None, "OpenRLHF's estimator decides, and run.json says so"
     assert "The paper's advantage" in capsys.readouterr().err
+
+
+DIVIDES = r"WARNING: .*divides its advantages by {} standard deviation.*2509.02534.*3.35.*5.49"
+
+
+@pytest.mark.parametrize(
+    ("flags", "warning"),
+    [
+        (["--algo.advantage.estimator", "group_norm"], DIVIDES.format("each group's")),
+        (["--algo.advantage.estimator", "reinforce_baseline"], DIVIDES.format("the batch's")),
+        (["--algo.advantage.estimator", "gae"], DIVIDES.format("the batch's")),
+        (["--darling.advantage", "centered_std"], DIVIDES.format("each group's")),
+        (["--algo.advantage.estimator", "reinforce_baseline", "--algo.advantage.no_std_norm"], None),
+        (["--algo.advantage.estimator", "rloo"], None),
+        ([], None),
+    ],
+)
+def test_dividing_by_a_standard_deviation_warns_once_and_names_the_ablation(capsys, flags, warning):
+    config, rest = parse([*ENABLED, *flags])
+    launch.check(config, rest)
+    said = capsys.readouterr().err
+    assert said.count("WARNING") == (warning is not None)
+    assert warning is None or re.search(warning, said)
+
+
+COLOCATED = [*ENABLED, "--train.colocate_all", "--actor.num_gpus_per_node", "2", "--darling.gpus_per_partition_actor"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "free"),
+    [
+        # Reward model, reference, policy and vLLM leave 0.2 of each of two GPUs.
+        (["0.2", "--darling.num_partition_actors", "3"], 0.2),
+        (["0.3"], 0.2),
+        (["0.2", "--algo.advantage.estimator", "gae"], 0.0),
+        (["0.5", "--algo.kl.init_coef", "0"], 0.4),
+        (["0.8", "--reward.remote_url", "reward.py", "--train.async_enable"], 0.6),
+    ],
+)
+def test_a_gpu_share_that_colocated_models_do_not_leave(flags, free):
+    with pytest.raises(DarlingError, match=f"at most {free} of each GPU.*colocate_all 2 GPU"):
+        launch.check(*parse([*COLOCATED, *flags]))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["0.2", "--darling.num_partition_actors", "2"],
+        ["0.1", "--darling.num_partition_actors", "4"],
+        ["0", "--darling.num_partition_actors", "9"],
+        ["0.4", "--algo.kl.init_coef", "0"],
+    ],
+)
+def test_a_gpu_share_that_colocated_models_leave(flags):
+    launch.check(*parse([*COLOCATED, *flags]))
 
 
 def test_ray_already_initialised():

@@ -29,16 +29,16 @@ class Toy:
         self.passenger = passenger
 
     def wrapped(self):
-        from darling_plugin.openrlhf.seams import SEAMS, is_wrapped
+        from darling_plugin.openrlhf.seams import SEAMS, is_hooked
         from darling_plugin.openrlhf.worker import resolve
 
-        return {seam.name: is_wrapped(resolve(seam)) for seam in SEAMS}
+        return {seam.name: is_hooked(resolve(seam)) for seam in SEAMS}
 
     def install_again_then_uninstall(self):
         import sys
 
         from darling_plugin.openrlhf import hooks
-        from darling_plugin.openrlhf.seams import SEAMS, is_wrapped
+        from darling_plugin.openrlhf.seams import SEAMS, is_hooked
         from darling_plugin.openrlhf.worker import resolve
 
         before = [resolve(seam) for seam in SEAMS]
@@ -47,7 +47,7 @@ class Toy:
         unchanged = all(a is b for a, b in zip(before, (resolve(seam) for seam in SEAMS), strict=True))
         for seam in SEAMS:
             hooks.uninstall(sys.modules[seam.module])
-        return unchanged, [is_wrapped(resolve(seam)) for seam in SEAMS]
+        return unchanged, [is_hooked(resolve(seam)) for seam in SEAMS]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,197 @@
+"""Partition actors under faults, on a real Ray: killed, hanging, without room. Real signals, real processes."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from darling_plugin import DarlingError
+from darling_plugin.config import DarlingConfig
+from darling_plugin.openrlhf import launch, partition_actor, worker
+from darling_plugin.openrlhf.partition_actor import PartitionPool
+
+# Workers cannot import this file: it travels with what it defines.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+MODEL = """
+import os, re, time
+import ray
+from darling_plugin import PartitionModel
+
+with open({starts!r}, "a") as file:
+    file.write(f"{{os.getpid()}} {{ray.get_gpu_ids()}}\\n")
+
+class Model(PartitionModel):
+    def partition(self, groups):
+        for group in groups:
+            if "hang" in group.prompt:
+                time.sleep(600)
+            if "regex" in group.prompt:
+                re.match(r"(a|a)+$", "a" * 60 + "b")  # holds Python's lock for longer than anyone waits
+            time.sleep({seconds})
+        return [[ord(text[:1]) for text in group.responses] for group in groups]
+"""
+
+
+class Letters:
+    def decode(self, ids, skip_special_tokens):
+        return "".join(map(chr, ids))
+
+
+def generate(prompt, texts, seconds=0.0):
+    """What a rollout actor returns for one prompt, after `seconds`."""
+    time.sleep(seconds)
+    return [
+        {
+            "prompt": prompt,
+            "observation_tokens": list(map(ord, text)),
+            "action_ranges": [(0, len(text))],
+            "reward": 1.0,
+        }
+        for text in texts
+    ]
+
+
+def write_model(tmp_path, seconds=0.0):
+    (tmp_path / "model.py").write_text(MODEL.format(starts=str(tmp_path / "starts"), seconds=seconds))
+    return f"{tmp_path / 'model.py'}:Model"
+
+
+def starts(tmp_path):
+    """Process id and GPUs of each partition actor's process so far."""
+    return [line.split(" ", 1) for line in (tmp_path / "starts").read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def local_ray(config, **kwargs):
+    launch._with_setup_hook(ray.init, config)(**{"num_cpus": 4, "include_dashboard": False, **kwargs})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def submit(pool, prompt, texts, seconds=0.0):
+    return pool.submit(ray.remote(num_cpus=0)(generate).remote(prompt, texts, seconds), split="train", max_len=100)
+
+
+def labels(scored):
+    return [response["extra_logs"]["darling_label"] for response in scored]
+
+
+def test_killed_five_times_no_group_is_lost_scored_twice_or_wrong(tmp_path):
+    config = DarlingConfig(enable=True, partition_model=write_model(tmp_path, seconds=0.3), num_partition_actors=1)
+    with local_ray(config):
+        pool = PartitionPool(config, Letters(), quality_expected=True)
+        texts = [["ab", "ac", "b"], ["x", "y", "z"], ["q", "q", "q"]] * 8
+        # Generation goes on all the while: a new group every second.
+        refs = [submit(pool, f"prompt {k}", each, seconds=1.0 * k) for k, each in enumerate(texts)]
+        for kills in range(1, 6):
+            while len(starts(tmp_path)) < kills:
+                time.sleep(0.05)
+            ray.wait(refs, num_returns=min(len(refs), 2 * kills), timeout=120)
+            os.kill(int(starts(tmp_path)[-1][0]), signal.SIGKILL)
+        scored = ray.get(refs, timeout=180)
+        assert len(starts(tmp_path)) == 6 and len({pid for pid, _ in starts(tmp_path)}) == 6
+    for k, (each, group) in enumerate(zip(texts, scored, strict=True)):
+        assert [response["extra_logs"]["darling_group"] for response in group] == [k] * 3
+        assert group[0]["prompt"] == f"prompt {k}"
+        letters = [text[0] for text in each]
+        assert labels(group) == [list(dict.fromkeys(letters)).index(letter) for letter in letters]
+
+
+def test_a_model_that_hangs_costs_its_own_group_alone(tmp_path):
+    config = DarlingConfig(
+        enable=True, partition_model=write_model(tmp_path), partition_timeout=3.0, on_error="quality_only"
+    )
+    with local_ray(config):
+        pool = PartitionPool(config, Letters(), quality_expected=True)
+        refs = [submit(pool, prompt, ["a", "b"]) for prompt in ("first", "hang", "third", "fourth")]
+        scored = ray.get(refs, timeout=60)
+        assert [group[0]["extra_logs"]["darling_quality_only"] for group in scored] == [0, 1, 0, 0]
+        assert [labels(group) for group in scored] == [[0, 1], [-1, -1], [0, 1], [0, 1]]
+        assert len({pid for pid, _ in starts(tmp_path)}) == 1, "a new copy of the model in the same process"
+        assert labels(ray.get(submit(pool, "later", ["a", "a"]), timeout=30)) == [0, 0]
+
+
+def test_a_model_that_hangs_stops_the_run_by_default(tmp_path):
+    config = DarlingConfig(enable=True, partition_model=write_model(tmp_path), partition_timeout=2.0)
+    with local_ray(config):
+        pool = PartitionPool(config, Letters(), quality_expected=True)
+        with pytest.raises(
+            DarlingError, match=r"(?s)no answer within --darling.partition_timeout 2 s.*train prompt 0"
+        ):
+            ray.get(submit(pool, "hang", ["a", "b"]), timeout=60)
+
+
+def test_a_model_that_hangs_with_pythons_lock_held_ends_in_an_error_not_in_a_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr(partition_actor, "RETRIES", 1)
+    # The actor's process imports the module anew, so its grace is the real one, of 10 s.
+    config = DarlingConfig(enable=True, partition_model=write_model(tmp_path), partition_timeout=1.0)
+    with local_ray(config):
+        pool = PartitionPool(config, Letters(), quality_expected=True)
+        ref = submit(pool, "regex", ["a", "b"])
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(ref, timeout=120)
+        assert len({pid for pid, _ in starts(tmp_path)}) >= 2, "the watchdog ended the process and Ray started another"
+        session = ray._private.worker._global_node.get_session_dir_path()
+    logs = [path.read_text(errors="replace") for path in Path(session, "logs").glob("*.err")]
+    assert any(re.search(r"Timeout.*in match", log, re.S) for log in logs), "it says where it hung"
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_colocated_actors_get_their_share_of_the_placement_group_that_holds_every_gpu(tmp_path, gpus):
+    config = DarlingConfig(
+        enable=True, partition_model=write_model(tmp_path), num_partition_actors=2, gpus_per_partition_actor=0.2
+    )
+    with local_ray(config, num_gpus=gpus):
+        shared = launch.name_first(placement_group)([{"GPU": 1, "CPU": 1}] * gpus, strategy="PACK")
+        ray.get(shared.ready(), timeout=30)
+        placed = [PlacementGroupSchedulingStrategy(shared, bundle) for bundle in range(gpus)]
+
+        @ray.remote(num_gpus=0.2, num_cpus=0.2)
+        class Model:
+            def gpu(self):
+                return ray.get_gpu_ids()
+
+        models = [Model.options(scheduling_strategy=place).remote() for place in placed for _ in range(3)]
+        ray.get([model.gpu.remote() for model in models], timeout=60)
+        assert ray.available_resources().get("GPU", 0) == 0, "nothing is left outside of the group"
+        found = ray.get(ray.remote(num_cpus=0)(find_shared).remote(), timeout=60)
+        assert found.id == shared.id, "a worker of the job finds it"
+        pool = PartitionPool(config, Letters(), quality_expected=True, colocate_with=found)
+        assert labels(ray.get(submit(pool, "p", ["a", "b"]), timeout=60)) == [0, 1]
+        assert sorted(gpu for _, gpu in starts(tmp_path)) == sorted(f"[{k % gpus}]" for k in range(2))
+
+
+def find_shared():
+    return ray.util.get_placement_group(worker.shared_placement_group())
+
+
+def test_an_actor_that_finds_no_room_is_waited_for_and_named_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(partition_actor, "START_TIMEOUT", 5.0)
+    config = DarlingConfig(enable=True, partition_model=write_model(tmp_path), gpus_per_partition_actor=0.5)
+    with local_ray(config, num_gpus=1):
+        group = placement_group([{"GPU": 1, "CPU": 1}])
+        ray.get(group.ready(), timeout=30)
+        with pytest.raises(DarlingError, match="(?s)0.5 GPU each, beside the models.*not ready; free in the cluster"):
+            PartitionPool(config, Letters(), quality_expected=True)
+        full = ray.remote(num_gpus=0.8, num_cpus=0)(Full)
+        placed = PlacementGroupSchedulingStrategy(group, 0)
+        holder = full.options(scheduling_strategy=placed).remote()
+        ray.get(holder.ready.remote(), timeout=60)
+        with pytest.raises(DarlingError, match="(?s)0.5 GPU each, in the placement group of the models.*not ready"):
+            PartitionPool(config, Letters(), quality_expected=True, colocate_with=group)
+
+
+class Full:
+    def ready(self):
+        return True
