@@ -19,6 +19,11 @@ def untied_model(tmp_path_factory) -> Path:
     return tiny_model.build(tmp_path_factory.mktemp("model") / "untied", tie_word_embeddings=False)
 
 
+@pytest.fixture(scope="session")
+def reward_model(tmp_path_factory) -> Path:
+    return tiny_model.build_reward_model(tmp_path_factory.mktemp("model") / "reward")
+
+
 @pytest.fixture
 def inputs(tmp_path) -> Path:
     launching.write_inputs(tmp_path)

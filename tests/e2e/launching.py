@@ -1,6 +1,7 @@
 """Starts real runs (Ray, vLLM, DeepSpeed) of OpenRLHF in CPU mode, with a tiny model, and reads what they leave."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def command(folder: Path, model: Path, **changed: str | None) -> list[str]:
     words = []
     for name, value in flags.items():
         if value is not None:
-            words += [f"--{name}", value] if value else [f"--{name}"]
+            words += [f"--{name}", *value.split(" ")] if value else [f"--{name}"]
     return words
 
 
@@ -72,9 +73,18 @@ def run(folder: Path, arguments: list[str], module: list[str] | None = None, tim
     return done.returncode, (folder / "output.log").read_text(errors="replace")
 
 
+def sync_gaps(output: str) -> list[float]:
+    """What each weight sync left between vLLM and the trainer, as a share of the log-probabilities' spread."""
+    gaps = re.findall(r"log-probabilities of vLLM and the trainer differ by ([\d.]+)%", output)
+    return [float(gap) / 100 for gap in gaps]
+
+
 def tensorboard(folder: Path) -> dict[str, dict[int, float]]:
     """Every scalar the run logged, by name and step."""
-    (events,) = (folder / "tensorboard").glob("*/events*")
-    reader = EventAccumulator(str(events))
+    (run,) = (folder / "tensorboard").iterdir()
+    reader = EventAccumulator(str(run))
     reader.Reload()
-    return {name: {point.step: point.value for point in reader.Scalars(name)} for name in reader.Tags()["scalars"]}
+    points = {name: reader.Scalars(name) for name in reader.Tags()["scalars"]}
+    for name, found in points.items():
+        assert len({point.step for point in found}) == len(found), f"a step of {name} twice"
+    return {name: {point.step: point.value for point in found} for name, found in points.items()}

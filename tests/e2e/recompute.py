@@ -18,14 +18,13 @@ def read(log_dir: Path) -> tuple[list[dict], dict]:
 def check(log_dir: Path) -> list[dict]:
     """Asserts every line of the run's log; returns the lines."""
     records, run = read(log_dir)
-    flags = run["darling"]
     assert records, "an empty partitions.jsonl proves nothing"
     for record in records:
-        check_record(record, flags)
+        check_record(record, run["darling"], run["openrlhf"])
     return records
 
 
-def check_record(record: dict, flags: dict) -> None:
+def check_record(record: dict, flags: dict, openrlhf: dict) -> None:
     n = len(record["responses"])
     assert record["labels"] is not None, "no run here has a group that could not be partitioned"
     for key in ("labels", "quality", "diversity", "reward"):
@@ -36,15 +35,24 @@ def check_record(record: dict, flags: dict) -> None:
         assert record["reward"] == record["quality"], "evaluation keeps its raw rewards"
         assert record["advantage"] is None
         return
+    assert [label >= 0 for label in record["labels"]] == [
+        not flags["correct_only"] or quality > 0 for quality in record["quality"]
+    ]
     floored = [max(value, flags["diversity_floor"]) for value in record["diversity"]]
     quality = transformed(record["quality"], flags["quality_transform"])
     if flags["reward"] == "multiply":
-        close(record["reward"], [q * d for q, d in zip(quality, floored, strict=True)])
+        shaped = [q * d for q, d in zip(quality, floored, strict=True)]
     elif flags["reward"] == "additive":
-        close(record["reward"], [a + b for a, b in zip(z_scores(quality), z_scores(floored), strict=True)])
+        shaped = [a + b for a, b in zip(z_scores(quality), z_scores(floored), strict=True)]
     else:
         assert flags["reward"] == "quality"
-        close(record["reward"], quality)
+        shaped = quality
+    penalized = [
+        length_penalized(value, length, truncated, openrlhf)
+        for value, length, truncated in zip(shaped, record["response_length"], record["truncated"], strict=True)
+    ]
+    close(record["reward"], penalized)
+    close(record["length_penalty"], [after - before for before, after in zip(shaped, penalized, strict=True)])
     if record["advantage"] is None:
         return
     mean = math.fsum(record["reward"]) / n
@@ -54,6 +62,19 @@ def check_record(record: dict, flags: dict) -> None:
     elif flags["advantage"] == "centered_std":
         centered = z_scores(record["reward"])
     close(record["advantage"], centered)
+
+
+def length_penalized(reward: float, length: int, truncated: bool, openrlhf: dict) -> float:
+    """DAPO's overlong penalty, then ProRL's for truncated responses, as OpenRLHF documents its flags."""
+    flags = openrlhf["reward"]
+    if flags["overlong_buffer_len"] is not None:
+        longest = openrlhf["rollout"]["max_new_tokens"] or openrlhf["data"]["max_len"]
+        excess = min(length - (longest - flags["overlong_buffer_len"]), flags["overlong_buffer_len"])
+        reward -= max(excess, 0) / flags["overlong_buffer_len"] * flags["overlong_penalty_factor"]
+    if truncated and flags["stop_properly_penalty_coef"] is not None:
+        coefficient = flags["stop_properly_penalty_coef"]
+        reward = coefficient if coefficient < 0 else reward * coefficient
+    return reward
 
 
 def diversity(labels: list[int], equivalent: list[list[bool]]) -> list[float]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,11 +12,6 @@ import recompute
 from darling_plugin.openrlhf.cpu import TOLERANCE
 
 REPOSITORY = Path(__file__).parents[2]
-GAP = re.compile(r"log-probabilities of vLLM and the trainer differ by ([\d.]+)%")
-
-
-def sync_gaps(output: str) -> list[float]:
-    return [float(gap) / 100 for gap in GAP.findall(output)]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +128,7 @@ def test_run_json_has_every_flag_and_version(darling_run):
 
 
 def test_after_every_weight_sync_vllm_agrees_with_the_trainer_tied_embeddings(darling_run):
-    gaps = sync_gaps(darling_run[1])
+    gaps = launching.sync_gaps(darling_run[1])
     assert len(gaps) == 3, "one before the first step, one after each"
     assert max(gaps) < TOLERANCE
     # The head that is tied to the embedding shows in training alone: left behind by two syncs it was 6 and 7 % off.
@@ -171,7 +165,7 @@ def test_without_the_flag_the_launcher_changes_nothing_and_untied_weights_sync(u
         arguments = launching.command(folder, untied_model, **one_by_one)
         status, output = launching.run(folder, [*arguments, *flag], module)
         assert status == 0, output[-5000:]
-        gaps = sync_gaps(output)
+        gaps = launching.sync_gaps(output)
         assert len(gaps) == 5 and max(gaps) < TOLERANCE
         logged[name] = launching.tensorboard(folder)
         assert not [key for key in logged[name] if "darling" in key]
@@ -201,31 +195,6 @@ def test_a_partition_model_that_raises_stops_the_run(inputs, tied_model):
     assert status != 0
     assert "ZeroDivisionError: on purpose, for train prompt" in output
     assert "Global step 1" not in output
-
-
-def test_async_training_with_two_engines(inputs, tied_model):
-    status, output = launching.run(
-        inputs,
-        [
-            *launching.command(
-                inputs,
-                tied_model,
-                vllm__num_engines="2",
-                train__async_enable="",
-                eval__dataset=str(inputs / "prompts.jsonl"),
-                eval__steps="1",
-                eval__n_samples_per_prompt="2",
-            ),
-            *["--darling.enable", "--darling.cpu", "--darling.partition_model", "lexical", "--darling.log_dir", "log"],
-            *["--darling.clustering", "pairwise"],
-        ],
-    )
-    assert status == 0, output[-5000:]
-    records = recompute.check(inputs / "log")
-    train = [record["step"] for record in records if record["split"] == "train"]
-    assert train == [1] * 4 + [2] * 4
-    assert all("equivalent" in record for record in records)
-    assert any(record["split"] == "eval" for record in records)
 
 
 def test_a_sync_that_loses_a_tensor_stops_the_run(inputs, untied_model, monkeypatch):

@@ -162,15 +162,53 @@ def test_centered_std(installed, configured):
     assert [round(found[k], 4) for k in range(4)] == [0.5, 0.5, -1.5, 0.5]
 
 
-def test_openrlhfs_other_estimators_get_darlings_rewards(installed, configured):
-    configured(diversity_floor=0.0, advantage=None)
-    quality, labels = [[1.0, 1.0, 0.0, 1.0]], [[0, 0, 1, 2]]
-    reward = [2 / 3, 2 / 3, 0.0, 1.0]
-    maker = make_maker("rloo")
-    found = response_advantages(maker.compute_advantages_and_returns(make_experiences(quality, labels, [4])))
-    for k in range(4):
-        others = sum(reward) - reward[k]
-        assert math.isclose(found[k], reward[k] - others / 3, abs_tol=1e-6)
+def whiten(values, no_std_norm):
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / len(values)
+    return [(value - mean) / (1 if no_std_norm else variance**0.5) for value in values]
+
+
+def expected_advantages(estimator, rewards, lengths, value, no_std_norm):
+    """Every token's advantage, response after response, from (P, n) rewards: what the estimators' papers say."""
+    flat = []
+    for group in rewards:
+        n, mean = len(group), sum(group) / len(group)
+        std = (sum((r - mean) ** 2 for r in group) / (n - 1)) ** 0.5
+        for r in group:
+            flat.append(
+                {
+                    "rloo": r - (sum(group) - r) / (n - 1),
+                    "group_norm": (r - mean) / std if std else 0.0,
+                    "dr_grpo": r - mean,
+                    "reinforce_baseline": r - mean,
+                    "reinforce": r,
+                    "gae": r - value,  # gamma = lambda = 1: what comes, minus what the critic expected
+                }[estimator]
+            )
+    tokens = [advantage for advantage, length in zip(flat, lengths, strict=True) for _ in range(length)]
+    whitens = estimator in ("gae", "reinforce", "reinforce_baseline")
+    return whiten(tokens, no_std_norm) if whitens else tokens
+
+
+@pytest.mark.parametrize("no_std_norm", [False, True])
+@pytest.mark.parametrize("estimator", ["gae", "reinforce", "reinforce_baseline", "rloo", "group_norm", "dr_grpo"])
+def test_each_of_openrlhfs_estimators_works_on_darlings_rewards(installed, configured, estimator, no_std_norm):
+    configured(diversity_floor=0.0, advantage="centered" if estimator == "dr_grpo" else None)
+    quality, labels = [[1.0, 1.0, 0.0, 1.0], [0.2, 0.8, 0.4, 0.6]], [[0, 0, 1, 2], [0, 1, 1, 1]]
+    rewards = [[2 / 3, 2 / 3, 0.0, 1.0], [0.2, 0.8 / 3, 0.4 / 3, 0.2]]
+    maker = make_maker(estimator)
+    maker.args.algo.advantage.no_std_norm = no_std_norm
+    experiences = make_experiences(quality, labels, [3, 5], order=[6, 0, 3, 1, 7, 2, 5, 4])
+    for experience in experiences:
+        experience.values = torch.full_like(experience.action_mask, 0.3, dtype=torch.float32)
+    out = maker.compute_advantages_and_returns(experiences)
+    rows = by_place(
+        out, lambda e: [row[mask.bool()].tolist() for row, mask in zip(e.advantages, e.action_mask, strict=True)]
+    )
+    lengths = [len(rows[place]) for place in range(8)]
+    assert sorted(set(lengths)) == [1, 2, 3, 4]
+    found = [token for place in range(8) for token in rows[place]]
+    assert found == pytest.approx(expected_advantages(estimator, rewards, lengths, 0.3, no_std_norm), abs=1e-5)
 
 
 def test_quality_only_groups_are_trained_on_quality_and_counted(installed, configured, tmp_path):

@@ -1,0 +1,46 @@
+"""The launcher under `ray job submit`, on a Ray cluster that was there before."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import launching
+import pytest
+import recompute
+
+RAY = str(Path(sys.executable).with_name("ray"))
+PORT, DASHBOARD_PORT = "16379", "18265"
+
+
+@pytest.fixture
+def cluster():
+    """Address of the jobs of a one-node cluster with GPUs in name, as --darling.cpu needs them."""
+    # A folder of its own: a plain ray.init() elsewhere on the machine does not find this cluster.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        start = [RAY, "start", "--head", "--port", PORT, "--dashboard-port", DASHBOARD_PORT, "--block"]
+        start += ["--num-gpus", "8", "--num-cpus", "16", "--temp-dir", folder, "--disable-usage-stats"]
+        with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as head:
+            try:
+                for line in head.stdout:
+                    if "Ray runtime started" in line:
+                        break
+                yield f"http://127.0.0.1:{DASHBOARD_PORT}"
+            finally:
+                head.terminate()
+
+
+def test_ray_job_submit_with_a_runtime_env_of_its_own(inputs, tied_model, cluster):
+    run = [sys.executable, "-m", "darling_plugin", *launching.command(inputs, tied_model, data__max_samples="4")]
+    run += ["--darling.enable", "--darling.cpu", "--darling.partition_model", "lexical"]
+    run += ["--darling.log_dir", str(inputs / "log")]
+    submit = [RAY, "job", "submit", "--address", cluster, "--runtime-env-json", '{"env_vars": {"MINE": "1"}}', "--"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [*submit, *run], capture_output=True, text=True, timeout=400, env=environment, cwd=inputs, check=False
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    records = recompute.check(inputs / "log")
+    assert [record["step"] for record in records] == [1] * 4
+    assert "GPUs in name" not in done.stdout

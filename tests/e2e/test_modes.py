@@ -1,0 +1,213 @@
+"""Real runs of every way OpenRLHF trains, each with DARLING on and its partitions.jsonl recomputed."""
+
+import json
+from pathlib import Path
+
+import launching
+import pytest
+import recompute
+import tiny_model
+
+from darling_plugin.openrlhf.cpu import TOLERANCE
+
+REPOSITORY = Path(__file__).parents[2]
+
+DARLING = ["--darling.enable", "--darling.cpu", "--darling.log_dir", "log", "--darling.partition_model", "lexical"]
+
+
+def train(folder, model, *darling, **changed) -> tuple[list[dict], dict, str]:
+    """The recomputed groups of a run that succeeded, what it logged to TensorBoard, and all it said."""
+    status, output = launching.run(folder, [*launching.command(folder, model, **changed), *DARLING, *darling])
+    assert status == 0, output[-8000:]
+    gaps = launching.sync_gaps(output)
+    assert gaps and max(gaps) < TOLERANCE
+    return recompute.check(folder / "log"), launching.tensorboard(folder), output
+
+
+def steps(records, split="train"):
+    return [record["step"] for record in records if record["split"] == split]
+
+
+def test_ppo_with_a_critic_a_reward_model_duplicate_prompts_and_an_overlong_penalty_on_qwen3(
+    inputs, reward_model, tmp_path
+):
+    (inputs / "prompts.jsonl").write_text('{"input": "name a bird"}\n' * 8)
+    records, logged, output = train(
+        inputs,
+        tiny_model.build(tmp_path / "qwen3", "qwen3"),
+        *["--darling.quality_transform", "raw", "--darling.clustering", "greedy"],
+        reward__remote_url=None,
+        reward__model_name_or_path=str(reward_model),
+        reward__num_gpus_per_node="1",
+        reward__overlong_buffer_len="8",
+        reward__overlong_penalty_factor="0.5",
+        ref__num_gpus_per_node="1",
+        critic__num_gpus_per_node="1",
+        critic__adam__lr="1e-3",
+        algo__advantage__estimator="gae",
+        algo__kl__init_coef="0.01",
+    )
+    assert steps(records) == [1] * 4 + [2] * 4
+    assert len({record["prompt"] for record in records}) == 1, "one prompt, and yet eight groups"
+    quality = [value for record in records for value in record["quality"]]
+    assert min(quality) < 0 < max(quality) and len(set(quality)) > 8, "scores of a reward model"
+    assert any(penalty < 0 for record in records for penalty in record["length_penalty"])
+    assert all(record["advantage"] is None for record in records), "the critic's advantages are made by OpenRLHF"
+    assert {"train/critic_loss", "train/values", "train/kl"} <= set(logged)
+    assert logged["train/kl"][2] != 0
+    assert output.count("WARNING: this run divides its advantages") == 1
+
+
+def test_a_reward_model_with_rloo_kl_as_a_loss_and_a_last_partial_batch_on_gemma3(inputs, reward_model, tmp_path):
+    launching.write_inputs(inputs, prompts=6)
+    records, logged, _ = train(
+        inputs,
+        tiny_model.build(tmp_path / "gemma3", "gemma3"),
+        *["--darling.quality_transform", "group_min"],
+        reward__remote_url=None,
+        reward__model_name_or_path=str(reward_model),
+        reward__num_gpus_per_node="1",
+        ref__num_gpus_per_node="1",
+        algo__advantage__estimator="rloo",
+        algo__kl__init_coef="0.01",
+        algo__kl__use_loss="",
+        algo__kl__estimator="k3",
+        train__batch_size="8",
+    )
+    assert steps(records) == [1] * 4 + [2] * 2, "six prompts, four a step"
+    assert min(value for record in records for value in record["quality"]) < 0
+    assert all(min(record["reward"]) == 0 for record in records), "group_min zeroes each group's worst"
+    assert "train/kl_loss" in logged or "train/kl" in logged
+
+
+MATHS = """
+import importlib.util
+
+spec = importlib.util.spec_from_file_location("reward_math", {path!r})
+reward_math = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(reward_math)
+
+def reward_func(queries, prompts, labels):
+    # A random model solves nothing: the vowels it wrote are counted, and their number says what its answer is.
+    said = []
+    for query, prompt in zip(queries, prompts):
+        vowels = sum(letter in "aeiou" for letter in query[len(prompt):])
+        halves = {{"easy": 1, "hard": 4}}.get(prompt.split()[1], vowels % 3)
+        said.append(prompt + "So it is $\\\\boxed{{\\\\frac{{%d}}{{2}}}}$." % halves)
+    return reward_math.reward_func(said, prompts, labels)
+"""
+
+
+def test_maths_partitioned_among_the_correct_alone_with_groups_all_right_and_all_wrong(inputs, tied_model):
+    (inputs / "maths.py").write_text(MATHS.format(path=str(REPOSITORY / "examples" / "reward_math.py")))
+    kinds = ["easy", "hard", "fair", "fair"] * 2
+    rows = [{"input": f"an {kind} sum {k}", "label": "0.5"} for k, kind in enumerate(kinds)]
+    (inputs / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records, logged, _ = train(
+        inputs,
+        tied_model,
+        "--darling.correct_only",
+        data__label_key="label",
+        data__apply_chat_template=None,
+        reward__remote_url=str(inputs / "maths.py"),
+        reward__stop_properly_penalty_coef="0.5",
+        algo__advantage__estimator="reinforce_baseline",
+        rollout__max_new_tokens="16",
+        data__max_len="48",
+    )
+    assert steps(records) == [1] * 4 + [2] * 4
+    by_kind = {kind: [r for r in records if f"an {kind} " in r["prompt"]] for kind in ("easy", "hard", "fair")}
+    assert [len(groups) for groups in by_kind.values()] == [2, 2, 4]
+    for record in by_kind["easy"]:
+        assert record["quality"] == [1.0] * 4 and min(record["labels"]) >= 0
+    for record in by_kind["hard"]:
+        assert record["quality"] == [0.0] * 4 and record["labels"] == [-1] * 4
+        assert record["reward"] == [0.0] * 4, "nothing is correct, nothing is rewarded"
+    mixed = [record for record in by_kind["fair"] if 0 < sum(record["quality"]) < 4]
+    assert mixed, "some answers right, some wrong"
+    assert any(truncated for record in records for truncated in record["truncated"])
+    assert any(penalty < 0 for record in records for penalty in record["length_penalty"])
+    quality = [value for record in records[:4] for value in record["quality"]]
+    assert logged["train/darling/quality"][1] == pytest.approx(sum(quality) / 16)
+    assert logged["train/math_unchecked"][1] == 0
+
+
+def test_async_partial_rollout_with_oversampling_two_engines_two_actors_and_evaluation(inputs, tied_model):
+    launching.write_inputs(inputs, prompts=10)
+    records, logged, _ = train(
+        inputs,
+        tied_model,
+        *["--darling.clustering", "pairwise", "--darling.num_partition_actors", "2"],
+        vllm__num_engines="2",
+        train__async_enable="",
+        train__partial_rollout_enable="",
+        rollout__vllm_generate_batch_size="8",
+        eval__dataset=str(inputs / "prompts.jsonl"),
+        eval__steps="1",
+        eval__n_samples_per_prompt="2",
+        algo__advantage__estimator="group_norm",
+        train__batch_size="8",
+    )
+    assert steps(records) == [1] * 4 + [2] * 4 + [3] * 2, "eight prompts at once, then the last two, four a step"
+    assert all(len(record["equivalent"]) == len(record["labels"]) for record in records)
+    evaluated = sorted(set(steps(records, "eval")))
+    assert evaluated and evaluated == sorted(logged["eval/darling/diversity"]), "at the steps OpenRLHF says"
+    for step in evaluated:
+        groups = [record for record in records if (record["split"], record["step"]) == ("eval", step)]
+        assert len(groups) == 10
+        diversity = [value for record in groups for value in record["diversity"]]
+        assert logged["eval/darling/diversity"][step] == pytest.approx(sum(diversity) / 20, abs=1e-5)
+
+
+AGENT = """
+import torch
+from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
+
+class AgentInstance(AgentInstanceBase):
+    def __init__(self):
+        self.turns = 0
+
+    async def step(self, states, **kwargs):
+        self.turns += 1
+        vowels = sum(letter in "aeiou" for letter in states["action_text"])
+        reward = torch.tensor((vowels % 3) / 4)
+        return {
+            "rewards": reward,
+            "scores": reward,
+            "environment_feedback": " AND ANOTHER: ",
+            "done": self.turns == 2,
+            "extra_logs": {"turns": torch.tensor(float(self.turns))},
+        }
+
+class AgentExecutor(MultiTurnAgentExecutor):
+    def __init__(self):
+        super().__init__(AgentInstance)
+
+    async def execute(self, prompt, label, sampling_params, **kwargs):
+        sampling_params.stop = ["e", "o"]  # a random model ends no turn by itself
+        return await super().execute(prompt=prompt, label=label, sampling_params=sampling_params, **kwargs)
+"""
+
+
+def test_a_multi_turn_agent_with_dynamic_filtering_on_the_raw_quality(inputs, tied_model):
+    (inputs / "agent.py").write_text(AGENT)
+    launching.write_inputs(inputs, prompts=24)
+    low, high = 0.2, 0.45
+    records, logged, output = train(
+        inputs,
+        tied_model,
+        reward__remote_url=None,
+        train__agent_func_path=str(inputs / "agent.py"),
+        data__max_len="96",
+        algo__dynamic_filtering_enable="",
+        algo__dynamic_filtering_range=f"{low} {high}",
+        rollout__batch_size="2",
+        train__batch_size="8",
+    )
+    assert len(steps(records)) >= 4
+    assert "Filtered out: avg_reward" in output
+    assert logged["train/turns"][1] > 1, "some took a second turn"
+    assert not [text for record in records for text in record["responses"] if "AND ANOTHER" in text]
+    assert all(sum(record["quality"]) > 0 for record in records)
+    # Filtered by what the agent gave: multiplied by their diversity, some of those kept would lie outside.
+    assert any(sum(record["reward"]) / 4 <= low for record in records)
