@@ -11,7 +11,7 @@ import pytest
 import recompute
 
 RAY = str(Path(sys.executable).with_name("ray"))
-PORT, DASHBOARD_PORT = "16379", "18265"
+PORTS = {"port": 26379, "dashboard-port": 28265, "dashboard-agent-listen-port": 28266, "ray-client-server-port": 28267}
 
 
 @pytest.fixture
@@ -19,14 +19,17 @@ def cluster():
     """Address of the jobs of a one-node cluster with GPUs in name, as --darling.cpu needs them."""
     # A folder of its own: a plain ray.init() elsewhere on the machine does not find this cluster.
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        start = [RAY, "start", "--head", "--port", PORT, "--dashboard-port", DASHBOARD_PORT, "--block"]
+        start = [RAY, "start", "--head", "--block", *(f"--{name}={port}" for name, port in PORTS.items())]
         start += ["--num-gpus", "8", "--num-cpus", "16", "--temp-dir", folder, "--disable-usage-stats"]
         with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as head:
             try:
+                said = ""
                 for line in head.stdout:
+                    said += line
                     if "Ray runtime started" in line:
                         break
-                yield f"http://127.0.0.1:{DASHBOARD_PORT}"
+                assert "Ray runtime started" in said, said
+                yield f"http://127.0.0.1:{PORTS['dashboard-port']}"
             finally:
                 head.terminate()
 
@@ -43,4 +46,3 @@ def test_ray_job_submit_with_a_runtime_env_of_its_own(inputs, tied_model, cluste
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     records = recompute.check(inputs / "log")
     assert [record["step"] for record in records] == [1] * 4
-    assert "GPUs in name" not in done.stdout

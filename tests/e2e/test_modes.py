@@ -188,14 +188,24 @@ class AgentExecutor(MultiTurnAgentExecutor):
         return await super().execute(prompt=prompt, label=label, sampling_params=sampling_params, **kwargs)
 """
 
+VOWELS = """
+from darling_plugin import PartitionModel
+
+class Vowels(PartitionModel):
+    def partition(self, groups):
+        return [[sum(c in "aeiou" for c in text) % 2 for text in group.responses] for group in groups]
+"""
+
 
 def test_a_multi_turn_agent_with_dynamic_filtering_on_the_raw_quality(inputs, tied_model):
     (inputs / "agent.py").write_text(AGENT)
+    (inputs / "vowels.py").write_text(VOWELS)
     launching.write_inputs(inputs, prompts=24)
-    low, high = 0.2, 0.45
+    low, high = 0.1, 0.45
     records, logged, output = train(
         inputs,
         tied_model,
+        *["--darling.partition_model", "vowels.py:Vowels"],
         reward__remote_url=None,
         train__agent_func_path=str(inputs / "agent.py"),
         data__max_len="96",
