@@ -11,14 +11,14 @@ ifdef TORCH_INDEX
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
 endif
 # DeepSpeed compiles its CPU Adam at the first run and looks for ninja on the path.
-demo test: export PATH := $(CURDIR)/$(BIN):$(PATH)
+demo test check-recipes: export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test check-recipes compat lint bench clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 install: $(INSTALLED) ## .venv with the pinned CPU stack and this package
 
@@ -38,6 +38,12 @@ demo: $(INSTALLED) $(MODEL)/config.json ## train SmolLM2-135M with DARLING on th
 
 test: $(INSTALLED) $(MODEL)/config.json ## every test, the end-to-end runs included
 	$(BIN)/python -m pytest
+
+check-recipes: $(INSTALLED) ## each recipe and variant: its flags, then one step on the CPU with small stand-ins
+	$(BIN)/python examples/recipes/check.py
+
+compat: $(INSTALLED) ## the hooks on the real source of each OpenRLHF release, the newest one included
+	$(BIN)/python tests/openrlhf/compat.py
 
 lint: $(INSTALLED) ## ruff, as pre-commit runs it
 	$(BIN)/ruff check .

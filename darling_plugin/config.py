@@ -60,8 +60,8 @@ class DarlingConfig:
     gpus_per_partition_actor: float = _flag(0.0, "GPU share of each; 0 partitions on the CPU", type=float)
     partition_timeout: float = _flag(
         1800.0,
-        "seconds the partition model may take for the groups it is given together; groups that take longer are "
-        "tried one by one, and one that takes longer alone cannot be partitioned",
+        "seconds the partition model may take for the groups it is given together; after longer its process is "
+        "started again and they are tried one by one, and one that takes longer alone cannot be partitioned",
         type=float,
     )
     on_error: str = _flag(
@@ -111,9 +111,15 @@ class DarlingConfig:
 def build_parser() -> argparse.ArgumentParser:
     """A parser of our flags alone. No abbreviations: they would swallow OpenRLHF's own flags."""
     parser = _Parser(prog="python3 -m darling_plugin", add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    add_flags(parser)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, dest: str = "") -> None:
+    """Adds our flags to a parser; the name of each in its namespace is `dest` and the field's."""
     group = parser.add_argument_group("DARLING (darling-plugin)")
     for flag in fields(DarlingConfig):
-        kwargs: dict[str, Any] = {"dest": flag.name, "default": flag.default}
+        kwargs: dict[str, Any] = {"dest": dest + flag.name, "default": flag.default}
         if flag.metadata["type"] is bool:
             kwargs |= {"action": "store_true", "help": flag.metadata["help"]}
         else:
@@ -126,7 +132,6 @@ def build_parser() -> argparse.ArgumentParser:
             if flag.metadata["choices"] is None:
                 kwargs["metavar"] = flag.metadata["type"].__name__.upper()
         group.add_argument(PREFIX + flag.name, **kwargs)
-    return parser
 
 
 def parse(argv: list[str]) -> tuple[DarlingConfig, list[str]]:

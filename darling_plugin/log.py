@@ -28,28 +28,35 @@ def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
     path = Path(log_dir) / "partitions.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    with path.open("a", encoding="utf-8") as file:
+    # A lone surrogate, which no encoding holds, becomes its JSON escape.
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(lines)
 
 
-def rewind_partitions(log_dir: str, step: int) -> None:
+def rewind_partitions(log_dir: str, step: int, *, evaluates_again: bool) -> None:
     """Takes the lines of later steps than `step` out of partitions.jsonl: a run that resumes there logs them again.
 
     They are kept in `partitions.superseded.jsonl`, as is a last line that a killed run left unfinished.
+
+    Args:
+        evaluates_again: whether the run begins with the evaluation of `step`, as the async trainer does.
     """
     path = Path(log_dir) / "partitions.jsonl"
     if not path.exists():
         return
     kept = path.with_suffix(".rewound")
     superseded = path.with_name("partitions.superseded.jsonl")
-    with path.open(encoding="utf-8") as lines, kept.open("w", encoding="utf-8") as valid:
+    with path.open("rb") as lines, kept.open("wb") as valid, superseded.open("ab") as rest:
         for line in lines:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            record = json.loads(line) if line.endswith(b"\n") else None  # the last may end within a character
+            last = step - 1 if evaluates_again and record and record["split"] == "eval" else step
+            if record and record["step"] <= last:
                 valid.write(line)
             else:
-                with superseded.open("a", encoding="utf-8") as rest:
-                    rest.write(line.rstrip("\n") + "\n")
+                rest.write(line.rstrip(b"\n") + b"\n")
     kept.replace(path)
+    if not superseded.stat().st_size:
+        superseded.unlink()
 
 
 def write_run(log_dir: str, *, darling: dict[str, Any], partition_model: dict[str, Any], openrlhf: Any) -> None:

@@ -33,8 +33,15 @@ def test_run_json_is_strict_json_without_secrets(tmp_path):
     assert strict(text)["versions"]["torch"]
 
 
+def test_the_run_json_of_an_earlier_launch_is_kept(tmp_path):
+    for launch in range(3):
+        write_run(str(tmp_path), darling={"launch": launch}, partition_model={}, openrlhf=SimpleNamespace())
+    found = [json.loads((tmp_path / name).read_text())["darling"] for name in ("run.1.json", "run.2.json", "run.json")]
+    assert [each["launch"] for each in found] == [0, 1, 2]
+
+
 def test_partitions_are_appended_a_line_a_group_whatever_the_text(tmp_path):
-    records = [{"step": 1, "responses": ["a\u2028b\n", "é"]}, {"step": 1, "responses": ["\x85", '"']}]
+    records = [{"step": 1, "responses": ["a\u2028b\n", "é"]}, {"step": 1, "responses": ["\x85", '"', "\ud800"]}]
     append_partitions(str(tmp_path), records[:1])
     append_partitions(str(tmp_path), records[1:])
     lines = (tmp_path / "partitions.jsonl").read_bytes().split(b"\n")

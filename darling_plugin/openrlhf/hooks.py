@@ -52,8 +52,10 @@ def install(module: ModuleType) -> None:
     if config.import_path:
         import_user_code(config.import_path)
     for seam in SEAMS:
-        if seam.module == module.__name__ and not is_hooked(resolve(seam)):
-            seam.check_function(resolve(seam))
+        if seam.module != module.__name__:
+            continue
+        seam.check_function(resolve(seam))
+        if not is_hooked(resolve(seam)):
             wrap(owner(seam), seam.function, WRAPPERS[seam], hook=True)
 
 
@@ -292,7 +294,7 @@ def _resume(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> dict[
     log_dir, tensorboard = DarlingConfig.from_environment().log_dir, trainer.tensorboard_logger
     if trainer.args.ckpt.load_enable:
         if log_dir:
-            rewind_partitions(log_dir, states["global_step"])
+            rewind_partitions(log_dir, states["global_step"], evaluates_again=trainer.args.train.async_enable)
         if tensorboard is not None:
             _rewind_tensorboard(tensorboard.writer, states["global_step"])
     if tensorboard is not None:

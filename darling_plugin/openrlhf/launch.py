@@ -77,6 +77,7 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
     parser.add_argument("--algo.advantage.no_std_norm", dest="no_std_norm", action="store_true")
     parser.add_argument("--algo.kl.init_coef", dest="kl", type=float, default=0.01)
     parser.add_argument("--train.colocate_all", dest="colocate_all", action="store_true")
+    parser.add_argument("--train.colocate_critic_reward", dest="critic_apart", action="store_true")
     parser.add_argument("--train.async_enable", dest="is_async", action="store_true")
     parser.add_argument("--actor.num_nodes", dest="nodes", type=int, default=1)
     parser.add_argument("--actor.num_gpus_per_node", dest="gpus_per_node", type=int, default=8)
@@ -136,12 +137,14 @@ def _warn_of_std(flags: argparse.Namespace, config: DarlingConfig) -> None:
 
 def _check_colocation(flags: argparse.Namespace, config: DarlingConfig) -> None:
     """Under --train.colocate_all each model takes 0.2 of each GPU; what they leave is the partition actors'."""
+    # With both flags OpenRLHF gives critic and reward model a placement group of their own, if there is a critic.
+    apart = flags.estimator == "gae" and flags.critic_apart
     models = {
         "the policy": True,
         "the reference": flags.kl > 0,
         "vLLM": not flags.is_async,
-        "the critic": flags.estimator == "gae",
-        "the reward model": not (flags.remote_url or flags.agent_func_path),
+        "the critic": flags.estimator == "gae" and not apart,
+        "the reward model": not (flags.remote_url or flags.agent_func_path or apart),
     }
     there = [name for name, is_there in models.items() if is_there]
     gpus = flags.nodes * flags.gpus_per_node

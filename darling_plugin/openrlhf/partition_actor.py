@@ -8,14 +8,19 @@ response's `extra_logs`, which OpenRLHF turns into `experience.info`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import itertools
+import json
 import logging
 import math
 import os
-import threading
+import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,7 +29,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, Measurement, PartitionModel, SimilarityModel, load_partition_model, measure
+from darling_plugin.partition import Group, Measurement, SimilarityModel, load_partition_model, measure
 from darling_plugin.user_code import import_user_code
 
 logger = logging.getLogger(__name__)
@@ -41,9 +46,10 @@ EQUIVALENT = "darling_equivalent"  # this response's row of pair decisions, (n,)
 CARRIED = (LABEL, DIVERSITY, GROUP, QUALITY_ONLY, GENERATED_AT, SCORED_AT, SCORING_SECONDS)
 
 START_TIMEOUT = 600.0  # seconds for the actors to be placed and the partition model to load
-# How often a group is scored again whose actor died. Each time Ray starts the actor anew; more deaths stop the run.
-RETRIES = 5
-WATCHDOG_GRACE = 10.0  # seconds after --darling.partition_timeout in which the event loop can still act on it
+# How often Ray submits a group again whose actor died, before the run stops. Ray may count a death twice: once for the
+# connection that broke, once for the process.
+RETRIES = 20
+SETTLING = 1.0  # seconds
 
 
 def response_text(tokenizer: Any, token_ids: list[int]) -> str:
@@ -82,7 +88,9 @@ class PartitionPool:
             else:  # OpenRLHF's models hold what there is of the bundle's one CPU
                 bundle = k % colocate_with.bundle_count
                 place = {"num_cpus": 0, "scheduling_strategy": PlacementGroupSchedulingStrategy(colocate_with, bundle)}
-            self._actors.append(actor_class.options(**options, **place).remote(config, tokenizer, quality_expected))
+            journal = os.path.join(tempfile.gettempdir(), f"darling-{uuid.uuid4().hex}")
+            actor = actor_class.options(**options, **place).remote(config, tokenizer, quality_expected, journal)
+            self._actors.append(actor)
         try:
             self.description = ray.get([actor.describe.remote() for actor in self._actors], timeout=START_TIMEOUT)[0]
         except ray.exceptions.GetTimeoutError:
@@ -101,10 +109,55 @@ class PartitionPool:
         return self._actors[group % len(self._actors)].score.remote(generated, group, split, max_len)
 
 
+class Watchdog:
+    """Ends this process when a batch of groups takes too long, and tells the next one, which Ray starts, about it.
+
+    A thread that hangs cannot be ended, and one that holds Python's lock meanwhile, as a regular expression does,
+    stops all others too. So the process goes, by faulthandler's timer, which needs no lock.
+
+    Args:
+        journal: file that outlives the process; holds the groups at hand and, after a hang, every thread's traceback.
+        limit: seconds for a batch.
+    """
+
+    def __init__(self, journal: str, limit: float) -> None:
+        self._journal, self._limit = Path(journal), limit
+        self.hung: set[int] = set()  # groups that took longer alone, in this or an earlier process
+        self.suspects: set[int] = set()  # groups that did in a batch, and were not measured alone since
+        if self._journal.exists():
+            state, _, traceback = self._journal.read_text().partition("\n")
+            self.hung, self.suspects, batch = map(set, json.loads(state))
+            if traceback:
+                logger.error("The partition model hung on the groups %s:\n%s", sorted(batch), traceback)
+                (self.hung if len(batch) == 1 else self.suspects).update(batch)
+
+    @contextlib.contextmanager
+    def over(self, groups: list[int]) -> Iterator[None]:
+        with self._journal.open("w") as file:
+            file.write(json.dumps([list(self.hung), list(self.suspects.difference(groups)), groups]) + "\n")
+            file.flush()
+            faulthandler.dump_traceback_later(self._limit, exit=True, file=file)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        self._journal.unlink()
+        self.suspects.difference_update(groups)
+
+
+@dataclass
+class Waiting:
+    """A group until it is measured; `measured` gets its Measurement or what was raised, and the seconds it took."""
+
+    number: int
+    group: Group
+    measured: asyncio.Future
+
+
 class PartitionActor:
     """Holds one partition model; groups that arrive while a batch is being scored make up the next batch."""
 
-    def __init__(self, config: DarlingConfig, tokenizer: Any, quality_expected: bool) -> None:
+    def __init__(self, config: DarlingConfig, tokenizer: Any, quality_expected: bool, journal: str) -> None:
         # Whether Ray hides the other GPUs depends on its version and on RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES.
         gpus = ray.get_gpu_ids() if config.gpus_per_partition_actor else []
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
@@ -113,14 +166,13 @@ class PartitionActor:
         self._config = config
         self._tokenizer = tokenizer
         self._quality_expected = quality_expected
-        self._model = self._load()
-        self._waiting: list[tuple[Group, asyncio.Future]] = []
+        self._model = load_partition_model(
+            config.partition_model, threshold=config.threshold, clustering=config.clustering
+        )
+        self._watchdog = Watchdog(journal, config.partition_timeout)
+        self._waiting: list[Waiting] = []
         self._scoring: asyncio.Task | None = None
         self._warned = False
-
-    def _load(self) -> PartitionModel:
-        config = self._config
-        return load_partition_model(config.partition_model, threshold=config.threshold, clustering=config.clustering)
 
     async def describe(self) -> dict[str, Any]:
         """What was loaded, for run.json; its answer also says that the actor is ready."""
@@ -149,7 +201,7 @@ class PartitionActor:
         try:
             texts = [self._text(response, max_len) for response in responses]
             taking_part = [k for k, response in enumerate(responses) if self._takes_part(response)]
-            measurement, seconds = await self._measure(responses[0]["prompt"], texts, taking_part)
+            measurement, seconds = await self._measure(group, responses[0]["prompt"], texts, taking_part)
         except Exception as error:
             measurement, seconds = self._not_partitioned(error, who, len(responses)), 0.0
             taking_part = []
@@ -199,77 +251,59 @@ class PartitionActor:
                     "look for 'Failed to fetch reward' in the rollout actor's log and mend the reward function",
                 )
 
-    async def _measure(self, prompt: str, texts: list[str], taking_part: list[int]) -> tuple[Measurement, float]:
+    async def _measure(
+        self, number: int, prompt: str, texts: list[str], taking_part: list[int]
+    ) -> tuple[Measurement, float]:
         """The measurement of the responses that take part, and the seconds it took."""
         if not taking_part:
             nothing = torch.zeros(0)
             return Measurement(nothing.long(), nothing), 0.0
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((Group(prompt, [texts[k] for k in taking_part]), future))
+        if number in self._watchdog.hung:
+            raise TimeoutError(
+                f"no answer within --darling.partition_timeout {self._config.partition_timeout:g} s; this actor's log "
+                "says where it hung"
+            )
+        waiting = Waiting(
+            number, Group(prompt, [texts[k] for k in taking_part]), asyncio.get_running_loop().create_future()
+        )
+        self._waiting.append(waiting)
         if self._scoring is None or self._scoring.done():
             self._scoring = asyncio.create_task(self._score_waiting())
-        return await future
+        outcome, seconds = await waiting.measured
+        if isinstance(outcome, BaseException):
+            # One that is no Exception, a SystemExit or a panic in a tokenizer, would end this process without a word.
+            raise outcome if isinstance(outcome, Exception) else RuntimeError(repr(outcome))
+        return outcome, seconds
 
     async def _score_waiting(self) -> None:
+        if self._watchdog.hung:
+            # Ray sends the groups at hand once more; those known to hang are to be answered before another one may.
+            await asyncio.sleep(SETTLING)
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            started = time.perf_counter()
-            try:
-                outcomes = await self._measure_groups([group for group, _ in batch])
-            except Exception as error:  # the model that was to replace one that hangs did not load
-                outcomes = [error] * len(batch)
-            seconds = (time.perf_counter() - started) / len(batch)
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    future.set_exception(outcome)
-                else:
-                    future.set_result((outcome, seconds))
+            # Those that hung together are measured alone: the one that hangs again does so on its own account.
+            alone = [[each] for each in batch if each.number in self._watchdog.suspects]
+            together = [each for each in batch if each.number not in self._watchdog.suspects]
+            for some in [together, *alone] if together else alone:
+                started = time.perf_counter()
+                try:
+                    with self._watchdog.over([each.number for each in some]):
+                        outcomes = await asyncio.to_thread(self._measure_batch, [each.group for each in some])
+                except Exception as error:
+                    outcomes = [error] * len(some)
+                seconds = (time.perf_counter() - started) / len(some)
+                for each, outcome in zip(some, outcomes, strict=True):
+                    if not each.measured.done():  # OpenRLHF up to 0.11.0 cancels groups that it no longer needs
+                        each.measured.set_result((outcome, seconds))
 
-    async def _measure_groups(self, groups: list[Group]) -> list[Measurement | Exception]:
+    def _measure_batch(self, groups: list[Group]) -> list[Measurement | BaseException]:
         try:
-            return await self._before_timeout(lambda: measure(self._model, groups))
-        except TimeoutError as error:
-            # The thread that hangs keeps its model: who knows what locks it holds. The others get a new one.
-            outcomes: list[Measurement | Exception] = [error]
-            if len(groups) > 1 or self._config.on_error != "fail":
-                self._model = await self._before_timeout(self._load)
-        except Exception as error:
-            outcomes = [error]
-        if len(groups) == 1:
-            return outcomes
-        # One by one, so that only the groups that cause the failure suffer from it.
-        return [(await self._measure_groups([group]))[0] for group in groups]
-
-    async def _before_timeout(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns, from a thread that is left behind after --darling.partition_timeout (TimeoutError).
-
-        A thread that hangs with Python's lock held, in a regular expression for one, stops this event loop too; then
-        faulthandler's watchdog writes where it hangs to stderr and ends the process, and Ray starts a new one.
-        """
-        limit = self._config.partition_timeout
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-
-        def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
-            if not done.done():  # else it is too late
-                set_outcome(outcome)
-
-        def run() -> None:
-            try:
-                outcome = work()
-            except Exception as error:
-                loop.call_soon_threadsafe(settle, done.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(settle, done.set_result, outcome)
-
-        faulthandler.dump_traceback_later(limit + WATCHDOG_GRACE, exit=True)
-        threading.Thread(target=run, daemon=True).start()
-        try:
-            return await asyncio.wait_for(done, limit)
-        except asyncio.TimeoutError:  # TimeoutError itself only from Python 3.11 on
-            raise TimeoutError(f"no answer within --darling.partition_timeout {limit:g} s") from None
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+            return list(measure(self._model, groups))
+        except BaseException as error:
+            if len(groups) == 1:
+                return [error]
+            # One by one, so that only the groups that cause the failure suffer from it.
+            return [self._measure_batch([group])[0] for group in groups]
 
     def _not_partitioned(self, error: Exception, who: str, n: int) -> None:
         cause = f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from darling_plugin.errors import DarlingError
 
-SUPPORTED_OPENRLHF = ("0.11.2",)
+SUPPORTED_OPENRLHF = ("0.10.2", "0.10.3", "0.10.4", "0.11.0", "0.11.1", "0.11.2")
 
 
 @dataclass(frozen=True)
@@ -149,5 +149,9 @@ def wrap(owner: Any, name: str, wrapper: Callable, *, hook: bool = False) -> Non
 
 
 def is_hooked(function: Any) -> bool:
-    """Whether one of our hooks stands around `function`; a CPU shim alone is none."""
-    return getattr(function, "darling_hook", False)
+    """Whether one of our hooks stands around `function`; a CPU shim alone is none.
+
+    In a run of `--plugin darling_plugin` an OpenRLHF with patches/ calls them itself, from what it marks as its seams.
+    """
+    native = os.environ.get("OPENRLHF_PLUGIN") == "darling_plugin" and hasattr(function, "plugin_seam")
+    return native or getattr(function, "darling_hook", False)

@@ -76,7 +76,10 @@ def check_partition_spec(spec: str, **options: Any) -> type[PartitionModel]:
 
     Imports a user's file or module, and by itself nothing heavier.
     """
-    return _resolve(spec, options)[0]
+    cls, arguments, options = _resolve(spec, options)
+    if cls is lexical.Lexical:
+        cls(*arguments, **options)  # costs nothing, and refuses an argument that is no number
+    return cls
 
 
 def measure(model: PartitionModel, groups: Sequence[Group]) -> list[Measurement]:

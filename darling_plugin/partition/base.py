@@ -252,8 +252,9 @@ def in_halves(score: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[An
 def _out_of_memory(error: Exception) -> bool:
     import torch
 
-    # On a CPU torch raises a bare RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    # The CPU's allocator, CUDA itself and cuBLAS raise bare RuntimeErrors.
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 def start(text: str, length: int = 60) -> str:

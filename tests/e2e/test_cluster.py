@@ -10,6 +10,7 @@ import launching
 import pytest
 import recompute
 
+REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 PORTS = {"port": 26379, "dashboard-port": 28265, "dashboard-agent-listen-port": 28266, "ray-client-server-port": 28267}
 
@@ -34,10 +35,13 @@ def cluster():
                 head.terminate()
 
 
-def test_ray_job_submit_with_a_runtime_env_of_its_own(inputs, tied_model, cluster):
+def test_the_readmes_own_model_under_ray_job_submit_with_a_runtime_env(inputs, tied_model, cluster):
+    example = REPOSITORY / "examples" / "own_partition_model.py"
+    shown = "\n".join(example.read_text().split('"""')[2].strip().splitlines())
+    assert shown in (REPOSITORY / "README.md").read_text(), "the README shows the file as it is"
     run = [sys.executable, "-m", "darling_plugin", *launching.command(inputs, tied_model, data__max_samples="4")]
-    run += ["--darling.enable", "--darling.cpu", "--darling.partition_model", "lexical"]
-    run += ["--darling.log_dir", str(inputs / "log")]
+    run += ["--darling.enable", "--darling.cpu", "--darling.log_dir", str(inputs / "log")]
+    run += ["--darling.import_path", str(example), "--darling.partition_model", "opening"]
     submit = [RAY, "job", "submit", "--address", cluster, "--runtime-env-json", '{"env_vars": {"MINE": "1"}}', "--"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
@@ -46,3 +50,9 @@ def test_ray_job_submit_with_a_runtime_env_of_its_own(inputs, tied_model, cluste
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     records = recompute.check(inputs / "log")
     assert [record["step"] for record in records] == [1] * 4
+    for record in records:
+        texts = [text.strip() for text in record["responses"]]
+        first_words = [(text.split() or [""])[0].lower() for text in texts]
+        for a, b in zip(first_words, record["labels"], strict=True):
+            for c, d in zip(first_words, record["labels"], strict=True):
+                assert (a == c) == (b == d)

@@ -11,8 +11,6 @@ import recompute
 
 from darling_plugin.openrlhf.cpu import TOLERANCE
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def darling_run(tied_model, tmp_path_factory):
@@ -221,24 +219,3 @@ def test_a_sync_that_loses_a_tensor_stops_the_run(inputs, untied_model, monkeypa
     assert status != 0
     assert "to agree on log-probabilities after a weight sync" in output
     assert "Global step 1" not in output
-
-
-def test_the_model_of_the_readme(inputs, tied_model):
-    example = REPOSITORY / "examples" / "own_partition_model.py"
-    shown = "\n".join(example.read_text().split('"""')[2].strip().splitlines())
-    assert shown in (REPOSITORY / "README.md").read_text(), "the README shows the file as it is"
-    status, output = launching.run(
-        inputs,
-        [
-            *launching.command(inputs, tied_model, data__max_samples="4"),
-            *["--darling.enable", "--darling.cpu", "--darling.log_dir", "log"],
-            *["--darling.import_path", str(example), "--darling.partition_model", "opening"],
-        ],
-    )
-    assert status == 0, output[-5000:]
-    for record in recompute.check(inputs / "log"):
-        texts = [text.strip() for text in record["responses"]]
-        first_words = [(text.split() or [""])[0].lower() for text in texts]
-        for a, b in zip(first_words, record["labels"], strict=True):
-            for c, d in zip(first_words, record["labels"], strict=True):
-                assert (a == c) == (b == d)

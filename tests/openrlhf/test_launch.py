@@ -1,5 +1,6 @@
 """What the launcher refuses, before torch or Ray, and what it leaves alone."""
 
+import importlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -204,10 +206,28 @@ def test_a_gpu_share_that_colocated_models_do_not_leave(flags, free):
         ["0.1", "--darling.num_partition_actors", "4"],
         ["0", "--darling.num_partition_actors", "9"],
         ["0.4", "--algo.kl.init_coef", "0"],
+        ["0.4", "--algo.advantage.estimator", "gae", "--train.colocate_critic_reward"],
     ],
 )
 def test_a_gpu_share_that_colocated_models_leave(flags):
     launch.check(*parse([*COLOCATED, *flags]))
+
+
+def test_the_driver_names_the_placement_group_that_train_makes_first():
+    made = []
+    module = importlib.import_module("ray.util.placement_group")
+    original = module.placement_group
+    module.placement_group = lambda bundles, **kwargs: made.append(kwargs)
+    try:
+        with launch._patched_driver(DarlingConfig(enable=True)):
+            from ray.util.placement_group import placement_group  # as OpenRLHF's command line does
+
+            with patch.object(worker, "shared_placement_group", lambda: "darling-1"):
+                placement_group([{"GPU": 1}], strategy="PACK")
+                placement_group([{"GPU": 1}], strategy="PACK")
+        assert made == [{"strategy": "PACK", "name": "darling-1"}, {"strategy": "PACK"}]
+    finally:
+        module.placement_group = original
 
 
 def test_ray_already_initialised():

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import tempfile
 import threading
 
 import pytest
@@ -36,7 +37,9 @@ def responses(*texts, rewards=None, prompt="? "):
 
 
 def make_actor(configured, *, quality_expected=True, **flags):
-    return PartitionActor(configured(**{"partition_model": "lexical", **flags}), Letters(), quality_expected)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = f"{folder}-journal"  # beside it: gone with each batch
+    return PartitionActor(configured(**{"partition_model": "lexical", **flags}), Letters(), quality_expected, journal)
 
 
 def score(actor, group, number=7, split="train", max_len=1000):
@@ -151,6 +154,24 @@ def test_a_model_that_raises_stops_the_run_with_the_group_and_the_cause(configur
         score(actor, responses("a", "b", prompt="bad"))
 
 
+@pytest.mark.parametrize("raised", [StopIteration(), SystemExit(3), KeyboardInterrupt(), ZeroDivisionError()])
+def test_whatever_a_model_raises_is_a_failure_of_its_group_and_not_a_hang(configured, temporary_model, raised):
+    def partition(self, groups):
+        if any("bad" in group.prompt for group in groups):
+            raise raised
+        return [[0] * len(group.responses) for group in groups]
+
+    temporary_model("raises", partition)
+    actor = make_actor(configured, partition_model="raises", on_error="quality_only")
+
+    async def burst():
+        prompts = ["good", "bad", "fine"]
+        scores = [actor.score(responses("a", "b", prompt=p), k, "train", 1000) for k, p in enumerate(prompts)]
+        return await asyncio.wait_for(asyncio.gather(*scores), 30)
+
+    assert [column(scored, "darling_quality_only")[0] for scored in asyncio.run(burst())] == [0, 1, 0]
+
+
 def test_quality_only_marks_the_group_and_warns_once(configured, temporary_model, caplog):
     temporary_model("broken", broken)
     actor = make_actor(configured, partition_model="broken", on_error="quality_only")
@@ -210,6 +231,28 @@ def test_groups_that_arrive_during_a_batch_make_up_the_next_and_one_bad_one_harm
     assert batches[:2] == [["first"], ["second", "bad", "third"]]
     assert [column(group, "darling_quality_only")[0] for group in scored] == [0, 0, 1, 0]
     assert [column(group, "darling_group")[0] for group in scored] == [0, 1, 2, 3]
+
+
+def test_a_group_that_is_cancelled_meanwhile_harms_no_other(configured, temporary_model):
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(self, groups):
+        entered.set()
+        assert go_on.wait(timeout=30)
+        return broken(self, groups)
+
+    temporary_model("slow", slow)
+    actor = make_actor(configured, partition_model="slow")
+
+    async def burst():
+        scores = [asyncio.create_task(actor.score(responses("a", "b"), k, "train", 1000)) for k in range(3)]
+        assert await asyncio.to_thread(entered.wait, 30)
+        scores[1].cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.wait_for(asyncio.gather(scores[0], scores[2]), 30)
+
+    assert [column(group, "darling_group")[0] for group in asyncio.run(burst())] == [0, 2]
 
 
 def test_what_was_loaded_is_described(configured):

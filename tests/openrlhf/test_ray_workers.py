@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig
-from darling_plugin.openrlhf import launch, partition_actor, worker
+from darling_plugin.openrlhf import launch, worker
 from darling_plugin.openrlhf.partition_actor import PartitionPool
+from darling_plugin.openrlhf.seams import SEAMS
 
 # Workers cannot import this file: it travels with what it defines.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -69,7 +69,7 @@ def test_a_worker_sees_the_patched_classes_in_its_own_process():
     with local_ray(DarlingConfig(enable=True, cpu=True)):
         toy = start_toy(worker.RequiresHooks())
         seen = ray.get(toy.wrapped.remote())
-        assert len(seen) == 5 and all(seen.values()), seen
+        assert len(seen) == len(SEAMS) and all(seen.values()), seen
         unchanged, still_wrapped = ray.get(toy.install_again_then_uninstall.remote())
         assert unchanged, "installing twice wraps once"
         assert not any(still_wrapped)
@@ -78,7 +78,7 @@ def test_a_worker_sees_the_patched_classes_in_its_own_process():
 def test_without_the_flag_a_worker_is_as_openrlhf_made_it():
     with local_ray(DarlingConfig(cpu=True)):
         seen = ray.get(start_toy().wrapped.remote())
-        assert len(seen) == 5 and not any(seen.values()), seen
+        assert len(seen) == len(SEAMS) and not any(seen.values()), seen
 
 
 def train(strategy=None):
@@ -133,10 +133,3 @@ def test_a_group_is_scored_while_another_is_still_generated():
         first, second = (ray.get(ref)[0]["extra_logs"] for ref in refs)
         assert second["darling_scored_at"] < first["darling_generated_at"]
         assert (first["darling_group"], second["darling_group"]) == (0, 1)
-
-
-def test_a_pool_that_finds_no_place_says_so(monkeypatch):
-    monkeypatch.setattr(partition_actor, "START_TIMEOUT", 5.0)
-    config = DarlingConfig(enable=True, partition_model="lexical", gpus_per_partition_actor=0.5)
-    with local_ray(config, num_gpus=0), pytest.raises(DarlingError, match="(?s)'num_gpus': 0.5.*not ready"):
-        PartitionPool(config, Letters(), quality_expected=True)

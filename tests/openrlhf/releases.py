@@ -1,0 +1,69 @@
+"""OpenRLHF's releases as their wheels have them, in runs/wheels, for tests on the real source of each."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from darling_plugin.errors import DarlingError
+
+WHEELS = Path(__file__).parents[2] / "runs" / "wheels"
+
+
+class IndexUnreachable(DarlingError):
+    """The package index could not be asked; says nothing about the release."""
+
+
+def source(version: str) -> Path:
+    """A folder with `openrlhf/` and its dist-info of that release, to be put on PYTHONPATH; downloaded once.
+
+    Raises IndexUnreachable without the package index, DarlingError when it lacks the release.
+    """
+    folder = WHEELS / version
+    if not folder.exists():
+        WHEELS.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f"{version}-", dir=WHEELS))  # a killed download leaves no half a release
+        try:
+            _pip(
+                "install", "--no-deps", "--only-binary=:all:", "--no-compile", "--target", part, f"openrlhf=={version}"
+            )
+            if not folder.exists():  # else another process was faster
+                part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def newest() -> str:
+    """The newest release on the package index. Raises IndexUnreachable without it."""
+    return _pip("index", "versions", "openrlhf").split("(", 1)[1].split(")", 1)[0]
+
+
+def flags(version: str) -> dict[str, list[str]]:
+    """The flags of that release's `train_ppo_ray`, each with its choices, if any. Read, not imported."""
+    tree = ast.parse((source(version) / "openrlhf" / "cli" / "train_ppo_ray.py").read_text())
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            choices = [ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg == "choices"]
+            for model in ("actor", "critic"):  # the optimizers' flags are f"--{prefix}.…", in a loop over the two
+                name = ast.unparse(node.args[0]).removeprefix("f").strip("'").replace("{prefix}", model)
+                found[name] = choices[0] if choices else []
+    return found
+
+
+def _pip(*arguments: object) -> str:
+    command = [sys.executable, "-m", "pip", *map(str, arguments), "--retries", "1", "--timeout", "30"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.strip()
+    # Pip says which versions it did find when the index answers but has no such release.
+    answered = "(from versions:" in said and "(from versions: none)" not in said
+    raise (DarlingError if answered else IndexUnreachable)(
+        f"`pip {' '.join(command[3:-4])}` to work",
+        said[-600:],
+        "ask for a release that exists" if answered else "connect to a package index, or set pip's index-url",
+    )
