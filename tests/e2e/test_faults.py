@@ -42,16 +42,22 @@ def kill_the_actor(begun, pids):
                 pids.append(newest)
 
 
-def test_the_partition_actor_killed_five_times_in_a_run(inputs, tied_model):
+def test_the_partition_actor_killed_five_times_in_a_run_with_a_reward_model(inputs, tied_model, reward_model):
     begun, killed = inputs / "begun", []
     (inputs / "letter.py").write_text(MODEL.format(begun=str(begun)))
     threading.Thread(target=kill_the_actor, args=(begun, killed), daemon=True).start()
     status, output = launching.run(
         inputs,
         [
-            *launching.command(inputs, tied_model),
+            *launching.command(
+                inputs,
+                tied_model,
+                reward__remote_url=None,
+                reward__model_name_or_path=str(reward_model),
+                reward__num_gpus_per_node="1",
+            ),
             *["--darling.enable", "--darling.cpu", "--darling.log_dir", "log"],
-            *["--darling.partition_model", "letter.py:FirstLetter"],
+            *["--darling.partition_model", "letter.py:FirstLetter", "--darling.quality_transform", "sigmoid"],
         ],
     )
     assert status == 0, output[-8000:]
@@ -60,6 +66,9 @@ def test_the_partition_actor_killed_five_times_in_a_run(inputs, tied_model):
     assert Counter(record["step"] for record in records) == {1: 4, 2: 4}
     assert len({record["prompt"] for record in records}) == 8, "each prompt once: none lost, none twice"
     check_labels(records)
+    assert min(value for record in records for value in record["quality"]) < 0, (
+        "scores that only a transform makes fit"
+    )
 
 
 def kill_run(process):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from openrlhf.trainer import ppo_trainer
-from openrlhf.trainer.ppo_utils import experience_maker
+from openrlhf.trainer.ppo_utils import experience_maker, samples_generator
 from openrlhf.trainer.ppo_utils.experience import Experience, balance_experiences
 from openrlhf.utils import logging_utils
 from ray import cloudpickle
@@ -561,6 +561,27 @@ def test_duplicate_prompts_are_groups_of_their_own(installed, configured, tmp_pa
     out = maker.compute_advantages_and_returns(experiences)
     assert by_place(out, lambda e: e.rewards.tolist()) == pytest.approx({0: 1.0, 1: 0.5, 2: 0.0, 3: 0.0})
     assert [record["labels"] for record in maker.darling_step[1]] == [[0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("colocate_all", "gpus", "expected"), [(True, 0.2, "the shared one"), (True, 0.0, None), (False, 0.2, None)]
+)
+def test_partition_actors_go_where_the_models_are(configured, monkeypatch, colocate_all, gpus, expected):
+    configured(gpus_per_partition_actor=gpus)
+    started = []
+    monkeypatch.setattr(hooks, "PartitionPool", lambda config, tokenizer, **options: started.append(options))
+    monkeypatch.setattr(hooks, "shared_placement_group", lambda: "by name")
+    monkeypatch.setattr(hooks.ray.util, "get_placement_group", {"by name": "the shared one"}.__getitem__)
+    args = SimpleNamespace(
+        train=SimpleNamespace(colocate_all=colocate_all, agent_func_path=None),
+        reward=SimpleNamespace(remote_url=None),
+    )
+    hooks.install(samples_generator)
+    try:
+        samples_generator.SamplesGenerator(SimpleNamespace(args=args), [], None, Tokenizer(), [])
+    finally:
+        hooks.uninstall(samples_generator)
+    assert started == [{"quality_expected": False, "colocate_with": expected}]
 
 
 def test_evaluation_with_one_sample_a_prompt_has_no_diversity(installed, configured):
