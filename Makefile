@@ -53,4 +53,4 @@ bench: $(INSTALLED) ## what partitioning costs
 	$(BIN)/python benchmarks/partition_models.py
 
 clean: ## what can be made again, but for .venv
-	rm -rf runs models .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf runs/demo runs/wheels runs/check-recipes models .pytest_cache .ruff_cache .hypothesis build *.egg-info

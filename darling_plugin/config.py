@@ -25,8 +25,8 @@ class DarlingConfig:
     enable: bool = _flag(False, "train with DARLING; without it nothing is patched", type=bool)
     partition_model: str = _flag(
         "embedding",
-        "what sorts a prompt's responses into classes: a registered name, NAME:PATH, package.module:Class, "
-        "or file.py:Class",
+        "what sorts a prompt's responses into classes: lexical, lexical:N, embedding, embedding:PATH, "
+        "cross-encoder:PATH, a name you registered, package.module:Class, or file.py:Class",
     )
     threshold: float | None = _flag(
         None, "similarity above which two responses are equivalent; default: the partition model's own", type=float
@@ -82,10 +82,10 @@ class DarlingConfig:
         rewards.get(self.reward)
         if self.advantage is not None:
             advantages.get(self.advantage)
-        if (self.advantage, self.reward) == ("diversity_weighted", "multiply"):
+        if self.advantage == "diversity_weighted" and self.reward in ("multiply", "additive"):
             raise DarlingError(
                 f"a reward without diversity for {PREFIX}advantage diversity_weighted, which weighs by it",
-                f"{PREFIX}reward multiply, which would count it twice",
+                f"{PREFIX}reward {self.reward}, which would count it twice",
                 f"add {PREFIX}reward quality",
             )
         if not 0.0 <= self.diversity_floor <= 1.0:

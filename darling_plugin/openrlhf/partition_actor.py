@@ -99,8 +99,8 @@ class PartitionPool:
                 f"{'in the placement group of the models' if colocate_with else 'beside the models'}, within "
                 f"{START_TIMEOUT:.0f} s",
                 f"not ready; free in the cluster: {ray.available_resources()}",
-                "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0: on the CPU), "
-                "or add resources",
+                "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0: on the CPU), or add "
+                "resources; if it was loading, download the partition model before the run",
             ) from None
 
     def submit(self, generated: ray.ObjectRef, *, split: str, max_len: int) -> ray.ObjectRef:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # DeepScaleR with Qwen3-14B-Base: competition maths, quality 0 or 1 from Math-Verify, classes ("the same approach?") from
 # the maths classifier that was released with DARLING (arXiv 2509.02534, tables 6-8). 8 nodes of 8 GPUs with 80 GB;
-# OpenRLHF's models, vLLM and the partition actors share all 64. Data: examples/prepare_deepscaler.py. All but the model
-# and the placement is deepscaler_qwen3_4b.sh.
+# OpenRLHF's models, vLLM and the partition actors share all 64. Data: examples/prepare_deepscaler.py. All but the model,
+# the placement and the micro-batch is deepscaler_qwen3_4b.sh.
 #
 #   ray job submit --address http://127.0.0.1:8265 \
 #     --runtime-env-json '{"working_dir": ".", "env_vars": {"DATA": "/shared/deepscaler10k.jsonl", "OUT": "/shared/run"}}' \
@@ -36,7 +36,7 @@ case $VARIANT in
   # 0.03 of the 4-grams shared: chosen on NoveltyBench's human labels, where the classifier's threshold means nothing.
   ngram) partition_args=(--darling.partition_model lexical:4 --darling.threshold 0.03) ;;
   *)
-    echo "unknown variant '$VARIANT': one of darling, quality, with_std, additive, ngram" >&2
+    echo "unknown variant '$VARIANT': the first argument is one of darling, quality, with_std, additive, ngram" >&2
     exit 2
     ;;
 esac
@@ -104,6 +104,8 @@ darling_args=(
 
 log_args=(
   --logger.tensorboard_dir "$OUT/tensorboard"
+  # A run that resumes goes on in the same folder; otherwise OpenRLHF names it by the minute.
+  --logger.wandb.run_name "$(basename "$OUT")"
   --ckpt.output_dir "$OUT/model"
   --ckpt.path "$OUT/checkpoints"
   --ckpt.save_steps 25

@@ -37,7 +37,7 @@ case $VARIANT in
   # 0.03 of the 4-grams shared: chosen on NoveltyBench's human labels, where the classifier's threshold means nothing.
   ngram) partition_args=(--darling.partition_model lexical:4 --darling.threshold 0.03) ;;
   *)
-    echo "unknown variant '$VARIANT': one of darling, quality, with_std, additive, ngram" >&2
+    echo "unknown variant '$VARIANT': the first argument is one of darling, quality, with_std, additive, ngram" >&2
     exit 2
     ;;
 esac
@@ -105,6 +105,8 @@ darling_args=(
 
 log_args=(
   --logger.tensorboard_dir "$OUT/tensorboard"
+  # A run that resumes goes on in the same folder; otherwise OpenRLHF names it by the minute.
+  --logger.wandb.run_name "$(basename "$OUT")"
   --ckpt.output_dir "$OUT/model"
   --ckpt.path "$OUT/checkpoints"
   --ckpt.save_steps 25

@@ -48,6 +48,10 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.correct_only", *ENABLED], "a reward model, which scores later"),
         (["--darling.advantage", "diversity_weighted", *ENABLED], "add --darling.reward quality"),
         (
+            ["--darling.advantage", "diversity_weighted", "--darling.reward", "additive", *ENABLED],
+            "add --darling.reward quality",
+        ),
+        (
             ["--darling.advantage", "centered_std", *ENABLED, "--algo.advantage.estimator", "rloo"],
             "dr_grpo with --darling.advantage centered_std",
         ),
