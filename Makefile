@@ -42,8 +42,9 @@ test: $(INSTALLED) $(MODEL)/config.json ## every test, the end-to-end runs inclu
 check-recipes: $(INSTALLED) ## each recipe and variant: its flags, then one step on the CPU with small stand-ins
 	$(BIN)/python examples/recipes/check.py
 
-compat: $(INSTALLED) ## the hooks on the real source of each OpenRLHF release, the newest one included
+compat: $(INSTALLED) ## the hooks and the patch on the real source of each OpenRLHF release, the newest one included
 	$(BIN)/python tests/openrlhf/compat.py
+	DARLING_TEST_ALL_RELEASES=1 $(BIN)/python -m pytest tests/openrlhf/test_patches.py
 
 lint: $(INSTALLED) ## ruff, as pre-commit runs it
 	$(BIN)/ruff check .

@@ -46,15 +46,13 @@ def patched(inputs, monkeypatch):
     return inputs
 
 
-@pytest.mark.parametrize("mode", [{}, {"train__async_enable": "", "vllm__num_engines": "2"}], ids=["sync", "async"])
-def test_openrlhfs_own_command_trains_with_darling(patched, tied_model, mode):
+def test_openrlhfs_own_command_trains_with_darling(patched, tied_model):
     arguments = launching.command(
         patched,
         tied_model,
         eval__dataset=str(patched / "prompts.jsonl"),
         eval__steps="1",
         eval__n_samples_per_prompt="2",
-        **mode,
     )
     darling = ["--darling.enable", "--darling.cpu", "--darling.partition_model", "lexical", "--darling.log_dir", "log"]
     status, output = launching.run(

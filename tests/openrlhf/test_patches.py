@@ -21,7 +21,6 @@ from darling_plugin.openrlhf.seams import SEAMS, SUPPORTED_OPENRLHF
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PROBE = Path(__file__).with_name("probe_patched.py")
-RELEASES = ("0.10.2", "0.10.3", "0.10.4", "0.11.0", "0.11.1", "0.11.2")
 ARGV = ["--actor.model_name_or_path", "m", "--reward.remote_url", "r.py", "--vllm.num_engines", "1"]
 ARGV += ["--rollout.n_samples_per_prompt", "4", "--algo.advantage.estimator", "dr_grpo"]
 DARLING = [*ARGV, "--plugin", "darling_plugin"]
@@ -56,7 +55,7 @@ alias = plugin("openrlhf.trainer.ppo_trainer_async:compute_eval_metrics")
 ENTRY_POINTS = "[openrlhf.plugins]\n" + "".join(f"{k} = toys:{k}\n" for k in ("toy", "elsewhere", "nowhere", "alias"))
 
 
-@pytest.fixture(scope="module", params=RELEASES)
+@pytest.fixture(scope="module", params=SUPPORTED_OPENRLHF)
 def release(request, tmp_path_factory):
     """(version, folder of the release, folder of a patched copy beside which the toy plugins are installed)"""
     patched = tmp_path_factory.mktemp("patched") / request.param
@@ -75,7 +74,9 @@ def release(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def probed(release):
     """What the patched release's own command line and seams do, told by probe_patched.py in a process of its own."""
-    _, original, patched = release
+    version, original, patched = release
+    if version not in releases.RUN:
+        pytest.skip("`make compat` runs the command line of this release, too")
     commands = {
         "plain": ARGV,
         "unknown": [*ARGV, "--plugin", "toyy"],
@@ -112,10 +113,6 @@ def probe(folder: Path, questions: dict) -> dict:
     return answers
 
 
-def test_every_supported_release_is_among_the_patched():
-    assert set(SUPPORTED_OPENRLHF) <= set(RELEASES)
-
-
 def test_the_patch_applies_with_git_too_and_comes_off_again(release, tmp_path):
     _, original, patched = release
     for folder, options in ((original, []), (patched, ["--reverse"])):
@@ -139,11 +136,14 @@ def test_patched_modules_compile(release):
             compile(path.read_text(), str(path), "exec")
 
 
-def test_every_seam_is_marked_and_nothing_else(release, probed):
+def test_every_seam_is_marked_and_nothing_else(release):
     _, _, patched = release
-    assert probed["patched"]["seams"] == {f"{seam.module}:{seam.name}": list(seam.parameters) for seam in SEAMS}
     marks = [line for path in (patched / "openrlhf").rglob("*.py") for line in path.read_text().splitlines()]
     assert sum(line.strip() == "@plugin_seam" for line in marks) == len(SEAMS)
+
+
+def test_every_seam_is_one_at_run_time_and_keeps_its_signature(probed):
+    assert probed["patched"]["seams"] == {f"{seam.module}:{seam.name}": list(seam.parameters) for seam in SEAMS}
 
 
 def test_without_the_flag_nothing_changes(probed):
@@ -181,14 +181,10 @@ def test_a_worker_without_the_plugin_fails(probed):
     assert "Unknown plugin 'gone'" in probed["patched"]["calls"]["gone"]
 
 
-def test_darling_as_a_plugin(release, probed):
-    version, _, _ = release
+def test_darling_as_a_plugin(probed):
     commands = probed["patched"]["commands"]
     assert "add --darling.enable or drop --plugin" in commands["darling off"]["error"]
     assert "SystemExit" in commands["darling unknown flag"]["error"]
-    if version not in SUPPORTED_OPENRLHF:
-        assert f"openrlhf {version}" in commands["darling"]["error"]
-        return
     assert "did you mean 'multiply'" in commands["darling bad value"]["error"]
     assert "darling.threshold: 0.5" in commands["darling"]["args"]
     assert commands["darling"]["guard"] == "RequiresHooks"
