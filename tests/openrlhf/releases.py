@@ -12,8 +12,8 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.openrlhf.seams import SUPPORTED_OPENRLHF
 
 WHEELS = Path(__file__).parents[2] / "runs" / "wheels"
-# `make test` runs code of the oldest and the newest, in a process each, and reads the source of the others; `make compat`
-# runs them all.
+# `make test` runs code of the oldest and the newest, in a process each, and reads the source of the others.
+# `make compat` runs them all.
 OLDEST_AND_NEWEST = (SUPPORTED_OPENRLHF[0], SUPPORTED_OPENRLHF[-1])
 RUN = SUPPORTED_OPENRLHF if os.environ.get("DARLING_TEST_ALL_RELEASES") else OLDEST_AND_NEWEST
 
