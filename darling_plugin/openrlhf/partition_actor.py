@@ -49,7 +49,7 @@ START_TIMEOUT = 600.0  # seconds for the actors to be placed and the partition m
 # How often Ray submits a group again whose actor died, before the run stops. Ray may count a death twice: once for the
 # connection that broke, once for the process.
 RETRIES = 20
-SETTLING = 1.0  # seconds
+SETTLING = 1.0  # seconds that a process started after a hang waits for the groups at hand
 
 
 def response_text(tokenizer: Any, token_ids: list[int]) -> str:
@@ -122,10 +122,10 @@ class Watchdog:
 
     def __init__(self, journal: str, limit: float) -> None:
         self._journal, self._limit = Path(journal), limit
-        self.hung: set[int] = set()  # groups that took longer alone, in this or an earlier process
+        self.hung: set[int] = set()  # groups that took longer alone, in an earlier process
         self.suspects: set[int] = set()  # groups that did in a batch, and were not measured alone since
-        if self._journal.exists():
-            state, _, traceback = self._journal.read_text().partition("\n")
+        state, written, traceback = self._journal.read_text().partition("\n") if self._journal.exists() else ("",) * 3
+        if written:  # else that process was killed as it began to write
             self.hung, self.suspects, batch = map(set, json.loads(state))
             if traceback:
                 logger.error("The partition model hung on the groups %s:\n%s", sorted(batch), traceback)

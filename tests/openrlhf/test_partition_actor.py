@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from darling_plugin import DarlingError, PartitionModel, register_partition_model
-from darling_plugin.openrlhf.partition_actor import PartitionActor, response_text
+from darling_plugin.openrlhf.partition_actor import PartitionActor, Watchdog, response_text
 from darling_plugin.registry import partition_models
 
 
@@ -253,6 +253,24 @@ def test_a_group_that_is_cancelled_meanwhile_harms_no_other(configured, temporar
         return await asyncio.wait_for(asyncio.gather(scores[0], scores[2]), 30)
 
     assert [column(group, "darling_group")[0] for group in asyncio.run(burst())] == [0, 2]
+
+
+def test_what_a_process_learns_of_the_one_before(tmp_path):
+    journal = tmp_path / "journal"
+
+    def after(text):
+        journal.write_text(text)
+        watchdog = Watchdog(str(journal), 60)
+        return watchdog.hung, watchdog.suspects
+
+    assert after("") == after("[[1], [") == (set(), set()), "killed as it began to write"
+    assert after("[[1], [2], [3, 4]]\n") == ({1}, {2}), "killed"
+    assert after("[[1], [2], [3, 4]]\nTimeout (0:00:03)!\n") == ({1}, {2, 3, 4}), "a batch that hung"
+    assert after("[[1], [2], [3]]\nTimeout (0:00:03)!\n") == ({1, 3}, {2}), "a group that hung alone"
+    watchdog = Watchdog(str(journal), 60)
+    with watchdog.over([2]):
+        assert json.loads(journal.read_text()) == [[1, 3], [], [2]]
+    assert watchdog.suspects == set() and not journal.exists()
 
 
 def test_what_was_loaded_is_described(configured):
