@@ -22,6 +22,11 @@ set -euo pipefail
 VARIANT=${1:-darling}
 DATA=${DATA:-data/deepscaler10k.jsonl}
 OUT=${OUT:-runs/deepscaler_qwen3_4b-$VARIANT}
+# What deepscaler_qwen3_14b.sh sets otherwise.
+MODEL=${DEEPSCALER_MODEL:-Qwen/Qwen3-4B-Base}
+NODES=${DEEPSCALER_NODES:-1}
+MICRO_BATCH=${DEEPSCALER_MICRO_BATCH:-4}
+GPUS=$((NODES * 8))
 EXAMPLES=$(cd "$(dirname "$0")/.." && pwd)
 
 partition_args=(
@@ -43,16 +48,16 @@ case $VARIANT in
 esac
 
 model_args=(
-  --actor.model_name_or_path Qwen/Qwen3-4B-Base
+  --actor.model_name_or_path "$MODEL"
   --actor.gradient_checkpointing_enable
   --reward.remote_url "$EXAMPLES/reward_math.py"
 )
 
 placement_args=(
   --train.colocate_all
-  --actor.num_nodes 1
+  --actor.num_nodes "$NODES"
   --actor.num_gpus_per_node 8
-  --vllm.num_engines 8
+  --vllm.num_engines "$GPUS"
   --vllm.tensor_parallel_size 1
   --vllm.gpu_memory_utilization 0.6
   --vllm.enforce_eager
@@ -82,7 +87,7 @@ rollout_args=(
 train_args=(
   # 64 prompts x 8 responses: four optimizer steps a rollout.
   --train.batch_size 512
-  --train.micro_batch_size 4
+  --train.micro_batch_size "$MICRO_BATCH"
   --train.dynamic_batch_enable
   --train.max_tokens_per_gpu 16384
   --train.num_episodes 10
@@ -97,7 +102,7 @@ darling_args=(
   --darling.enable
   "${partition_args[@]}"
   # Policy and vLLM take 0.2 of each GPU; one partition actor beside them makes 0.6.
-  --darling.num_partition_actors 8
+  --darling.num_partition_actors "$GPUS"
   --darling.gpus_per_partition_actor 0.2
   --darling.log_dir "$OUT"
   "${variant_args[@]}"
