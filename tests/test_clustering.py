@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from darling_plugin.diversity import class_diversity
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.clustering import CLUSTERINGS, cluster
+from darling_plugin.partition.clustering import CLUSTERINGS, cluster, rounds
 
 
 @st.composite
@@ -109,3 +109,46 @@ def test_one_response_all_equal_all_different(method):
 def test_an_unknown_method_lists_the_known():
     with pytest.raises(DarlingError, match=r"did you mean 'greedy'.*union_find, greedy, pairwise"):
         cluster(torch.tensor([[True]]), "gredy")
+
+
+def play(matrix, method, one_first):
+    """The labels of `rounds`, and the pairs of every round."""
+    dialogue, asked, answers = rounds(len(matrix), method, one_first=one_first), [], None
+    while True:
+        try:
+            asked.append(dialogue.send(answers))
+        except StopIteration as done:
+            return done.value, asked
+        answers = [matrix[i][j] for i, j in asked[-1]]
+
+
+@settings(deadline=None)
+@given(equivalences(), st.booleans())
+@pytest.mark.parametrize("method", ["union_find", "greedy"])
+def test_rounds_ask_for_no_pair_twice_and_for_none_that_cannot_matter(method, matrix, one_first):
+    labels, asked = play(matrix, method, one_first)
+    assert labels == cluster(torch.tensor(matrix), method).tolist()
+    flat = [pair for some in asked for pair in some]
+    assert len(set(flat)) == len(flat) and all(i < j for i, j in flat)
+    if method == "union_find":
+        known = [[i == j for j in range(len(matrix))] for i in range(len(matrix))]
+        for some in asked:
+            for number, (i, j) in enumerate(some):
+                # Even if all others of its round turned out equivalent, this pair would still link two classes.
+                hoped = [row[:] for row in known]
+                for a, b in some[:number] + some[number + 1 :]:
+                    hoped[a][b] = hoped[b][a] = True
+                found = oracle_union_find(hoped)
+                assert found[i] != found[j]
+            for i, j in some:
+                known[i][j] = known[j][i] = matrix[i][j]
+
+
+@pytest.mark.parametrize(("one_first", "most"), [(True, 31), (False, 20)])
+def test_the_number_of_rounds(one_first, most):
+    distinct = [[i == j for j in range(32)] for i in range(32)]
+    labels, asked = play(distinct, "union_find", one_first)
+    assert labels == list(range(32)) and len(asked) == most
+    if one_first:
+        assert all(len({i for i, _ in some}) == 1 for some in asked)
+    assert len(play([[True] * 32] * 32, "union_find", one_first)[1]) == 1

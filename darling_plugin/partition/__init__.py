@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,8 +62,9 @@ def load_partition_model(spec: str, **options: Any) -> PartitionModel:
     Args:
         spec: a registered name ("lexical"); a registered name with its argument ("cross-encoder:/models/x",
             "embedding:org/name"); or a class of your own, "package.module:Class" or "path/to/file.py:Class".
-            Registered names win.
-        options: keyword arguments of the class, such as threshold; those that are None are left out.
+            Registered names win. Keyword arguments of the class may follow as a query, numbers and true or false as
+            JSON has them, all else as strings: "cross-encoder:/models/x?max_length=4096&both_orders=true".
+        options: more keyword arguments, such as threshold; those that are None are left out.
 
     Returns:
         cls(argument, **options) where the spec has an argument, else cls(**options).
@@ -125,16 +127,40 @@ def _checked_labels(result: Any, group: Group, owner: str) -> torch.LongTensor:
 
 
 def _resolve(spec: str, options: dict[str, Any]) -> tuple[type[PartitionModel], tuple[str, ...], dict[str, Any]]:
+    whole, (spec, _, query) = spec, spec.partition("?")
+    options = {option: value for option, value in options.items() if value is not None}
+    options |= _query_options(whole, query, taken=options)
     name, _, argument = spec.partition(":")
     source, _, class_name = spec.rpartition(":")
     if name in partition_models or not _names_user_class(source, class_name):
         cls, arguments = partition_models.get(name), (argument,) if argument else ()
     else:
         cls, arguments = _user_class(source, class_name), ()
-    options = {option: value for option, value in options.items() if value is not None}
     _check_class(cls, spec)
     _check_arguments(cls, arguments, options)
     return cls, arguments, options
+
+
+def _query_options(spec: str, query: str, taken: dict[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for part in query.split("&") if query else []:
+        option, equals, text = part.partition("=")
+        if not (equals and text and option.isidentifier()) or option in options or option in taken:
+            raise DarlingError(
+                "options in a partition model's query as option=value&option=value, each given once",
+                f"{part!r} in {spec!r}",
+                "correct it; what --darling.* flags set is not given here too",
+            )
+        options[option] = _number_or_text(text)
+    return options
+
+
+def _number_or_text(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float | bool) else text
 
 
 def _names_user_class(source: str, class_name: str) -> bool:
@@ -191,7 +217,7 @@ def _check_arguments(cls: type[PartitionModel], arguments: tuple[str, ...], opti
                 raise DarlingError(
                     f"options that {cls.__name__} takes: {', '.join(parameters) or 'none'}",
                     f"{option}={options[option]!r}",
-                    f"drop --darling.{option}, or let {cls.__name__}.__init__ take it",
+                    f"drop it (--darling.{option}, or in the query), or let {cls.__name__}.__init__ take it",
                 )
     try:
         signature.bind(*arguments, **options)

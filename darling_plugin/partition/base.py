@@ -7,11 +7,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.clustering import check_clustering, cluster
+from darling_plugin.partition.clustering import check_clustering, cluster, numbered, rounds
 
 if TYPE_CHECKING:
     import torch
@@ -93,17 +93,15 @@ class SimilarityModel(PartitionModel):
 
     def equivalent(self, groups: Sequence[Group]) -> list[torch.BoolTensor]:
         """One symmetric tensor (n, n) a group: similarity > threshold, and the two rules above; diagonal true."""
-        stripped = [[response.strip() for response in group.responses] for group in groups]
-        distinct = [list(dict.fromkeys(text for text in texts if text)) for texts in stripped]
+        sorted_out = [_kinds(group) for group in groups]
         # The model sees each distinct text of a group once, and only groups with something left to compare.
-        asked = [Group(group.prompt, texts) for group, texts in zip(groups, distinct, strict=True) if len(texts) > 1]
+        asked = [Group(group.prompt, kinds) for group, (kinds, _) in zip(groups, sorted_out, strict=True) if kinds[1:]]
         answers = iter(self._checked_similarities(asked) if asked else [])
 
         results = []
-        for texts, kinds in zip(stripped, distinct, strict=True):
-            index = {text: k for k, text in enumerate(kinds)}
-            rows = [index.get(text, len(kinds)) for text in texts]  # every empty response is kind number len(kinds)
-            results.append(self._judge(len(kinds) + 1, next(answers) if len(kinds) > 1 else None)[rows][:, rows])
+        for kinds, rows in sorted_out:
+            similarity = next(answers) if len(kinds) > 1 else None
+            results.append(self._judge(len(kinds) + 1, similarity)[rows][:, rows])
         return results
 
     def partition(self, groups: Sequence[Group]) -> list[torch.LongTensor]:
@@ -152,11 +150,46 @@ class SimilarityModel(PartitionModel):
 
 
 class PairwiseModel(SimilarityModel):
-    """Scores pairs of responses: implement `similarity`, and set the class attribute `threshold`."""
+    """Scores pairs of responses: implement `similarity`, and set the class attribute `threshold`.
+
+    Under "union_find" and "greedy" the pairs are scored in rounds, all groups' together, and those whose score can no
+    longer change the classes are left out (clustering.rounds); the labels are those that all pairs would give.
+    """
+
+    one_first = False  # set where pairs with the same first response are cheaper together
 
     @abstractmethod
     def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
-        """(M,) in [0, 1], one a pair, in order; a list or array will do. All groups' pairs i < j come in one call."""
+        """(M,) in [0, 1], one a pair, in order; a list or array will do. Called several times with pairs i < j."""
+
+    def partition(self, groups: Sequence[Group]) -> list[torch.LongTensor]:
+        import torch
+
+        if self.clustering == "pairwise":
+            return super().partition(groups)
+        sorted_out = [_kinds(group) for group in groups]
+        dialogues = [rounds(len(kinds), self.clustering, one_first=self.one_first) for kinds, _ in sorted_out]
+        labels: dict[int, list[int]] = {}
+        judged: dict[int, list[bool] | None] = dict.fromkeys(range(len(groups)))
+        while judged:
+            asked: dict[int, list[tuple[int, int]]] = {}
+            for k, judgements in judged.items():
+                try:
+                    asked[k] = dialogues[k].send(judgements)
+                except StopIteration as done:
+                    labels[k] = done.value
+            pairs = [
+                Pair(groups[k].prompt, sorted_out[k][0][i], sorted_out[k][0][j])
+                for k, wanted in asked.items()
+                for i, j in wanted
+            ]
+            above = iter((self._checked_scores(pairs) > self.threshold).tolist() if pairs else [])
+            judged = {k: list(islice(above, len(wanted))) for k, wanted in asked.items()}
+        results = []
+        for k, (kinds, rows) in enumerate(sorted_out):
+            of_kind = [*labels[k], len(kinds)]  # the last: empty responses
+            results.append(torch.tensor(numbered([of_kind[row] for row in rows])))
+        return results
 
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         import torch
@@ -218,6 +251,14 @@ class EmbeddingModel(SimilarityModel):
             own = vectors[[row[response] for response in group.responses]]  # (n, d)
             results.append(own @ own.T)
         return results
+
+
+def _kinds(group: Group) -> tuple[list[str], list[int]]:
+    """The distinct texts of a group after str.strip(), and which of them each response is; past the last: empty."""
+    texts = [response.strip() for response in group.responses]
+    kinds = list(dict.fromkeys(text for text in texts if text))
+    index = {text: k for k, text in enumerate(kinds)}
+    return kinds, [index.get(text, len(kinds)) for text in texts]
 
 
 def to_tensor(value: Any, needed: str) -> torch.Tensor:

@@ -1,7 +1,9 @@
-"""Pairwise judgements -> classes."""
+"""Pairwise judgements -> classes; and which judgements are needed at all."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from darling_plugin.errors import DarlingError
@@ -43,8 +45,71 @@ def cluster(equivalent: torch.BoolTensor, method: str = "union_find") -> torch.L
 
     check_clustering(method)
     labels = _greedy(equivalent.tolist()) if method == "greedy" else _connected_components(equivalent)
+    return torch.tensor(numbered(labels))
+
+
+def numbered(labels: Sequence[int]) -> list[int]:
+    """The same classes, numbered 0, 1, 2, ... by first appearance."""
     number: dict[int, int] = {}
-    return torch.tensor([number.setdefault(label, len(number)) for label in labels])
+    return [number.setdefault(label, len(number)) for label in labels]
+
+
+# A dialogue about one group: yields the pairs (i, j), i < j, to be judged next, takes as many judgements, and returns
+# the labels, numbered by first appearance: those that cluster() would give to all n(n-1)/2 judgements.
+Rounds = Generator[list[tuple[int, int]], Sequence[bool], list[int]]
+
+
+def rounds(n: int, method: str, *, one_first: bool = False) -> Rounds:
+    """Asks only for the judgements that can still change the classes.
+
+    - "union_find": a pair whose two sides are in one class already is never asked for. The pairs of a round form no
+      cycle among the classes, so none of them can make another one of that round needless. A class of s responses
+      whose members are all equivalent costs s - 1 judgements instead of s(s-1)/2. Pairs of different classes are all
+      needed: any one of them could join the two.
+    - "greedy": a response is compared with the first members of the classes before it, until one is equivalent.
+
+    Args:
+        n: number of responses.
+        one_first: prefer rounds whose pairs have one and the same i, for models that then read response i only once.
+            They take up to n - 1 rounds; without it union_find takes about n / 2.
+    """
+    check_clustering(method)
+    if method == "greedy":
+        return _greedy_rounds(n)
+    return _union_find_rounds(n, one_first)
+
+
+def _union_find_rounds(n: int, one_first: bool) -> Rounds:
+    from scipy.cluster.hierarchy import DisjointSet
+
+    classes = DisjointSet(range(n))
+    left = list(combinations(range(n), 2))
+    if not one_first:
+        left.sort(key=lambda pair: pair[1] - pair[0])  # a round then links neighbours, next neighbours, and so on
+    while left:
+        member = [classes[k] for k in range(n)]
+        forest = DisjointSet(member)
+        asked = [(i, j) for i, j in left if forest.merge(member[i], member[j])]
+        for (i, j), equivalent in zip(asked, (yield asked), strict=True):
+            if equivalent:
+                classes.merge(i, j)
+        done = set(asked)
+        left = [(i, j) for i, j in left if (i, j) not in done and not classes.connected(i, j)]
+    return numbered([classes[k] for k in range(n)])
+
+
+def _greedy_rounds(n: int) -> Rounds:
+    labels = [-1] * n
+    for first in range(n):
+        if labels[first] >= 0:
+            continue
+        labels[first] = first
+        asked = [(first, k) for k in range(first + 1, n) if labels[k] < 0]
+        if asked:
+            for (_, k), equivalent in zip(asked, (yield asked), strict=True):
+                if equivalent:
+                    labels[k] = first
+    return numbered(labels)
 
 
 def _greedy(equivalent: list[list[bool]]) -> list[int]:
