@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from darling_plugin.errors import DarlingError
@@ -26,7 +26,9 @@ class DarlingConfig:
     partition_model: str = _flag(
         "embedding",
         "what sorts a prompt's responses into classes: lexical, lexical:N, embedding, embedding:PATH, "
-        "cross-encoder:PATH, a name you registered, package.module:Class, or file.py:Class",
+        "cross-encoder:PATH, darling-modernbert, darling-qwen3-math, noveltybench-deberta, vllm:PATH, "
+        "served:URL[,URL...], judge:URL, answer, a name you registered, package.module:Class, or file.py:Class; "
+        "options of the model may follow, as in cross-encoder:PATH?max_length=4096&both_orders=true",
     )
     threshold: float | None = _flag(
         None, "similarity above which two responses are equivalent; default: the partition model's own", type=float
@@ -119,19 +121,24 @@ def add_flags(parser: argparse.ArgumentParser, dest: str = "") -> None:
     """Adds our flags to a parser; the name of each in its namespace is `dest` and the field's."""
     group = parser.add_argument_group("DARLING (darling-plugin)")
     for flag in fields(DarlingConfig):
-        kwargs: dict[str, Any] = {"dest": dest + flag.name, "default": flag.default}
-        if flag.metadata["type"] is bool:
-            kwargs |= {"action": "store_true", "help": flag.metadata["help"]}
-        else:
-            shown = "" if flag.default is None else f" (default: {flag.default})"
-            kwargs |= {
-                "type": flag.metadata["type"],
-                "choices": flag.metadata["choices"],
-                "help": flag.metadata["help"] + shown,
-            }
-            if flag.metadata["choices"] is None:
-                kwargs["metavar"] = flag.metadata["type"].__name__.upper()
-        group.add_argument(PREFIX + flag.name, **kwargs)
+        add_flag(group, flag, PREFIX + flag.name, dest + flag.name)
+
+
+def add_flag(group: Any, flag: Field, name: str, dest: str) -> None:
+    """Adds the command-line option of one field of DarlingConfig to an argparse parser or group."""
+    kwargs: dict[str, Any] = {"dest": dest, "default": flag.default}
+    if flag.metadata["type"] is bool:
+        kwargs |= {"action": "store_true", "help": flag.metadata["help"]}
+    else:
+        shown = "" if flag.default is None else f" (default: {flag.default})"
+        kwargs |= {
+            "type": flag.metadata["type"],
+            "choices": flag.metadata["choices"],
+            "help": flag.metadata["help"] + shown,
+        }
+        if flag.metadata["choices"] is None:
+            kwargs["metavar"] = flag.metadata["type"].__name__.upper()
+    group.add_argument(name, **kwargs)
 
 
 def parse(argv: list[str]) -> tuple[DarlingConfig, list[str]]:

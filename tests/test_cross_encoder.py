@@ -1,6 +1,7 @@
 import pytest
 import torch
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
@@ -65,7 +66,9 @@ def make_gpt2(folder):
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     path = make_gpt2(folder) if request.param == "gpt2" else make_bert(folder, int(request.param[-1]))
-    return load_partition_model(f"cross-encoder:{path}")
+    model = load_partition_model(f"cross-encoder:{path}", dtype="float32")
+    model.reference = AutoModelForSequenceClassification.from_pretrained(path).eval()  # untouched by ours
+    return model
 
 
 def some_pairs(count=24):
@@ -85,7 +88,7 @@ def one_at_a_time(model, pair):
         pair.first, pair.second, truncation="longest_first", max_length=MAX_POSITIONS, return_tensors="pt"
     )
     with torch.no_grad():
-        logits = model.model(**inputs).logits[0].tolist()
+        logits = model.reference(**inputs).logits[0].tolist()
     if len(logits) == 1:
         return 1 / (1 + torch.tensor(-logits[0]).exp().item())
     exponentials = torch.tensor(logits).exp().tolist()
@@ -93,30 +96,12 @@ def one_at_a_time(model, pair):
 
 
 def test_batches_score_like_one_pair_at_a_time(model, monkeypatch):
-    monkeypatch.setattr(cross_encoder, "BATCH_SIZE", 7)
+    monkeypatch.setattr(model._forward, "token_budget", 70)
     pairs = some_pairs()
     scores = model.similarity(pairs)
     expected = [one_at_a_time(model, pair) for pair in pairs]
     assert max(expected) - min(expected) > 0.2  # else nothing here could fail
     assert scores.tolist() == pytest.approx(expected, abs=1e-5)
-
-
-def test_out_of_memory_halves_the_batch_and_goes_on(model, monkeypatch):
-    texts = [" ".join(WORDS[k : k + 3]) for k in range(9)]
-    pairs = [Pair("p", a, b) for a in texts for b in texts]
-    expected = model.similarity(pairs)
-    sizes, forward = [], model.model.forward
-
-    def short_of_memory(input_ids, **inputs):
-        sizes.append(len(input_ids))
-        if len(input_ids) > 10:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(input_ids=input_ids, **inputs)
-
-    monkeypatch.setattr(model.model, "forward", short_of_memory)
-    assert torch.allclose(model.similarity(pairs), expected, atol=1e-6)
-    assert sizes[:3] == [32, 16, 8], "what was scored before is not scored again"
-    assert sum(size for size in sizes if size <= 10) == len(pairs)
 
 
 def test_long_pairs_are_cut_the_longer_one_first(model):
@@ -154,9 +139,25 @@ def test_class_1_means_equivalent(logits, expected):
     assert got.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_two_thousand_tokens_are_the_most(tmp_path, monkeypatch):
-    monkeypatch.setattr(cross_encoder, "MAX_LENGTH", 20)
-    assert load_partition_model(f"cross-encoder:{make_bert(tmp_path, 2)}").max_length == 20
+def test_the_length_of_a_pair_can_be_set_up_to_what_the_model_takes(tmp_path):
+    path = make_bert(tmp_path, 2)
+    assert load_partition_model(f"cross-encoder:{path}", max_length=20).max_length == 20
+    assert load_partition_model(f"cross-encoder:{path}?max_length=4096").max_length == MAX_POSITIONS
+    (_, ids) = load_partition_model(f"cross-encoder:{path}", max_response_length=2)._pair_tokens(
+        [Pair("p", "cat", "dog"), Pair("p", "the cat sat on", "a dog ran")]
+    )
+    assert len(ids) == 2 + 2 + 3
+
+
+def test_the_dtype_is_the_native_one_unless_it_is_set(tmp_path, monkeypatch):
+    path = make_bert(tmp_path, 2)
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert load_partition_model(f"cross-encoder:{path}").model.dtype == expected
+    assert load_partition_model(f"cross-encoder:{path}?dtype=float16").model.dtype == torch.float16
+    with pytest.raises(DarlingError, match="floating-point dtype(.|\n)*'float33'"):
+        load_partition_model(f"cross-encoder:{path}?dtype=float33")
 
 
 def test_options_and_a_missing_path(tmp_path):
@@ -166,6 +167,8 @@ def test_options_and_a_missing_path(tmp_path):
     assert load_partition_model(f"cross-encoder:{path}").threshold == 0.5
     with pytest.raises(DarlingError, match="missing a required argument: 'path'"):
         load_partition_model("cross-encoder")
+    with pytest.raises(DarlingError, match="a sequence classifier in /no/such/folder(.|\n)*download"):
+        load_partition_model("cross-encoder:/no/such/folder")
 
 
 def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path):

@@ -1,6 +1,8 @@
 import importlib.util
 
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, embedding, load_partition_model
@@ -32,11 +34,46 @@ def test_one_sentence_around_two_answers_is_below_the_default_threshold(minilm):
 
 
 def test_embeddings_come_in_order_and_do_not_depend_on_the_batch(minilm):
-    texts = ["A short one.", "Something quite a bit longer than the others, about boats.", "Rain."]
-    together = minilm.embed(texts)
-    assert together.shape == (3, 384)
-    for text, vector in zip(texts, together, strict=True):
-        assert minilm.embed([text])[0].tolist() == pytest.approx(vector.tolist(), abs=1e-4)
+    texts = ["A short one.", "Something quite a bit longer than the others, about boats.", "Rain.", "wet " * 400]
+    exact = load_partition_model("embedding", dtype="float32")
+    untouched = SentenceTransformer(embedding._default_model_path(), device="cpu")
+    expected = untouched.encode(texts, convert_to_tensor=True)
+    together = exact.embed(texts)
+    assert together.shape == (4, 384) and together.dtype == torch.float32
+    assert torch.allclose(together, expected, atol=1e-5)
+    assert torch.allclose(torch.cat([exact.embed([text]) for text in texts]), expected, atol=1e-5)
+    # In bfloat16 cosines move by a few thousandths.
+    cosines = torch.nn.functional.cosine_similarity(minilm.embed(texts), expected)
+    assert cosines.min() > 0.999
+
+
+def test_our_batches_are_used_and_keep_within_the_token_budget(minilm, monkeypatch):
+    sizes = []
+    minilm.model[0].auto_model.encoder.layer[0].register_forward_pre_hook(
+        lambda module, args: sizes.append(args[0].shape[1])
+    )
+    monkeypatch.setattr(minilm._forward, "token_budget", 40)
+    texts = [f"A sentence of nine words, number {k} of ten." for k in range(10)]
+    assert minilm.embed(texts).shape == (10, 384)
+    assert len(sizes) > 2 and max(sizes) <= 40
+
+
+@pytest.mark.parametrize("change", ["dense", "prompt"])
+def test_models_that_do_more_than_pooling_go_through_encode(change, tmp_path):
+    from sentence_transformers.models import Dense
+
+    plain = SentenceTransformer(embedding._default_model_path(), device="cpu")
+    if change == "dense":
+        plain.append(Dense(384, 8))
+    else:
+        plain.prompts, plain.default_prompt_name = {"query": "A question: "}, "query"
+    plain.save(str(tmp_path))
+    model = load_partition_model(f"embedding:{tmp_path}", dtype="float32")
+    texts = ["Rain.", "A short one."]
+    assert model._forward is None
+    assert torch.allclose(model.embed(texts), plain.encode(texts, convert_to_tensor=True), atol=1e-5)
+    bare = load_partition_model("embedding", dtype="float32").embed(texts)
+    assert bare.shape != model.embed(texts).shape or not torch.allclose(bare, model.embed(texts), atol=1e-2)
 
 
 def test_the_threshold_can_be_set(minilm):

@@ -50,6 +50,9 @@ START_TIMEOUT = 600.0  # seconds for the actors to be placed and the partition m
 # connection that broke, once for the process.
 RETRIES = 20
 SETTLING = 1.0  # seconds that a process started after a hang waits for the groups at hand
+# How long an idle actor waits for more groups: a burst of finished prompts comes in one by one, and its first group
+# would be a batch of its own. No group is held back longer than this.
+GATHER_SECONDS = 0.005
 
 
 def response_text(tokenizer: Any, token_ids: list[int]) -> str:
@@ -155,7 +158,11 @@ class Waiting:
 
 
 class PartitionActor:
-    """Holds one partition model; groups that arrive while a batch is being scored make up the next batch."""
+    """Holds one partition model.
+
+    An idle actor's batch is what arrives within GATHER_SECONDS of its first group; groups that arrive while a batch is
+    being scored make up the next, which begins at once.
+    """
 
     def __init__(self, config: DarlingConfig, tokenizer: Any, quality_expected: bool, journal: str) -> None:
         # Whether Ray hides the other GPUs depends on its version and on RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES.
@@ -279,6 +286,8 @@ class PartitionActor:
         if self._watchdog.hung:
             # Ray sends the groups at hand once more; those known to hang are to be answered before another one may.
             await asyncio.sleep(SETTLING)
+        else:
+            await asyncio.sleep(GATHER_SECONDS)
         while self._waiting:
             batch, self._waiting = self._waiting, []
             # Those that hung together are measured alone: the one that hangs again does so on its own account.

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from darling_plugin.diversity import class_diversity, pair_diversity
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import cross_encoder, embedding, lexical  # noqa: F401  (they register)
+from darling_plugin.partition import (  # noqa: F401  (they register)
+    answer,
+    cross_encoder,
+    embedding,
+    judge,
+    lexical,
+    presets,
+    served,
+    vllm_classifier,
+)
 from darling_plugin.partition.base import (
     EmbeddingModel,
     Group,

@@ -281,7 +281,7 @@ def in_halves(score: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[An
     try:
         return score(items)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if len(items) < 2 or not _out_of_memory(error):
+        if len(items) < 2 or not out_of_memory(error):
             raise
         logger.warning("Out of memory with %d at once, going on with half of them: %s", len(items), error)
     # Outside of the except clause: the traceback, and with it the tensors of that attempt, is gone.
@@ -290,7 +290,7 @@ def in_halves(score: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[An
     return torch.cat([in_halves(score, items[:half]), in_halves(score, items[half:])])
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     import torch
 
     # The CPU's allocator, CUDA itself and cuBLAS raise bare RuntimeErrors.

@@ -3,78 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Pair, PairwiseModel, in_halves
+from darling_plugin.partition.base import Pair, PairwiseModel
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
     import torch
-
-BATCH_SIZE = 32
-MAX_LENGTH = 2048  # tokens of a pair
 
 
 @register_partition_model("cross-encoder")
 class CrossEncoder(PairwiseModel):
     """P(equivalent) of any AutoModelForSequenceClassification: `cross-encoder:<path or Hub name>`.
 
-    Input: CLS first SEP second SEP, as the model's tokenizer builds a pair, the longer one cut first; the prompt is
-    not shown. Class 1 means equivalent: softmax(logits)[1] of a model with two or more labels, sigmoid(logit) of a
-    model with one.
+    Input: CLS first SEP second SEP, as the model's tokenizer builds a pair; the prompt is not shown. Class 1 means
+    equivalent: softmax(logits)[1] of a model with two or more labels, sigmoid(logit) of a model with one.
 
-    The classifier for open-ended tasks that was released with arXiv 2509.02534 is used with --darling.threshold 0.32,
-    the one for maths with the default 0.5.
+    Args:
+        max_length: tokens of a pair; the longer response is cut first. Never more than the model takes.
+        max_response_length: tokens of each response, cut first.
+        both_orders: the mean of P(first, second) and P(second, first), at twice the cost.
+        tokenizer: path or Hub name, where it does not lie beside the weights.
+        dtype: torch's name of one; default: bfloat16 where the GPU or the CPU computes in it, else float16 on a GPU
+            and float32 on a CPU.
     """
 
     threshold = 0.5
+    special_tokens: tuple[str, str, str] | None = None  # before, between and after; None: the tokenizer's own
 
-    def __init__(self, path: str, *, threshold: float | None = None, clustering: str = "union_find") -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        threshold: float | None = None,
+        clustering: str = "union_find",
+        max_length: int = 2048,
+        max_response_length: int | None = None,
+        both_orders: bool = False,
+        tokenizer: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from darling_plugin.partition.forward import choose_forward
+        from darling_plugin.partition.pair_tokens import PairTokens
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModelForSequenceClassification.from_pretrained(path).to(self.device).eval()
-        # Causal classifiers read the last token that is not padding: tokenizer and model must agree on what that is.
-        if self.tokenizer.pad_token is None:
-            if self.tokenizer.eos_token is None:
-                raise DarlingError(
-                    f"a tokenizer with a padding or an end token in {path}",
-                    "neither",
-                    "set pad_token in that tokenizer",
-                )
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.both_orders = both_orders
+        self.tokenizer, self.model = load_classifier(path, tokenizer or path, dtype)
         text_config = self.model.config.get_text_config()
-        text_config.pad_token_id = self.tokenizer.pad_token_id
-        positions = getattr(text_config, "max_position_embeddings", None) or MAX_LENGTH
-        self.max_length = min(self.tokenizer.model_max_length, positions, MAX_LENGTH)
+        positions = getattr(text_config, "max_position_embeddings", None) or max_length
+        self.max_length = min(self.tokenizer.model_max_length, positions, max_length)
+        self._pair_tokens = PairTokens(self.tokenizer, self.max_length, max_response_length, self.special_tokens)
+        self._forward = choose_forward(
+            lambda **inputs: self.model(**inputs).logits,
+            self.model.base_model,
+            self.tokenizer.pad_token_id,
+            self._pair_tokens.two_types,
+        )
+        self.one_first = self._forward.one_first
 
     def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
-        import torch
+        if self.both_orders:
+            swapped = [Pair(pair.prompt, pair.second, pair.first) for pair in pairs]
+            return self._probabilities([*pairs, *swapped]).view(2, -1).mean(0)
+        return self._probabilities(pairs)
 
-        encoded = self.tokenizer(
-            [pair.first for pair in pairs],
-            [pair.second for pair in pairs],
-            truncation="longest_first",
-            max_length=self.max_length,
-        )
-        lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])
-        # Longest first: pairs of like length share a batch, and a shortage of memory shows in the first one.
-        order = lengths.argsort(descending=True, stable=True)
-        scores = torch.empty(len(pairs))
+    def _probabilities(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
+        return _probability_equivalent(self._forward(self._pair_tokens(pairs)))
 
-        def score(batch: torch.LongTensor) -> torch.FloatTensor:
-            rows = {name: [values[i] for i in batch.tolist()] for name, values in encoded.items()}
-            inputs = self.tokenizer.pad(rows, return_tensors="pt").to(self.device)
-            return _probability_equivalent(self.model(**inputs).logits.float()).cpu()
 
-        with torch.inference_mode():
-            for batch in order.split(BATCH_SIZE):
-                scores[batch] = in_halves(score, batch)
-        return scores
+def load_classifier(path: str, tokenizer_path: str, dtype: str | None) -> tuple[Any, Any]:
+    """Tokenizer and sequence classifier, on the GPU where there is one, with a padding token both agree on."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from darling_plugin.partition.device import device_and_dtype
+
+    device, kind = device_and_dtype(dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=kind).to(device).eval()
+    except OSError as error:
+        raise DarlingError(
+            f"a sequence classifier in {path} and a tokenizer in {tokenizer_path}",
+            f"{error}",
+            "correct the path, or download them first: huggingface-cli download <Hub name>",
+        ) from error
+    # Causal classifiers read the last token that is not padding: tokenizer and model must agree on what that is.
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise DarlingError(
+                f"a tokenizer with a padding or an end token in {tokenizer_path}",
+                "neither",
+                "set pad_token in that tokenizer",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model
 
 
 def _probability_equivalent(logits: torch.Tensor) -> torch.Tensor:

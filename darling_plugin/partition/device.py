@@ -1,0 +1,34 @@
+"""Where a partition model computes, and in which precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from darling_plugin.errors import DarlingError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_and_dtype(dtype: str | None) -> tuple[str, torch.dtype]:
+    """The GPU where there is one, else the CPU; `dtype` by its name in torch, or the fastest that is native there.
+
+    That is bfloat16 where the GPU or the CPU computes in it, else float16 on a GPU and float32 on a CPU.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = _native_dtype(device) if dtype is None else getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise DarlingError("a floating-point dtype of torch, such as bfloat16 or float32", repr(dtype), "correct it")
+    return device, kind
+
+
+def _native_dtype(device: str) -> torch.dtype:
+    import torch
+
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # Other CPUs compute in bfloat16 by way of float32, and are slower than in float32.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32

@@ -1,0 +1,126 @@
+"""Pairs of responses as token ids: every response is tokenised once, and pairs are put together from the ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.base import Pair
+
+KEPT = 100_000  # responses whose ids are kept between rounds; then all are forgotten
+
+
+@dataclass(frozen=True)
+class PairIds:
+    """A pair's ids in two parts, (h,) and (t,) int64. Pairs of one call that begin alike share one head array."""
+
+    head: np.ndarray  # what the tokenizer puts before a pair, the first response, what it puts between the two
+    tail: np.ndarray  # the second response, what the tokenizer puts after a pair
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.tail)
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.concatenate([self.head, self.tail])
+
+    @property
+    def types(self) -> np.ndarray:
+        """Token types of models that have them: 0 in the head, 1 in the tail."""
+        return np.repeat([0, 1], [len(self.head), len(self.tail)])
+
+
+class PairTokens:
+    """Builds what `tokenizer(first, second, truncation="longest_first", max_length=max_length)` gives.
+
+    Args:
+        max_length: tokens of a pair, special ones included. Of a longer pair the end of the longer response is cut,
+            then of both.
+        max_response_length: tokens of a response, cut first; None: no limit of its own.
+        special_tokens: the tokens before, between and after the two responses, in place of the tokenizer's own.
+
+    Raises DarlingError for a tokenizer whose pairs are not the two responses' own tokens with others around.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        max_response_length: int | None = None,
+        special_tokens: tuple[str, str, str] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._ids: dict[str, np.ndarray] = {}
+        self._heads: dict[tuple[str, int], np.ndarray] = {}
+        self.two_types = False
+        if special_tokens is None:
+            around = self._find_template()
+        else:
+            around = tokenizer.convert_tokens_to_ids(list(special_tokens))
+            if any(token is None or token == tokenizer.unk_token_id for token in around):
+                raise DarlingError(
+                    f"a tokenizer that knows {', '.join(special_tokens)}",
+                    f"{tokenizer.name_or_path}, which gives them the ids {around}",
+                    "name the classifier's own with the option tokenizer",
+                )
+            around = [[token] for token in around]
+        self._before, self._between, self._after = (np.array(ids, dtype=np.int64) for ids in around)
+        self._room = max_length - sum(map(len, around))
+        if self._room < 2:
+            raise DarlingError(
+                f"a max_length above the pair's {max_length - self._room} special tokens and one of each response",
+                f"{max_length}",
+                "raise it",
+            )
+        self._max_response_length = max_response_length
+
+    def _find_template(self) -> list[list[int]]:
+        """What the tokenizer puts before, between and after two texts; whether it gives them different types."""
+        probe = ("One response.", "another\none")
+        pair = self._tokenizer(*probe)
+        alone = self._tokenizer(list(probe), add_special_tokens=False)["input_ids"]
+        ids, side = pair["input_ids"], pair.sequence_ids(0) if self._tokenizer.is_fast else []
+        of_side = [[token for token, s in zip(ids, side, strict=False) if s == k] for k in (0, 1)]
+        if of_side != alone or not all(alone):
+            raise DarlingError(
+                "a fast tokenizer that joins two texts' own tokens with special ones around them",
+                f"{type(self._tokenizer).__name__}, which makes {ids} of {alone}",
+                "use another tokenizer, or a partition model of your own",
+            )
+        first, second = side.index(0), side.index(1)
+        types = pair.get("token_type_ids")
+        # The separator after a response counts as part of it in the tokenizers that tell the two apart.
+        self.two_types = types is not None and types[second] != types[first]
+        return [ids[:first], ids[first + len(alone[0]) : second], ids[second + len(alone[1]) :]]
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[PairIds]:
+        """The ids of each pair, in order."""
+        self._tokenise(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
+        return [self._join(pair) for pair in pairs]
+
+    def _tokenise(self, texts: dict[str, None]) -> None:
+        new = [text for text in texts if text not in self._ids]
+        if not new:
+            return
+        if len(self._ids) + len(new) > KEPT:
+            self._ids.clear()
+            self._heads.clear()
+            new = list(texts)
+        for text, ids in zip(new, self._tokenizer(new, add_special_tokens=False)["input_ids"], strict=True):
+            self._ids[text] = np.array(ids[: self._max_response_length], dtype=np.int64)
+
+    def _join(self, pair: Pair) -> PairIds:
+        first, second = self._ids[pair.first], self._ids[pair.second]
+        if len(first) + len(second) > self._room:
+            shorter = min(len(first), len(second), self._room // 2)
+            longer = self._room - shorter
+            a, b = (longer, shorter) if len(first) > len(second) else (shorter, longer)
+            first, second = first[:a], second[:b]
+        key = pair.first, len(first)
+        if key not in self._heads:
+            self._heads[key] = np.concatenate([self._before, first, self._between])
+        return PairIds(self._heads[key], np.concatenate([second, self._after]))

@@ -1,0 +1,164 @@
+"""Partition by a causal classifier in vLLM, in this process: what pairs share of their beginning is computed once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.base import Pair, PairwiseModel
+from darling_plugin.partition.cross_encoder import _probability_equivalent
+from darling_plugin.registry import register_partition_model
+
+if TYPE_CHECKING:
+    import torch
+
+
+@register_partition_model("vllm")
+class VLLMClassifier(PairwiseModel):
+    """P(equivalent) of any sequence classifier that vLLM runs: `vllm:<path or Hub name>`.
+
+    Input and score are those of `cross-encoder` with the same path and options. Made for causal classifiers, such as
+    the one for maths that was released with arXiv 2509.02534: there the first response's keys and values serve every
+    pair that begins with it (prefix caching, in whole blocks of 16 tokens on a GPU, of 128 on a CPU).
+
+    vLLM's engine runs in this process, so that it ends with it, whatever ends it.
+
+    Args:
+        max_length: tokens of a pair; the longer response is cut first. Never more than the model takes.
+        max_response_length: tokens of each response, cut first.
+        tokenizer: path or Hub name, where it does not lie beside the weights.
+        special_tokens: those before, between and after the responses, with commas, in place of the tokenizer's own.
+        dtype: of weights and activations, as vLLM names them; "auto" makes float16 of a float32 checkpoint.
+        gpu_memory_utilization: the share of the GPU's memory that vLLM takes for the weights and the cached keys and
+            values. Give the partition actor no less: --darling.gpus_per_partition_actor.
+
+    Raises DarlingError when vLLM is missing or cannot load the model, for a checkpoint without a classification head,
+    and for models that tell the two responses apart by token types (BERT).
+    """
+
+    threshold = 0.5
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        threshold: float | None = None,
+        clustering: str = "union_find",
+        max_length: int = 2048,
+        max_response_length: int | None = None,
+        tokenizer: str | None = None,
+        special_tokens: str | None = None,
+        dtype: str = "auto",
+        gpu_memory_utilization: float = 0.2,
+    ) -> None:
+        super().__init__(threshold=threshold, clustering=clustering)
+        from transformers import AutoConfig, AutoTokenizer
+
+        from darling_plugin.partition.pair_tokens import PairTokens
+
+        own = AutoTokenizer.from_pretrained(tokenizer or path)
+        config = AutoConfig.from_pretrained(path)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
+        self.max_length = min(max_length, own.model_max_length, positions)
+        self._pair_tokens = PairTokens(own, self.max_length, max_response_length, _three(special_tokens))
+        _check_classifier(config, self._pair_tokens.two_types, path)
+
+        vllm = _import_vllm(path)
+        try:
+            self.llm = vllm.LLM(
+                path,
+                tokenizer=tokenizer,
+                runner="pooling",
+                convert="classify",
+                dtype=dtype,
+                max_model_len=self.max_length,
+                # vLLM (0.29) never ends a pair of exactly max_model_len tokens whose prefill it has cut in two.
+                enable_chunked_prefill=False,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enforce_eager=True,  # compiling takes a minute and gains little where every step is a long prefill
+            )
+        except Exception as error:
+            raise DarlingError(
+                f"a classifier that vLLM loads from {path} into {gpu_memory_utilization:g} of a GPU's memory",
+                f"{type(error).__name__}: {error}",
+                "free memory on that GPU or set gpu_memory_utilization (under Ray: and "
+                f"--darling.gpus_per_partition_actor), or use cross-encoder:{path}",
+            ) from error
+        # No softmax there: which activation vLLM would apply depends on the checkpoint's configuration.
+        self._logits = vllm.PoolingParams(use_activation=False)
+        # Transformers' causal classifiers read the last token that is not padding, vLLM reads the last one. Some
+        # tokenizers, as Qwen3-Embedding's, end a text with the very token that they pad with.
+        causal = self.llm.model_config.attn_type == "decoder"
+        padding = own.eos_token_id if own.pad_token_id is None else own.pad_token_id
+        self._unread = padding if causal else None
+
+    def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
+        import torch
+
+        if not pairs:
+            return torch.empty(0)
+        tokens = [self._read(pair.ids.tolist()) for pair in self._pair_tokens(pairs)]
+        # Like beginnings next to each other, so that what is computed for one is still there for the next.
+        order = sorted(range(len(pairs)), key=tokens.__getitem__)
+        outputs = self.llm.encode(
+            [{"prompt_token_ids": tokens[k]} for k in order],
+            pooling_params=self._logits,
+            pooling_task="classify",
+            use_tqdm=False,
+        )
+        scores = torch.empty(len(pairs))
+        scores[order] = _probability_equivalent(torch.stack([output.outputs.data for output in outputs]).float())
+        return scores
+
+    def _read(self, ids: list[int]) -> list[int]:
+        end = len(ids)
+        while end > 1 and ids[end - 1] == self._unread:
+            end -= 1
+        return ids[:end]
+
+
+def _three(tokens: str | None) -> tuple[str, str, str] | None:
+    if tokens is None:
+        return None
+    three = tuple(tokens.split(","))
+    if len(three) != 3:
+        raise DarlingError(
+            "three special_tokens with commas between: before, between and after the responses",
+            repr(tokens),
+            "write them as in special_tokens=<|im_start|>,<|im_end|>,<|im_end|>",
+        )
+    return three
+
+
+def _check_classifier(config: Any, two_types: bool, path: str) -> None:
+    architectures = config.architectures or []
+    if not any("SequenceClassification" in name for name in architectures):
+        # vLLM would make a head out of whatever lies in memory.
+        raise DarlingError(
+            f"a sequence classifier in {path}",
+            f"the architecture {', '.join(architectures) or 'unknown'}",
+            "name a model that was trained to classify pairs",
+        )
+    # DeBERTa's tokenizer makes types too, which the model does not read.
+    if two_types and getattr(config, "type_vocab_size", 0) > 1:
+        raise DarlingError(
+            f"a classifier without token types (token_type_ids) for vllm:{path}",
+            f"a {config.model_type} model, whose tokenizer makes them",
+            f"use cross-encoder:{path}",
+        )
+
+
+def _import_vllm(path: str) -> ModuleType:
+    # Read when the engine starts. A process of its own would outlive ours when the partition actor's watchdog ends
+    # it, and keep its GPU memory.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    try:
+        import vllm
+    except ImportError as error:
+        raise DarlingError(
+            f"vLLM, for vllm:{path}", str(error), f"pip install vllm (0.29), or use cross-encoder:{path}"
+        ) from error
+    return vllm

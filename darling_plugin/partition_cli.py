@@ -1,0 +1,298 @@
+"""`darling-partition`: classes and diversity of groups in a file, by the same engine as in training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from tqdm import tqdm
+
+from darling_plugin.config import PREFIX, DarlingConfig, add_flag
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import (
+    Group,
+    Measurement,
+    PartitionModel,
+    check_partition_spec,
+    load_partition_model,
+    measure,
+)
+from darling_plugin.user_code import import_user_code
+
+# Held at a time, so that input without end needs no more memory. A fixed number: where lower precision makes a
+# result depend on the batch, two runs over one file still agree.
+GROUPS_AT_ONCE = 64
+
+FLAGS = ("partition_model", "threshold", "clustering", "import_path")  # of DarlingConfig, with its defaults and help
+
+EXAMPLE = """\
+a line in:   {"prompt": "Name a colour", "responses": ["Red!", "red", "I say blue"], "id": 7}
+a line out:  {"prompt": ..., "responses": ..., "id": 7, "labels": [0, 0, 1], "diversity": [0.5, 0.5, 1.0]}
+
+  darling-partition responses.jsonl -o partitions.jsonl --partition_model lexical
+  zcat responses.jsonl.gz | darling-partition --threshold 0.7 | jq .diversity
+
+labels: the class of each response; diversity: the share of the other responses that lie in other classes. With
+--clustering pairwise, "equivalent" is added too: which pairs were judged to say the same.
+Lines go out in the order they came in, 64 groups at a time and the rest when the input ends. A line that is no group,
+or that the partition model fails on, is named on stderr and left out.
+
+exit status: 0; 1 if lines were left out; 2 for wrong usage; 130 after Ctrl-C
+"""
+
+
+class BadLine(ValueError):
+    """Says what is wrong with a line of the input."""
+
+
+class ReaderGone(Exception):
+    """Nobody reads stdout any more, as after `| head`."""
+
+
+class Item(NamedTuple):
+    """A line of the input: its number from 1, all that it holds, and the group in it."""
+
+    line: int
+    record: dict[str, Any]
+    group: Group
+
+
+@dataclass
+class Totals:
+    """Sums over the lines so far."""
+
+    groups: int = 0
+    responses: int = 0
+    pairs: int = 0
+    classes: int = 0
+    diversity: float = 0.0
+    bad_lines: int = 0
+
+    def add(self, labels: list[int], diversity: list[float]) -> None:
+        n = len(labels)
+        self.groups += 1
+        self.responses += n
+        self.pairs += n * (n - 1) // 2
+        self.classes += len(set(labels))
+        self.diversity += sum(diversity)
+
+    def report(self, line: int, fault: str) -> None:
+        self.bad_lines += 1
+        tqdm.write(f"line {line}: {fault}", file=sys.stderr)
+
+    def __str__(self) -> str:
+        parts = [f"{self.groups} groups", f"{self.responses} responses", f"{self.pairs} pairs"]
+        if self.groups:
+            parts.append(f"mean diversity {self.diversity / self.responses:.3f}")
+            parts.append(f"{self.classes / self.groups:.2f} classes a group")
+        return ", ".join([*parts, f"{self.bad_lines} bad lines"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except DarlingError as error:
+        # The engine's messages name the flags of the launcher; those of them that this command has lack the prefix.
+        print(f"\n{error}\n".replace(PREFIX, "--"), file=sys.stderr)
+        return 2
+    except ReaderGone:
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="darling-partition",
+        description="Sorts each prompt's responses into classes that say the same, and measures their diversity.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE.jsonl", nargs="?", default="-", help="a group a line; default: stdin")
+    parser.add_argument("-o", "--output", metavar="OUT.jsonl", default="-", help="default: stdout")
+    for flag in fields(DarlingConfig):
+        if flag.name in FLAGS:
+            add_flag(parser, flag, f"--{flag.name}", flag.name)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = DarlingConfig(**{name: getattr(arguments, name) for name in FLAGS})
+    options = {"threshold": config.threshold, "clustering": config.clustering}
+    if config.import_path:
+        import_user_code(config.import_path)
+    config.check()
+    check_partition_spec(config.partition_model, **options)
+    with _source(arguments.file) as source, _results(arguments.output, source) as results:
+        model = _load(config.partition_model, options)
+        totals = Totals()
+        try:
+            _partition(model, source, results, totals)
+        except KeyboardInterrupt:
+            print(f"interrupted after {totals}", file=sys.stderr)
+            raise
+    print(totals, file=sys.stderr)
+    return 1 if totals.bad_lines else 0
+
+
+def _load(spec: str, options: dict[str, Any]) -> PartitionModel:
+    try:
+        return load_partition_model(spec, **options)
+    except OSError as error:  # what transformers raises for weights that are not there
+        raise DarlingError(f"the partition model {spec!r}", f"{error}", "correct what follows the colon") from error
+
+
+def _partition(model: PartitionModel, source: BinaryIO, results: BinaryIO, totals: Totals) -> None:
+    """Reads groups from `source` and writes them to `results`, measured; sums them up in `totals`."""
+    items = _items(source, totals)
+    # None: no bar where stderr is no terminal.
+    with tqdm(unit=" groups", disable=None, dynamic_ncols=True) as bar:
+        if not bar.disable and source.seekable():
+            bar.total = _count_lines(source)
+        while batch := list(islice(items, GROUPS_AT_ONCE)):
+            outcomes = _measure(model, [item.group for item in batch])
+            lines = []
+            for item, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, Measurement):
+                    lines.append(_line(item, outcome, totals))
+                else:
+                    totals.report(item.line, f"the partition model failed: {_describe(outcome)}")
+            _write(results, "".join(lines))
+            bar.update(len(batch))
+
+
+def _items(source: BinaryIO, totals: Totals) -> Iterator[Item]:
+    for number, line in enumerate(source, start=1):
+        if not line.strip():
+            continue
+        try:
+            record, group = _parse(line)
+        except BadLine as error:
+            totals.report(number, str(error))
+        else:
+            yield Item(number, record, group)
+
+
+def _parse(line: bytes) -> tuple[dict[str, Any], Group]:
+    try:
+        # -sig: Windows programs put a mark before the first line.
+        record = json.loads(line.decode("utf-8-sig").rstrip())
+    except UnicodeDecodeError as error:
+        raise BadLine(f"not UTF-8: {error.reason} at byte {error.start + 1}") from error
+    except json.JSONDecodeError as error:
+        raise BadLine(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+    except (ValueError, RecursionError) as error:  # an integer of 5000 digits; [[[[…
+        raise BadLine(f"JSON that Python cannot read: {error}") from error
+    if not isinstance(record, dict):
+        raise BadLine(f"needs an object with prompt and responses, found {type(record).__name__}")
+    for key, kind in (("prompt", str), ("responses", list)):
+        if not isinstance(record.get(key), kind):
+            found = type(record[key]).__name__ if key in record else f"no {key}"
+            raise BadLine(f"needs a {kind.__name__} as {key}, found {found}")
+    try:
+        return record, Group(record["prompt"], record["responses"])
+    except DarlingError as error:
+        needed, found, _ = error.args
+        raise BadLine(f"needs {needed}, found {found}") from error
+
+
+def _measure(model: PartitionModel, groups: list[Group]) -> list[Measurement | BaseException]:
+    try:
+        return list(measure(model, groups))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic in a tokenizer is no Exception
+        if len(groups) == 1:
+            return [error]
+    # One by one, so that only the groups that cause the failure suffer from it.
+    return [_measure(model, [group])[0] for group in groups]
+
+
+def _describe(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, DarlingError):
+        return text
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return f"{text} ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+
+
+def _line(item: Item, measurement: Measurement, totals: Totals) -> str:
+    labels, diversity = measurement.labels.tolist(), measurement.diversity.tolist()
+    totals.add(labels, diversity)
+    record = {**item.record, "labels": labels, "diversity": diversity}
+    if measurement.equivalent is not None:
+        record["equivalent"] = measurement.equivalent.tolist()
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _write(results: BinaryIO, text: str) -> None:
+    """Writes whole lines: Ctrl-C waits for their end."""
+    # A lone surrogate, which no encoding holds, becomes its JSON escape.
+    rest = memoryview(text.encode("utf-8", errors="backslashreplace"))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with tqdm.external_write_mode():  # the bar is taken off a terminal that shows both, and put back
+            while rest:
+                rest = rest[results.write(rest) :]
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+    except OSError as error:
+        raise DarlingError("to write the results", f"{error}", "make room, or name another OUT.jsonl") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _count_lines(source: BinaryIO) -> int:
+    start = source.tell()
+    lines = sum(1 for line in source if line.strip())
+    source.seek(start)
+    return lines
+
+
+def _source(path: str) -> BinaryIO:
+    return _open(0, "rb", closefd=False) if path == "-" else _open(path, "rb")
+
+
+@contextmanager
+def _results(path: str, source: BinaryIO) -> Iterator[BinaryIO]:
+    """The file to write to, unbuffered. While stdout is that file, what else is printed there goes to stderr."""
+    if path != "-":
+        if Path(path).is_file() and os.path.samestat(os.fstat(source.fileno()), os.stat(path)):
+            raise DarlingError("an output apart from the input", f"{path} as both", "name another OUT.jsonl")
+        with _open(path, "wb", buffering=0) as results:
+            yield results
+        return
+    sys.stdout.flush()
+    with open(os.dup(1), "wb", buffering=0) as results:
+        os.dup2(2, 1)  # not only print(): vLLM's engine process logs to the stdout that it inherits
+        try:
+            yield results
+        finally:
+            sys.stdout.flush()
+            os.dup2(results.fileno(), 1)
+
+
+def _open(path: str | int, mode: str, **options: Any) -> BinaryIO:
+    try:
+        return open(path, mode, **options)
+    except OSError as error:
+        use = "read" if mode == "rb" else "written"
+        raise DarlingError(f"a file that can be {use}", f"{error}", "correct the path") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from tiny_classifiers import make_classifier, make_tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import Group, Pair, load_partition_model
+from darling_plugin.partition.presets import short_answers_agree
+
+LONG = "the cat sat on the mat"
+
+
+@pytest.fixture(autouse=True)
+def the_tokenizer_as_it_was_saved(monkeypatch):
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", PreTrainedTokenizerFast.from_pretrained)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "threshold", "max_length", "of_response"),
+    [
+        ("darling-modernbert", "modernbert", 0.32, 2048, 1022),
+        ("noveltybench-deberta", "bert", 0.102, 300, 128),
+    ],
+)
+def test_thresholds_and_lengths_of_the_released_classifiers(name, kind, threshold, max_length, of_response, tmp_path):
+    model = load_partition_model(f"{name}:{make_classifier(tmp_path, kind)}")
+    assert (model.threshold, model.max_length) == (threshold, max_length)
+    (ids,) = model._pair_tokens([Pair("p", "cat " * 3000, "dog")])
+    assert len(ids.head) == 1 + of_response + 1
+    assert load_partition_model(f"{name}:{tmp_path}", threshold=0.4, clustering="greedy").threshold == 0.4
+
+
+def test_the_maths_classifier_is_given_the_special_tokens_of_its_authors(tmp_path):
+    tokenizer = make_tokenizer("qwen3")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    path = make_classifier(tmp_path / "model", "qwen3")
+    with pytest.raises(DarlingError, match="knows <|im_start|>"):
+        load_partition_model(f"darling-qwen3-math:{path}")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(path)
+    preset = load_partition_model(f"darling-qwen3-math:{path}?tokenizer={tmp_path / 'tokenizer'}&dtype=float32")
+    assert (preset.threshold, preset.max_length) == (0.5, 4096)
+    (ids,) = preset._pair_tokens([Pair("p", "the cat", "a dog")])
+    words = tokenizer.convert_ids_to_tokens(ids.ids.tolist())
+    assert words == ["<|im_start|>", "the", "cat", "<|im_end|>", "a", "dog", "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("Paris", "paris", 1.0),
+        ("Paris", "Rome", 0.0),
+        ("New York", "york", 1.0),  # one of two
+        ("in New York", "York", 0.0),  # one of three
+        ("a b c d", "a b x y", 1.0),
+        ("a b c d e", "a b x y z", 0.0),  # two of five
+        ("a a a a", "a b", 0.0),  # the longer one has four words, one distinct is shared
+        ("one two three four five six", "six", None),
+        ("Paris", LONG, None),
+    ],
+)
+def test_short_answers_are_compared_by_their_words(first, second, expected):
+    for pair in (Pair("p", first, second), Pair("p", second, first)):
+        found = short_answers_agree(pair)
+        assert found == expected if expected is not None else found != found
+
+
+def test_the_classifier_is_asked_where_a_response_is_long(tmp_path):
+    path = make_classifier(tmp_path, "modernbert")
+    preset = load_partition_model(f"darling-modernbert:{path}?dtype=float32")
+    plain = load_partition_model(f"cross-encoder:{path}?dtype=float32")
+    pairs = [Pair("p", "cat", "dog"), Pair("p", LONG, "cat"), Pair("p", "the cat", "cat"), Pair("p", "cat", LONG)]
+    scores = preset.similarity(pairs)
+    assert torch.allclose(scores[[1, 3]], plain.similarity([pairs[1], pairs[3]]), atol=1e-5)
+    assert scores[[0, 2]].tolist() == [0.0, 1.0]
+    assert preset.similarity(pairs[:1]).tolist() == [0.0]
+    assert preset.partition([Group("p", ["cat", "the cat", "dog"])])[0].tolist() == [0, 0, 1]
+
+
+def test_a_name_alone_asks_for_the_released_weights(monkeypatch):
+    asked = []
+
+    def offline(path, **options):
+        asked.append(path)
+        raise OSError("no connection")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", offline)
+    for name, tokenizer in (
+        ("darling-modernbert", "dogtooth/similarity-classifier-f168-hf"),
+        ("darling-qwen3-math", "Qwen/Qwen3-Embedding-4B"),
+        ("noveltybench-deberta", "microsoft/deberta-v3-large"),
+    ):
+        with pytest.raises(DarlingError, match="download"):
+            load_partition_model(name)
+        assert asked.pop() == tokenizer
