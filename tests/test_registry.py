@@ -10,7 +10,18 @@ from darling_plugin.registry import Registry, advantages, partition_models, rewa
 
 
 def test_built_in_names():
-    assert partition_models.names() == ["cross-encoder", "embedding", "lexical"]
+    assert partition_models.names() == [
+        "answer",
+        "cross-encoder",
+        "darling-modernbert",
+        "darling-qwen3-math",
+        "embedding",
+        "judge",
+        "lexical",
+        "noveltybench-deberta",
+        "served",
+        "vllm",
+    ]
     assert rewards.names() == ["additive", "multiply", "quality"]
     assert advantages.names() == ["centered", "centered_std", "diversity_weighted"]
 

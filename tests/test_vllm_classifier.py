@@ -176,12 +176,11 @@ def test_scores_come_back_in_the_order_of_the_pairs(stand_in, tmp_path):
     assert model.similarity(pairs[4:5]).tolist() == pytest.approx(scores[4:5].tolist())
 
 
-@pytest.mark.parametrize(("attn_type", "tokens"), [("decoder", 3), ("encoder_only", 4)])
-def test_padding_at_the_end_is_not_read_by_a_causal_model(stand_in, tmp_path, monkeypatch, attn_type, tokens):
-    monkeypatch.setattr(StandInLLM, "attn_type", attn_type)
+def test_padding_at_the_end_is_not_read(stand_in, tmp_path):
     model = load_partition_model(f"vllm:{make_classifier(tmp_path, 2, end='<pad>')}")
-    model.similarity([Pair("p", "cat", "dog")])
-    assert model.llm.requests == [[[TOKENS["cat"], TOKENS["<sep>"], TOKENS["dog"], TOKENS["<pad>"]][:tokens]]]
+    model.similarity([Pair("p", "cat", "dog"), Pair("p", "<pad>", "<pad>")])
+    cat, sep, dog, pad = (TOKENS[word] for word in ("cat", "<sep>", "dog", "<pad>"))
+    assert model.llm.requests == [[[pad, sep], [cat, sep, dog]]]
 
 
 def test_options_reach_vllm_which_runs_in_this_process(stand_in, tmp_path):
@@ -221,8 +220,9 @@ def test_a_model_that_vllm_cannot_load_is_an_error_with_its_cause(stand_in, tmp_
         load_partition_model(f"vllm:{make_classifier(tmp_path, 2)}")
 
 
-def test_a_model_that_reads_token_types_is_refused(stand_in, tmp_path):
-    with pytest.raises(DarlingError, match="(?s)token_type_ids.*bert.*cross-encoder:"):
+def test_an_encoder_is_refused(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(StandInLLM, "attn_type", "encoder_only")
+    with pytest.raises(DarlingError, match="(?s)BertForSequenceClassification.*encoder_only.*cross-encoder:"):
         load_partition_model(f"vllm:{make_any_classifier(tmp_path, 'bert')}")
 
 

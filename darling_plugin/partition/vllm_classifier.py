@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @register_partition_model("vllm")
 class VLLMClassifier(PairwiseModel):
-    """P(equivalent) of any sequence classifier that vLLM runs: `vllm:<path or Hub name>`.
+    """P(equivalent) of a causal sequence classifier that vLLM runs: `vllm:<path or Hub name>`.
 
-    Input and score are those of `cross-encoder` with the same path and options. Made for causal classifiers, such as
-    the one for maths that was released with arXiv 2509.02534: there the first response's keys and values serve every
-    pair that begins with it (prefix caching, in whole blocks of 16 tokens on a GPU, of 128 on a CPU).
+    Input and score are those of `cross-encoder` with the same path and options. The first response's keys and values
+    serve every pair that begins with it (prefix caching, in whole blocks of 16 tokens on a GPU, of 128 on a CPU). The
+    classifier for maths that was released with arXiv 2509.02534 is such a one.
 
-    vLLM's engine runs in this process, so that it ends with it, whatever ends it.
+    vLLM's engine runs in this process, and ends with it.
 
     Args:
         max_length: tokens of a pair; the longer response is cut first. Never more than the model takes.
@@ -36,7 +36,7 @@ class VLLMClassifier(PairwiseModel):
             values. Give the partition actor no less: --darling.gpus_per_partition_actor.
 
     Raises DarlingError when vLLM is missing or cannot load the model, for a checkpoint without a classification head,
-    and for models that tell the two responses apart by token types (BERT).
+    and for encoders.
     """
 
     threshold = 0.5
@@ -64,7 +64,7 @@ class VLLMClassifier(PairwiseModel):
         positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
         self.max_length = min(max_length, own.model_max_length, positions)
         self._pair_tokens = PairTokens(own, self.max_length, max_response_length, _three(special_tokens))
-        _check_classifier(config, self._pair_tokens.two_types, path)
+        _check_classifier(config, path)
 
         vllm = _import_vllm(path)
         try:
@@ -87,13 +87,19 @@ class VLLMClassifier(PairwiseModel):
                 "free memory on that GPU or set gpu_memory_utilization (under Ray: and "
                 f"--darling.gpus_per_partition_actor), or use cross-encoder:{path}",
             ) from error
+        if self.llm.model_config.attn_type != "decoder":
+            # An encoder has nothing to share. BERT's token types would be lost, and with use_activation=False, see
+            # below, vLLM (0.29) leaves out a part of ModernBERT's head.
+            raise DarlingError(
+                f"a causal classifier for vllm:{path}, whose pairs share what their beginning costs",
+                f"{', '.join(config.architectures)}, which vLLM calls {self.llm.model_config.attn_type}",
+                f"use cross-encoder:{path}",
+            )
         # No softmax there: which activation vLLM would apply depends on the checkpoint's configuration.
         self._logits = vllm.PoolingParams(use_activation=False)
         # Transformers' causal classifiers read the last token that is not padding, vLLM reads the last one. Some
-        # tokenizers, as Qwen3-Embedding's, end a text with the very token that they pad with.
-        causal = self.llm.model_config.attn_type == "decoder"
-        padding = own.eos_token_id if own.pad_token_id is None else own.pad_token_id
-        self._unread = padding if causal else None
+        # tokenizers end a text with the very token that they pad with.
+        self._unread = own.eos_token_id if own.pad_token_id is None else own.pad_token_id
 
     def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
         import torch
@@ -133,7 +139,7 @@ def _three(tokens: str | None) -> tuple[str, str, str] | None:
     return three
 
 
-def _check_classifier(config: Any, two_types: bool, path: str) -> None:
+def _check_classifier(config: Any, path: str) -> None:
     architectures = config.architectures or []
     if not any("SequenceClassification" in name for name in architectures):
         # vLLM would make a head out of whatever lies in memory.
@@ -142,18 +148,11 @@ def _check_classifier(config: Any, two_types: bool, path: str) -> None:
             f"the architecture {', '.join(architectures) or 'unknown'}",
             "name a model that was trained to classify pairs",
         )
-    # DeBERTa's tokenizer makes types too, which the model does not read.
-    if two_types and getattr(config, "type_vocab_size", 0) > 1:
-        raise DarlingError(
-            f"a classifier without token types (token_type_ids) for vllm:{path}",
-            f"a {config.model_type} model, whose tokenizer makes them",
-            f"use cross-encoder:{path}",
-        )
 
 
 def _import_vllm(path: str) -> ModuleType:
-    # Read when the engine starts. A process of its own would outlive ours when the partition actor's watchdog ends
-    # it, and keep its GPU memory.
+    # Read when the engine starts: it runs in our process, so nothing of it is left, GPU memory included, once the
+    # partition actor's watchdog has ended that without a word.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
         import vllm
