@@ -1,74 +1,34 @@
-"""What a partition costs: milliseconds a group of 8 for each built-in model that needs no weights of your own.
+"""What a partition costs: milliseconds a group of 8 for each built-in model that runs here.
 
-    python3 benchmarks/partition_models.py
+    python benchmarks/partition_models.py
 
-Both models score the same groups in turn, round by round, so that the ratio holds when the machine's speed drifts.
+All score the same groups in turn, distinct responses, round by round.
 """
 
-import json
-import platform
-import random
-import subprocess
-import time
-from pathlib import Path
 from statistics import median
 
-import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from common import console, make_groups, save, side_by_side, sizes
+from cross_encoders import path_of, tokenizer
 
-from darling_plugin.partition import Group, load_partition_model, measure
+from darling_plugin.partition import load_partition_model, measure
 
-HERE = Path(__file__).parent
-WORDS = (HERE.parent / "examples/data/many_answers.jsonl").read_text(encoding="utf-8").replace("|", " ").split()
-MODELS = ("lexical", "embedding")
-GROUPS, RESPONSES, ROUNDS = 8, 8, 5
-
-
-def groups_of(words: int, rng: random.Random) -> list[Group]:
-    return [
-        Group(f"prompt {k}", [" ".join(rng.choices(WORDS, k=words)) for _ in range(RESPONSES)]) for k in range(GROUPS)
-    ]
+TOKENS, GROUPS, ROUNDS = (8, 32, 200), 2, 3
 
 
 def main() -> None:
-    rng = random.Random(0)
-    models = {name: load_partition_model(name) for name in MODELS}
-    results = []
-    for words in track((12, 30, 300), description="words a response"):
-        warm_up = groups_of(words, rng)
-        for model in models.values():
-            measure(model, warm_up)
-        seconds: dict[str, list[float]] = {name: [] for name in MODELS}
-        for _ in range(ROUNDS):
-            groups = groups_of(words, rng)
-            for name, model in models.items():
-                started = time.perf_counter()
-                measure(model, groups)
-                seconds[name].append(time.perf_counter() - started)
-        each = {name: median(times) / GROUPS * 1000 for name, times in seconds.items()}
-        ratio = median(b / a for a, b in zip(*seconds.values(), strict=True))
-        results.append({"words": words, "ms_per_group": each, "embedding_over_lexical": ratio})
-
-    table = Table(title=f"milliseconds a group of {RESPONSES}, median of {ROUNDS}")
-    for column in ("words a response", *MODELS, "ratio"):
-        table.add_column(column, justify="right")
-    for row in results:
-        cells = [f"{row['ms_per_group'][name]:.1f}" for name in MODELS]
-        table.add_row(str(row["words"]), *cells, f"{row['embedding_over_lexical']:.1f}")
-    Console().print(table)
-
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    about = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-        "commit": commit.strip(),
-    }
-    out = HERE / "results" / "partition_models.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+    models = {name: load_partition_model(name) for name in ("lexical", "embedding")}
+    for name in ("minilm", "modernbert-base"):
+        models[f"cross-encoder, {name}"] = load_partition_model(f"cross-encoder:{path_of(name)}", threshold=1.0)
+    rows = []
+    for tokens in TOKENS:
+        console.print(f"up to {tokens} tokens a response")
+        groups = make_groups(tokenizer(), GROUPS, sizes(tokens))
+        seconds = side_by_side(
+            {name: lambda model=model, groups=groups: measure(model, groups) for name, model in models.items()}, ROUNDS
+        )
+        each = {f"{name}, ms": median(times) / GROUPS * 1000 for name, times in seconds.items()}
+        rows.append({"tokens a response": f"≤ {tokens}"} | each)
+    save("partition_models", "Milliseconds a group of 8", __doc__, rows)
 
 
 if __name__ == "__main__":

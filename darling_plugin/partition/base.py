@@ -295,6 +295,8 @@ def out_of_memory(error: Exception) -> bool:
 
     # The CPU's allocator, CUDA itself and cuBLAS raise bare RuntimeErrors.
     texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    if isinstance(error, DarlingError):  # which may quote such a text, of a server's memory say
+        return False
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 

@@ -307,28 +307,31 @@ def sdpa_by_piece(
         query: (T, heads, head size). key, value: (K, key heads, head size), the tokens that each piece sees.
         window: how many places away a token sees, on both sides; None: all.
     """
-    out, q, k = torch.empty_like(query), 0, 0
+    out, q, k = torch.empty_like(query, memory_format=torch.contiguous_format), 0, 0
     for (queries, keys), alike in groupby(zip(row.queries, row.keys, strict=True)):
         count = len(list(alike))
-        own = query[q : (q := q + count * queries)], key[k : k + count * keys], value[k : (k := k + count * keys)]
+        of_queries, of_keys = slice(q, q := q + count * queries), slice(k, k := k + count * keys)
+        own = query[of_queries], key[of_keys], value[of_keys]
         by_piece = [each.unflatten(0, (count, -1)).transpose(1, 2) for each in own]  # (count, heads, length, size)
         if (queries, keys, window) not in row.masks:
             row.masks[queries, keys, window] = _mask(queries, keys, row.causal, window, query.device)
         mask, gqa = row.masks[queries, keys, window], query.shape[1] != key.shape[1]
         found = scaled_dot_product_attention(*by_piece, attn_mask=mask, scale=scaling, enable_gqa=gqa)
-        out[q - count * queries : q] = found.transpose(1, 2).flatten(0, 1)
+        out[of_queries].unflatten(0, (count, -1)).copy_(found.transpose(1, 2))
     return out
 
 
 def _mask(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> torch.Tensor | None:
     """(queries, keys) bool, which keys a query sees; the last query is at the last key's place. None: all."""
+    if not causal and (window is None or keys <= window + 1):
+        return None
     distance = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
     sees = torch.ones(queries, keys, dtype=torch.bool, device=device)
     if causal:
         sees &= distance <= 0
     if window is not None:
         sees &= distance.abs() <= window
-    return None if sees.all() else sees
+    return sees
 
 
 @cache

@@ -40,15 +40,21 @@ KEEP_ALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 ]
-SERVE = "python3 -m vllm.entrypoints.openai.api_server --model <path> --runner pooling --convert classify"
+# Without the last flag vLLM (0.29) never answers a causal classifier's pair of exactly max_model_len tokens that it
+# reads in two parts.
+SERVE = (
+    "python3 -m vllm.entrypoints.openai.api_server --model <path> --runner pooling --convert classify "
+    "--no-enable-chunked-prefill"
+)
 
 
 @register_partition_model("served")
 class Served(PairwiseModel):
     """P(equivalent) from servers that all hold the same classifier: `served:<url>[,<url>...]`.
 
-    A url is that of a vLLM server (`--runner pooling --convert classify`) or of text-embeddings-inference, such as
-    http://host:8000; OPENAI_API_KEY, where set, is sent as bearer token.
+    A url is that of a vLLM server, started with `--runner pooling --convert classify` and for causal classifiers also
+    with `--no-enable-chunked-prefill`, or of text-embeddings-inference, such as http://host:8000; OPENAI_API_KEY,
+    where set, is sent as bearer token.
 
     The model reads what `cross-encoder` of the same weights would give it, CLS first SEP second SEP, the longer one
     cut first, and class 1 means equivalent:

@@ -1,0 +1,172 @@
+"""The arithmetic of the benchmarks, and the page that is made of their results; nothing is timed here."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the benchmarks import what lies beside them
+
+import common
+import growth
+import limit
+import report
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A token a character."""
+    backend = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+
+
+def result(**changes):
+    return {
+        "title": "A title",
+        "about": "What is compared.",
+        "command": "python benchmarks/some.py",
+        "date": "2025-01-02",
+        "machine": "a machine",
+        "threads": 2,
+        "python": "3.11",
+        "versions": {"torch": "2"},
+        "commit": "abc1234",
+        "rows": [{"model": "m", "pairs/s": 12.345, "ratio": None}],
+    } | changes
+
+
+def test_the_flops_of_modernbert_base_at_803_tokens_are_those_of_the_published_configuration():
+    with torch.device("meta"):
+        model = ModernBertForSequenceClassification(ModernBertConfig())
+    assert limit.flops_of_pairs(model, [803]) / 803 == pytest.approx(245.9e6, rel=2e-4)
+    assert limit.flops_of_pairs(model, [803] * 28 * 64) == pytest.approx(0.354e15, rel=2e-3)
+
+
+@pytest.mark.parametrize("lengths", [[7], [40, 40], [64, 64, 64]])
+def test_flops_agree_with_torchs_own_counter(lengths):
+    config = BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80
+    )
+    model = BertForSequenceClassification(config).eval()
+    model.set_attn_implementation("eager")
+    ids = torch.ones(len(lengths), lengths[0], dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.bert.encoder(model.bert.embeddings(ids))
+    assert limit.flops_of_pairs(model, lengths) == counter.get_total_flops()
+
+
+def test_a_sliding_window_layer_counts_the_window_alone():
+    def model(window):
+        config = ModernBertConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8,
+            local_attention=window, pad_token_id=0,
+        )  # fmt: skip
+        return ModernBertForSequenceClassification(config)
+
+    narrow, wide = (limit.flops_of_pairs(model(window), [100]) for window in (10, 1000))
+    assert wide - narrow == 2 * 4 * 16 * 100 * (100 - 11)  # two of the three layers slide
+
+
+def test_groups_have_the_sizes_and_lengths_asked_for(tokenizer):
+    groups = common.make_groups(tokenizer, 5, (3, 9), (4, 3, 1))
+    assert [len(group.responses) for group in groups] == [8] * 5
+    lengths = {len(response) for group in groups for response in group.responses}
+    assert lengths <= set(range(3, 10))
+    assert len(lengths) > 3
+    assert len(common.all_pairs(groups)) == 5 * 28
+
+
+def test_versions_of_one_class_share_most_of_their_words_and_classes_do_not():
+    one, other = common.texts()[:2]
+    rng = random.Random(0)
+    shared = [
+        sum(a == b for a, b in zip(one.split(), common.vary(one, rng).split(), strict=True)) / len(one.split())
+        for _ in range(20)
+    ]
+    assert 0.8 < sum(shared) / 20 < 0.97
+    assert one != other
+
+
+def test_a_ratio_is_taken_round_by_round():
+    # The machine slowed down threefold for the second round.
+    assert common.ratio([2.0, 6.0, 2.2], [1.0, 3.0, 1.0]) == pytest.approx(2.0)
+
+
+def test_disturbed_rounds_are_made_again(monkeypatch):
+    used = iter([0, 0, 0, 1000, 1000, 1000, 1000, 1000])  # others are busy in the first contestant's second round
+    monkeypatch.setattr(common, "cpu_seconds_of_others", lambda: next(used))
+    runs = []
+    seconds = common.side_by_side({"a": lambda: runs.append(1)}, 3)
+    assert len(seconds["a"]) == 3
+    assert len(runs) == 1 + 4
+
+
+def test_pairs_asked_of_one_class_and_of_all_distinct():
+    assert growth.pairs_asked((8,), "union_find") == 7
+    assert growth.pairs_asked((1,) * 8, "union_find") == 28
+    assert growth.pairs_asked((8,), "greedy") == 7
+    assert growth.pairs_asked((1,) * 8, "greedy") == 28
+
+
+def test_halves_make_up_the_group():
+    assert growth.halves(16) == (8, 4, 2, 1, 1)
+    assert all(sum(growth.halves(n)) == n for n in growth.RESPONSES)
+
+
+def test_a_table_names_its_command_machine_versions_and_commit():
+    page = report.render({"some": result()})
+    assert "| model | pairs/s | ratio |\n| ---: | ---: | ---: |\n| m | 12.3 | – |\n" in page
+    assert (
+        "`python benchmarks/some.py`, 2025-01-02, commit abc1234. a machine; 2 threads. Python 3.11, torch 2." in page
+    )
+
+
+def test_tables_come_in_their_order_with_goal_and_picture():
+    page = report.render(
+        {
+            "zebra": result(title="Another"),
+            "growth": result(title="Growth", picture="growth.png"),
+            "official_protocol": result(title="Official", goal="ten times"),
+        }
+    )
+    assert page.index("## Official") < page.index("## Growth") < page.index("## Another")
+    assert "Goal: ten times." in page
+    assert "![Growth](results/growth.png)" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"), [(0.01234, "0.0123"), (1.0, "1.00"), (12.345, "12.3"), (1234.6, "1235"), (7, "7"), (None, "–")]
+)
+def test_floats_are_shown_with_three_digits(value, cell):
+    assert common.shown(value) == cell
+
+
+def test_saving_writes_the_docstrings_command_and_explanation(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    common.save("some", "A title", "First.\n\n    python benchmarks/some.py\n\nWhat is\ncompared.\n", [{"pairs": 3}])
+    report.main()
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "## A title\n\nWhat is compared.\n\n| pairs |\n| ---: |\n| 3 |\n" in page
+    assert "`python benchmarks/some.py`" in page
+
+
+@pytest.mark.parametrize("script", ["official_protocol", "libraries", "limit", "growth", "partition_models"])
+def test_every_benchmark_says_how_it_is_run_and_what_it_compares(script):
+    doc = (Path(common.__file__).parent / f"{script}.py").read_text(encoding="utf-8").split('"""')[1]
+    parts = doc.split("\n\n")
+    assert parts[1].strip() == f"python benchmarks/{script}.py"
+    assert len(parts[2]) > 20
