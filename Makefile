@@ -11,7 +11,7 @@ ifdef TORCH_INDEX
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
 endif
 # DeepSpeed compiles its CPU Adam at the first run and looks for ninja on the path.
-demo test check-recipes: export PATH := $(CURDIR)/$(BIN):$(PATH)
+demo test check-recipes bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
@@ -50,8 +50,8 @@ lint: $(INSTALLED) ## ruff, as pre-commit runs it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(INSTALLED) ## what partitioning costs
-	$(BIN)/python benchmarks/partition_models.py
+bench: $(INSTALLED) $(MODEL)/config.json ## every benchmark, and benchmarks/README.md with their tables
+	$(BIN)/python benchmarks/run.py
 
 clean: ## what can be made again, but for .venv
 	rm -rf runs/demo runs/wheels runs/check-recipes models .pytest_cache .ruff_cache .hypothesis build *.egg-info

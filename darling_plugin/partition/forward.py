@@ -33,6 +33,7 @@ Run = Callable[..., torch.Tensor]
 ENCODERS = ("bert", "modernbert", "roberta", "xlm-roberta")
 CAUSAL = ("llama", "qwen2", "qwen3")
 ATTENTION = "darling_packed"
+BLOCK = 128  # queries, where torch's SDPA computes a sliding window
 
 
 # Tokens of a batch. On a CPU, small enough for the layers' activations to stay near its caches (benchmarks/budget).
@@ -308,24 +309,40 @@ def sdpa_by_piece(
         window: how many places away a token sees, on both sides; None: all.
     """
     out, q, k = torch.empty_like(query, memory_format=torch.contiguous_format), 0, 0
+    gqa = query.shape[1] != key.shape[1]
     for (queries, keys), alike in groupby(zip(row.queries, row.keys, strict=True)):
         count = len(list(alike))
         of_queries, of_keys = slice(q, q := q + count * queries), slice(k, k := k + count * keys)
         own = query[of_queries], key[of_keys], value[of_keys]
-        by_piece = [each.unflatten(0, (count, -1)).transpose(1, 2) for each in own]  # (count, heads, length, size)
-        if (queries, keys, window) not in row.masks:
-            row.masks[queries, keys, window] = _mask(queries, keys, row.causal, window, query.device)
-        mask, gqa = row.masks[queries, keys, window], query.shape[1] != key.shape[1]
-        found = scaled_dot_product_attention(*by_piece, attn_mask=mask, scale=scaling, enable_gqa=gqa)
-        out[of_queries].unflatten(0, (count, -1)).copy_(found.transpose(1, 2))
+        own_query, own_key, own_value = (each.unflatten(0, (count, -1)).transpose(1, 2) for each in own)
+        own_out = out[of_queries].unflatten(0, (count, -1)).transpose(1, 2)  # (count, heads, length, head size)
+        # Of what lies outside of a block's window, nothing needs to be computed.
+        step = BLOCK if window is not None and queries > 2 * BLOCK else queries
+        for start in range(0, queries, step):
+            stop, place = min(start + step, queries), keys - queries + start  # of the first query among the keys
+            low = 0 if window is None else max(0, place - window)
+            high = keys if window is None else min(keys, place + stop - start + window)
+            kind = stop - start, high - low, place - low, window
+            if kind not in row.masks:
+                row.masks[kind] = _mask(*kind, row.causal, query.device)
+            own_out[:, :, start:stop] = scaled_dot_product_attention(
+                own_query[:, :, start:stop],
+                own_key[:, :, low:high],
+                own_value[:, :, low:high],
+                attn_mask=row.masks[kind],
+                scale=scaling,
+                enable_gqa=gqa,
+            )
     return out
 
 
-def _mask(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """(queries, keys) bool, which keys a query sees; the last query is at the last key's place. None: all."""
-    if not causal and (window is None or keys <= window + 1):
+def _mask(
+    queries: int, keys: int, place: int, window: int | None, causal: bool, device: torch.device
+) -> torch.Tensor | None:
+    """(queries, keys) bool, which keys a query sees; the first query is at the key number `place`. None: all."""
+    if not causal and (window is None or max(place + queries - 1, keys - 1 - place) <= window):
         return None
-    distance = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
+    distance = torch.arange(keys, device=device) - torch.arange(place, place + queries, device=device)[:, None]
     sees = torch.ones(queries, keys, dtype=torch.bool, device=device)
     if causal:
         sees &= distance <= 0
