@@ -87,12 +87,8 @@ def test_openrlhf_and_the_launcher_accept_it_with_the_papers_settings(recipe, va
     assert parsed.darling.enable and not parsed.darling.cpu
     assert parsed.darling.num_partition_actors == gpus
     if variant != "ngram":
-        classifier, threshold = {
-            "w": ("similarity-classifier-f168-hf", 0.32),
-            "d": ("qwen3-4b-emb-finetuned-step-70-hf", 0.5),
-        }[recipe[0]]
-        assert parsed.darling.partition_model == f"cross-encoder:dogtooth/{classifier}"
-        assert parsed.darling.threshold == threshold
+        classifier = {"w": "darling-modernbert", "d": "darling-qwen3-math"}[recipe[0]]
+        assert (parsed.darling.partition_model, parsed.darling.threshold) == (classifier, None)
     (reward,) = parsed.openrlhf.reward.remote_url
     name = "reward_athene.py" if recipe.startswith("wildchat") else "reward_math.py"
     assert Path(reward) == RECIPES.parent / name

@@ -163,6 +163,7 @@ def make_stand_ins(folder: Path) -> None:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # as those of the real classifiers
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})  # as Qwen's
     modernbert = transformers.ModernBertConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -179,7 +180,7 @@ def make_stand_ins(folder: Path) -> None:
     )
     for name, config in (
         ("modernbert_classifier", modernbert),
-        ("qwen3_classifier", transformers.AutoConfig.from_pretrained(qwen3, num_labels=2)),
+        ("qwen3_classifier", transformers.AutoConfig.from_pretrained(qwen3, num_labels=2, vocab_size=len(tokenizer))),
     ):
         torch.manual_seed(CLASSIFIER_SEED)
         classifier = transformers.AutoModelForSequenceClassification.from_config(config)
@@ -230,10 +231,10 @@ def replaced(arguments: list[str], values: dict[str, str]) -> list[str]:
 
 def small(recipe: str, variant: str, stand_ins: Path, out: Path) -> list[str]:
     """The recipe's arguments with the stand-ins in `stand_ins`, for a step in CPU mode."""
-    data, model, classifier = (
-        ("wildchat.jsonl", "llama", "modernbert_classifier")
+    data, model, preset, classifier = (
+        ("wildchat.jsonl", "llama", "darling-modernbert", "modernbert_classifier")
         if recipe.startswith("wildchat")
-        else ("deepscaler.jsonl", "qwen3", "qwen3_classifier")
+        else ("deepscaler.jsonl", "qwen3", "darling-qwen3-math", "qwen3_classifier")
     )
     arguments = command(recipe, variant, out=str(out))
     prompts, responses = (
@@ -242,7 +243,7 @@ def small(recipe: str, variant: str, stand_ins: Path, out: Path) -> list[str]:
     values = STAND_INS | {
         "--actor.model_name_or_path": str(stand_ins / model),
         "--data.prompt_dataset": str(stand_ins / data),
-        "--darling.partition_model": f"cross-encoder:{stand_ins / classifier}",
+        "--darling.partition_model": f"{preset}:{stand_ins / classifier}",
         "--train.batch_size": str(responses * PROMPTS // prompts),
     }
     for flag in ABSENT.get(recipe, set()) | ABSENT.get(variant, set()):

@@ -12,7 +12,6 @@
 # What differs from the paper:
 # - How it chose its 10k problems is not published; ours are a random sample of those whose answer
 #   Math-Verify can read.
-# - A pair of responses is cut at 2048 tokens for the classifier; the official code cuts at 4096.
 # - A mini-batch is 512 responses that OpenRLHF mixes by length, not 64 whole groups; advantages are still the group's.
 # - The loss is OpenRLHF's mean over all tokens of an optimizer step, not over those of each group.
 # - Adam's betas and weight decay are OpenRLHF's; the learning rate is constant, as in the official code.
@@ -29,10 +28,7 @@ MICRO_BATCH=${DEEPSCALER_MICRO_BATCH:-4}
 GPUS=$((NODES * 8))
 EXAMPLES=$(cd "$(dirname "$0")/.." && pwd)
 
-partition_args=(
-  --darling.partition_model cross-encoder:dogtooth/qwen3-4b-emb-finetuned-step-70-hf
-  --darling.threshold 0.5
-)
+partition_args=(--darling.partition_model darling-qwen3-math)
 variant_args=()
 case $VARIANT in
   darling) ;;

@@ -24,10 +24,7 @@ DATA=${DATA:-data/wildchat10k.jsonl}
 OUT=${OUT:-runs/wildchat_llama8b-$VARIANT}
 EXAMPLES=$(cd "$(dirname "$0")/.." && pwd)
 
-partition_args=(
-  --darling.partition_model cross-encoder:dogtooth/similarity-classifier-f168-hf
-  --darling.threshold 0.32
-)
+partition_args=(--darling.partition_model darling-modernbert)
 variant_args=()
 case $VARIANT in
   darling) ;;
