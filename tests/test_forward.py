@@ -197,7 +197,7 @@ def test_an_error_and_a_shortage_for_a_single_pair_pass_through(of_kind, monkeyp
 def row_of(queries, keys=None, causal=False):
     total = sum(queries)
     ids = torch.arange(total)
-    return forward.Row(ids, ids, None, queries, keys or queries, None, causal, ids, ids.bool())
+    return forward.Row(ids, ids, None, queries, keys or queries, None, causal, ids, (1, total), ids)
 
 
 @pytest.mark.parametrize(

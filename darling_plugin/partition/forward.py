@@ -147,7 +147,7 @@ class Row:
     seen: index in 0..T-1 of the tokens that the first piece sees, then the second, ...; None: each sees itself alone.
     causal: whether a token sees only what comes before it.
     answers: index in 0..T-1 of the tokens that the classification head is given.
-    where: (B, L) bool, at which places of its padded batch it is given them.
+    shape, where: (B, L) of the padded batch it is given, and the index in 0..B*L-1 of each of them there.
     """
 
     ids: torch.Tensor
@@ -158,6 +158,7 @@ class Row:
     seen: torch.Tensor | None
     causal: bool
     answers: torch.Tensor
+    shape: tuple[int, int]
     where: torch.Tensor
     masks: dict[tuple, torch.Tensor | None] = field(default_factory=dict)
 
@@ -212,8 +213,9 @@ class PackedForward(PaddedForward):
         tensors = [array if array is None else self._tensor(array) for array in (ids, positions, types, seen)]
         ids, positions, types, seen = tensors
         causal = isinstance(self, CausalForward)
-        answers, where = self._tensor(answers), self._tensor(where)
-        self._row = Row(ids, positions, types, queries, keys, seen, causal, answers, where)
+        # An index, and not a mask: with a mask CUDA would have to wait for its number of places.
+        answers, places = self._tensor(answers), self._tensor(np.flatnonzero(where))
+        self._row = Row(ids, positions, types, queries, keys, seen, causal, answers, where.shape, places)
 
     def _give_row(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         row = self._row
@@ -227,9 +229,9 @@ class PackedForward(PaddedForward):
 
     def _take_answers(self, module: Any, args: tuple, output: Any) -> Any:
         hidden, row = output.last_hidden_state[0], self._row  # (T, d)
-        padded = hidden.new_zeros(*row.where.shape, hidden.shape[-1])
+        padded = hidden.new_zeros(row.shape[0] * row.shape[1], hidden.shape[-1])
         padded[row.where] = hidden[row.answers]
-        output.last_hidden_state = padded
+        output.last_hidden_state = padded.unflatten(0, row.shape)
         return output
 
 
