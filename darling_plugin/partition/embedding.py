@@ -69,14 +69,14 @@ class Embedding(EmbeddingModel):
         """Our own batches for models of text that end in plain pooling; others go through encode()."""
         from sentence_transformers.models import Normalize, Pooling, Transformer
 
-        from darling_plugin.partition.forward import choose_forward
+        from darling_plugin.partition.forward import ENCODERS, choose_forward
 
         first, *rest = self.model
         if not (isinstance(first, Transformer) and all(isinstance(each, Pooling | Normalize) for each in rest)):
             return None
-        if self.model.default_prompt_name is not None:
-            return None
         base = first.auto_model
+        if self.model.default_prompt_name is not None or base.config.model_type not in ENCODERS:
+            return None
 
         def run(input_ids, attention_mask):
             features = {"token_embeddings": base(input_ids=input_ids, attention_mask=attention_mask)[0].float()}

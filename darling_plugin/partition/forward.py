@@ -35,8 +35,7 @@ CAUSAL = ("llama", "qwen2", "qwen3")
 ATTENTION = "darling_packed"
 BLOCK = 128  # queries, where torch's SDPA computes a sliding window
 
-
-# Tokens of a batch. On a CPU, small enough for the layers' activations to stay near its caches (benchmarks/budget).
+# Of a batch; on a CPU larger ones gain nothing.
 TOKENS = {"cuda": 65536, "cpu": 4096}
 
 
@@ -147,6 +146,7 @@ class Row:
     seen: index in 0..T-1 of the tokens that the first piece sees, then the second, ...; None: each sees itself alone.
     causal: whether a token sees only what comes before it.
     answers: index in 0..T-1 of the tokens that the classification head is given.
+    masks: attention masks by their kind, which the layers share.
     shape, where: (B, L) of the padded batch it is given, and the index in 0..B*L-1 of each of them there.
     """
 
@@ -175,7 +175,8 @@ class PackedForward(PaddedForward):
     """No padding in the layers: a batch is one row, and every pair attends to itself alone.
 
     What comes after the layers gets its padded batch back, so that no head needs to be known here: the base model's
-    inputs are exchanged for the row before it runs, and the last layer's output for the padded batch after it.
+    inputs are exchanged for the row before it runs, and the last layer's output for the padded batch after it. From
+    then on the model serves this alone.
     """
 
     def __init__(self, run: Run, base: Any, pad_id: int, two_types: bool = False) -> None:
@@ -245,13 +246,17 @@ class CausalForward(PackedForward):
     one_first = True
 
     def _order(self, pairs: Sequence[PairIds]) -> list[int]:
-        return sorted(range(len(pairs)), key=lambda k: (-len(pairs[k].head), id(pairs[k].head), -len(pairs[k].tail)))
+        rank: dict[int, int] = {}  # heads by first appearance
+        for pair in pairs:
+            rank.setdefault(id(pair.head), len(rank))
+        return sorted(range(len(pairs)), key=lambda k: (rank[id(pairs[k].head)], -len(pairs[k].tail)))
 
     def _tokens(self, pairs: Sequence[PairIds]) -> np.ndarray:
-        heads = [None, *(pair.head for pair in pairs)]
-        return np.cumsum(
-            [len(pair.tail) + (0 if pair.head is last else len(pair.head)) for last, pair in zip(heads, pairs)]  # noqa: B905
-        )
+        last, taken = None, []
+        for pair in pairs:
+            taken.append(len(pair.tail) + (0 if pair.head is last else len(pair.head)))
+            last = pair.head
+        return np.cumsum(taken)
 
     def _lay_out(self, pairs: Sequence[PairIds]) -> tuple[np.ndarray, np.ndarray]:
         texts, positions, queries, keys, seen, answers = [], [], [], [], [], []
