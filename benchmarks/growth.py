@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py
 
-Time is of measure() with the fine-tuned MiniLM cross-encoder and with `embedding`, responses of up to 100 tokens,
+Time is of measure() with the fine-tuned MiniLM cross-encoder and with `embedding`, responses of up to 32 tokens,
 half of each group in one class, a quarter in another, and so on. `pairwise` scores all pairs, `union_find` and
 `greedy` those that can change the classes. Saved pairs are counted with a model that knows the classes, over 200
 shuffled groups.
@@ -26,7 +26,7 @@ MIXES = {
     8: [(8,), (7, 1), (4, 4), (4, 3, 1), (4, 2, 1, 1), (2, 2, 2, 2), (3, 1, 1, 1, 1, 1), (1,) * 8],
     32: [(32,), (16, 16), (16, 8, 4, 2, 1, 1), (8, 8, 8, 8), (2,) * 16, (1,) * 32],
 }
-TOKENS, ROUNDS, SHUFFLES = 100, 3, 200
+TOKENS, ROUNDS, SHUFFLES = 32, 3, 200
 RULES = ("pairwise", "union_find", "greedy")
 
 

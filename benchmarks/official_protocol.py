@@ -172,6 +172,7 @@ def tokenised(tokenizer: Any, pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends with this
     rate, rows = matmul_rate("cpu"), []
     for name, lengths in GROUPS.items():
         console.print(f"starting a vLLM server for {name}")

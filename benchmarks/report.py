@@ -19,7 +19,6 @@ ORDER = (
     "growth",
     "pairs_saved",
     "training",
-    "partition_models",
 )
 HEAD = """# Benchmarks
 

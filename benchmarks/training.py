@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 MODEL = ROOT / "models/SmolLM2-135M-Instruct"
 OUT = ROOT / "runs/benchmarks/training"
-STEPS = 8
+STEPS = 6
 
 
 def train(darling: bool) -> Path:
