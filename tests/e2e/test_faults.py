@@ -36,8 +36,9 @@ def kill_the_actor(begun, pids):
     while len(pids) < 5:
         time.sleep(0.1)
         with contextlib.suppress(FileNotFoundError):
-            newest = int(begun.read_text().splitlines()[-1])
-            if newest not in pids:
+            lines = begun.read_text().split("\n")[:-1]  # whole ones: the last may be in the writing
+            newest = int(lines[-1]) if lines else None
+            if newest and newest not in pids:
                 psutil.Process(newest).send_signal(signal.SIGKILL)
                 pids.append(newest)
 
