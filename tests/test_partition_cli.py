@@ -93,6 +93,8 @@ def numbered(count, **more):
 
 def start(*flags, **options):
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    # A shell's background job ignores Ctrl-C, and so would all that it starts.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, "-m", "darling_plugin.partition_cli", *flags], **options)
 
 
