@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import math
 import os
@@ -346,18 +345,13 @@ class _Classify:
     path = "/classify"
 
     def __init__(self, served: _Model, tokenizer: Any, max_length: int) -> None:
+        from darling_plugin.partition.pair_tokens import PairTokens
+
         self.labels = served.labels
-        self.whole = copy.deepcopy(tokenizer.backend_tokenizer)
-        self.whole.no_padding()
-        self.whole.no_truncation()
-        self.cut = copy.deepcopy(self.whole)
-        self.cut.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
+        self._pair_tokens = PairTokens(tokenizer, max_length)
 
     def encode(self, pairs: Sequence[Pair]) -> list[list[int]]:
-        """The token ids of each pair; each text is tokenized once, and the tokenizer itself joins and cuts the two."""
-        texts = list(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
-        tokens = dict(zip(texts, self.whole.encode_batch_fast(texts, add_special_tokens=False), strict=True))
-        return [self.cut.post_process(tokens[pair.first], tokens[pair.second]).ids for pair in pairs]
+        return [pair.ids.tolist() for pair in self._pair_tokens(pairs)]
 
     def body(self, items: list[list[int]]) -> dict:
         return {"input": items, "use_activation": True}
