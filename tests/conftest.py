@@ -1,4 +1,22 @@
 import os
+import sys
+
+import pytest
 
 # Before anything imports transformers: the models of the tests are on disk, and nothing may look for them elsewhere.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from darling_plugin.registry import advantages, partition_models, rewards
+
+REGISTRIES = (partition_models, rewards, advantages)
+
+
+@pytest.fixture(autouse=True)
+def registered_names_stay_as_they_were():
+    """What a test registers is gone after it, and so are the files of user code that registered it."""
+    before = [(registry, {name: registry.get(name) for name in registry.names()}) for registry in REGISTRIES]
+    yield
+    for registry, entries in before:
+        registry._entries = entries
+    for name in [name for name in sys.modules if name.startswith("darling_user_")]:
+        del sys.modules[name]

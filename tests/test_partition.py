@@ -23,6 +23,7 @@ from darling_plugin.partition import (
 )
 from darling_plugin.partition.clustering import cluster
 from darling_plugin.partition.lexical import Lexical
+from darling_plugin.registry import register_partition_model
 from darling_plugin.user_code import import_user_code
 
 
@@ -555,10 +556,8 @@ def test_a_registered_name():
     assert load_partition_model("lexical", threshold=None, clustering=None).threshold == 0.5
 
 
-def test_a_registered_name_with_its_argument(monkeypatch, mine):
-    from darling_plugin.registry import partition_models
-
-    monkeypatch.setitem(partition_models._entries, "with-path", import_user_code(str(mine)).WithPath)
+def test_a_registered_name_with_its_argument(mine):
+    register_partition_model("with-path")(import_user_code(str(mine)).WithPath)
     model = load_partition_model("with-path:org/name", threshold=0.2)
     assert (model.path, model.threshold) == ("org/name", 0.2)
     assert load_partition_model("with-path:/models/x:1").path == "/models/x:1"

@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darling_plugin import reward as module
 from darling_plugin.errors import DarlingError
-from darling_plugin.registry import Registry, rewards
+from darling_plugin.registry import register_reward
 from darling_plugin.reward import QUALITY_TRANSFORMS, shape_reward
 
 
@@ -118,23 +117,13 @@ def test_group_min_looks_at_one_group_at_a_time():
     assert QUALITY_TRANSFORMS["group_min"](quality).tolist() == [[0.0, 1.0], [0.0, 2.0]]
 
 
-@pytest.fixture
-def own_reward(monkeypatch):
-    """Registers a reward for one test."""
-    rewards.names()
-    own = Registry("reward")
-    own._entries.update(rewards._entries)
-    monkeypatch.setattr(module, "rewards", own)
-    return own.register
-
-
 def shape(quality, diversity, **changes):
     options = {"reward": "mine", "quality_transform": None, "diversity_floor": 0.1, **changes}
     return shape_reward(quality, diversity, **options)
 
 
-def test_a_reward_of_ones_own_sees_the_floored_diversity(own_reward):
-    own_reward("mine")(lambda quality, diversity: diversity)
+def test_a_reward_of_ones_own_sees_the_floored_diversity():
+    register_reward("mine")(lambda quality, diversity: diversity)
     assert shape(torch.zeros(1, 2), torch.tensor([[0.0, 0.7]])).tolist() == [pytest.approx([0.1, 0.7])]
 
 
@@ -147,15 +136,15 @@ def test_a_reward_of_ones_own_sees_the_floored_diversity(own_reward):
         (lambda quality: None, "NoneType"),
     ],
 )
-def test_a_reward_of_another_shape_is_named(own_reward, result, found):
-    own_reward("mine")(lambda quality, diversity: result(quality))
+def test_a_reward_of_another_shape_is_named(result, found):
+    register_reward("mine")(lambda quality, diversity: result(quality))
     with pytest.raises(DarlingError, match=r"\(2, 3\) from the reward 'mine'(.|\n)*" + found):
         shape(torch.ones(2, 3), torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_not_finite_is_named(own_reward, bad):
-    own_reward("mine")(lambda quality, diversity: torch.tensor([[1.0, bad]]))
+def test_a_reward_that_is_not_finite_is_named(bad):
+    register_reward("mine")(lambda quality, diversity: torch.tensor([[1.0, bad]]))
     with pytest.raises(DarlingError, match=r"finite values from the reward 'mine'(.|\n)*1 of 2"):
         shape(torch.ones(1, 2), torch.ones(1, 2))
 
@@ -165,8 +154,8 @@ def test_a_quality_that_is_not_finite_is_counted():
         shape(torch.tensor([[1.0, math.nan, 2.0]]), torch.ones(1, 3), reward="multiply")
 
 
-def test_an_integer_reward_becomes_float32(own_reward):
-    own_reward("mine")(lambda quality, diversity: (quality > 0).long())
+def test_an_integer_reward_becomes_float32():
+    register_reward("mine")(lambda quality, diversity: (quality > 0).long())
     shaped = shape(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2))
     assert shaped.dtype == torch.float32
     assert shaped.tolist() == [[1.0, 0.0]]

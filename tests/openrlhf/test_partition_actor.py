@@ -18,7 +18,6 @@ from darling_plugin.openrlhf.partition_actor import (
     Watchdog,
     response_text,
 )
-from darling_plugin.registry import partition_models
 
 PAUSE = asyncio.sleep  # the real one, where a test replaces the actor's
 
@@ -61,16 +60,10 @@ def column(scored, key):
 
 @pytest.fixture
 def temporary_model():
-    names = []
-
     def register(name, partition):
-        cls = type("Model", (PartitionModel,), {"partition": partition})
-        names.append(name)
-        register_partition_model(name)(cls)
+        register_partition_model(name)(type("Model", (PartitionModel,), {"partition": partition}))
 
-    yield register
-    for name in names:
-        del partition_models._entries[name]
+    return register
 
 
 def test_labels_and_diversity_ride_in_extra_logs(configured):
@@ -417,5 +410,4 @@ def test_users_code_is_imported_first(configured, tmp_path):
         "        return [[0] * len(group.responses) for group in groups]\n"
     )
     actor = make_actor(configured, partition_model="from-a-file", import_path=str(file))
-    del partition_models._entries["from-a-file"]
     assert column(score(actor, responses("a", "b")), "darling_label") == [0, 0]
