@@ -1,8 +1,9 @@
-"""What bfloat16 and packing change: decisions and partitions against one text or pair at a time in float32.
+"""What bfloat16, packing and torch.compile change, against one text or pair at a time in float32.
 
     python benchmarks/precision.py
 
-The reference is transformers with eager attention, one pair alone (sentence-transformers, one text alone), in float32.
+Compared are decisions and partitions. The reference is transformers with eager attention, one pair alone
+(sentence-transformers, one text alone), in float32.
 Groups of 8 responses in classes of 4, 3 and 1, up to 200 tokens each; thresholds are the models' own. `close pairs`
 are those that the reference puts within 0.02 of the threshold: no decision further away may change.
 """
@@ -63,7 +64,7 @@ def labels(scores: torch.Tensor, threshold: float, groups: Sequence[Group]) -> l
 
 
 def compare(spec: str, dtype: str, groups: Sequence[Group], reference: torch.Tensor) -> dict[str, object]:
-    model = load_partition_model(spec, dtype=dtype)
+    model = load_partition_model(spec, dtype=dtype, compile_after=0)
     scores = torch.cat([each[torch.triu_indices(8, 8, offset=1).unbind()] for each in model.similarities(groups)])
     flipped = (scores > model.threshold) != (reference > model.threshold)
     ours = [each.tolist() for each in model.partition(groups)]
@@ -88,7 +89,7 @@ def main() -> None:
     exact = {f"cross-encoder:{path}": one_pair_at_a_time(path, all_pairs(groups))}
     exact["embedding"] = one_text_at_a_time(groups)
     rows = [compare(spec, dtype, groups, reference) for spec, reference in exact.items() for dtype in DTYPES]
-    save("precision", "What bfloat16 and packing change", __doc__, rows)
+    save("precision", "What bfloat16, packing and torch.compile change", __doc__, rows)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_classifiers import CAUSAL, KINDS, SPECIAL, WORDS, make_classifier, make_tokenizer, some_texts
+from torch._dynamo.utils import counters
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from darling_plugin.partition import Group, Pair, forward, load_partition_model
@@ -63,6 +64,65 @@ def test_float32_scores_are_those_of_one_pair_at_a_time(path, kind, expected, to
     assert type(model._forward) is wanted
     model._forward.token_budget = token_budget
     assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("electra", *CAUSAL)], scope="module")
+@pytest.mark.parametrize("token_budget", [1, 150, 10_000])
+def test_lengths_rounded_up_change_no_score(path, kind, expected, token_budget, monkeypatch):
+    """As on a CPU with matrix units, whatever this one has; in blocks of the window, too."""
+    monkeypatch.setattr(forward, "BLOCK", 16)
+    model = load(path, dtype="float32")
+    model._forward._round_up = True
+    model._forward.token_budget = token_budget
+    rows = []
+    next(iter(forward.layers_of(model.model.base_model))).register_forward_pre_hook(
+        lambda module, args: rows.append(args[0].shape[1])
+    )
+    assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    assert all(length % forward.MULTIPLE == 0 for length in rows)
+
+
+@pytest.fixture
+def graphs():
+    """How many graphs torch.compile has made, from nothing."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen3"], scope="module")
+def test_compiled_layers_say_the_same_and_are_compiled_once_for_all_lengths(path, kind, expected, graphs):
+    model = load(path, dtype="float32", compile_after=0)
+    assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    made = graphs()
+    assert made == {"bert": 1, "modernbert": 3, "qwen3": 1}[kind]  # ModernBERT: the first, a global, a sliding one
+    for some in (PAIRS[:1], PAIRS[3:11], PAIRS[::2]):
+        where = [PAIRS.index(pair) for pair in some]
+        assert torch.allclose(model.similarity(some), expected[where], atol=2e-4)
+    assert graphs() == made
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"], scope="module")
+def test_without_a_compiler_the_layers_stay_as_they_are(path, expected, graphs, caplog):
+    model = load(path, dtype="float32", compile_after=0)
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    assert "torch.compile failed, going on without it" in caplog.text
+    caplog.clear()
+    assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    assert not caplog.text, "it is not tried again"
+
+
+def test_layers_are_compiled_once_scoring_has_taken_long_enough(of_kind, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(forward, "compile_layers", compiled.append)
+    clock = iter(range(100))  # each call takes a second
+    monkeypatch.setattr(forward.time, "perf_counter", lambda: float(next(clock)))
+    model = of_kind("bert", compile_after=3)
+    for calls in range(1, 7):
+        model.similarity(PAIRS[:2])
+        assert len(compiled) == (calls > 3), calls
 
 
 def test_decisions_and_partitions_are_the_same_in_float32_and_seldom_differ_in_bfloat16(path, expected):
@@ -197,7 +257,9 @@ def test_an_error_and_a_shortage_for_a_single_pair_pass_through(of_kind, monkeyp
 def row_of(queries, keys=None, causal=False):
     total = sum(queries)
     ids = torch.arange(total)
-    return forward.Row(ids, ids, None, queries, keys or queries, None, causal, ids, (1, total), ids)
+    return forward.Row(
+        ids, ids, None, queries, keys or queries, [0] * len(queries), None, causal, ids, (1, total), ids
+    )
 
 
 @pytest.mark.parametrize(

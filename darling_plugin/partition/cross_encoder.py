@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel
+from darling_plugin.partition.device import COMPILE_AFTER
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class CrossEncoder(PairwiseModel):
         tokenizer: path or Hub name, where it does not lie beside the weights.
         dtype: torch's name of one; default: bfloat16 where the GPU or the CPU computes in it, else float16 on a GPU
             and float32 on a CPU.
+        compile_after: seconds of scoring after which torch.compile is used; 0: at once, Infinity: never.
     """
 
     threshold = 0.5
@@ -43,6 +45,7 @@ class CrossEncoder(PairwiseModel):
         both_orders: bool = False,
         tokenizer: str | None = None,
         dtype: str | None = None,
+        compile_after: float = COMPILE_AFTER,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         from darling_plugin.partition.forward import choose_forward
@@ -59,6 +62,7 @@ class CrossEncoder(PairwiseModel):
             self.model.base_model,
             self.tokenizer.pad_token_id,
             self._pair_tokens.two_types,
+            compile_after,
         )
         self.one_first = self._forward.one_first
 

@@ -1,4 +1,4 @@
-"""Where a partition model computes, and in which precision."""
+"""Where a partition model computes, in which precision, and from when on compiled."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from darling_plugin.errors import DarlingError
 
 if TYPE_CHECKING:
     import torch
+
+# Seconds of scoring; about what compiling takes, so that no run is held up for longer than it has run.
+COMPILE_AFTER = 30.0
 
 
 def device_and_dtype(dtype: str | None) -> tuple[str, torch.dtype]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import EmbeddingModel
+from darling_plugin.partition.device import COMPILE_AFTER
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Embedding(EmbeddingModel):
 
     Args:
         dtype: of the layers, as for cross-encoder; what pools their output computes in float32.
+        compile_after: as for cross-encoder.
     """
 
     threshold = 0.84
@@ -48,6 +50,7 @@ class Embedding(EmbeddingModel):
         threshold: float | None = None,
         clustering: str = "union_find",
         dtype: str | None = None,
+        compile_after: float = COMPILE_AFTER,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         path = path or _default_model_path()
@@ -57,7 +60,7 @@ class Embedding(EmbeddingModel):
 
         device, kind = device_and_dtype(dtype)
         self.model = SentenceTransformer(path, device=device, model_kwargs={"dtype": kind})
-        self._forward = self._choose_forward()
+        self._forward = self._choose_forward(compile_after)
 
     def embed(self, texts: Sequence[str]) -> torch.FloatTensor:
         # Not normalized here: EmbeddingModel divides by the length for every model.
@@ -65,7 +68,7 @@ class Embedding(EmbeddingModel):
             return self.model.encode(list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True).float()
         return self._forward(self._token_ids(texts))
 
-    def _choose_forward(self) -> PaddedForward | None:
+    def _choose_forward(self, compile_after: float) -> PaddedForward | None:
         """Our own batches for models of text that end in plain pooling; others go through encode()."""
         from sentence_transformers.models import Normalize, Pooling, Transformer
 
@@ -85,7 +88,7 @@ class Embedding(EmbeddingModel):
                 features = module(features)
             return features["sentence_embedding"]
 
-        return choose_forward(run, base, self.model.tokenizer.pad_token_id)
+        return choose_forward(run, base, self.model.tokenizer.pad_token_id, compile_after=compile_after)
 
     def _token_ids(self, texts: Sequence[str]) -> list[PairIds]:
         import numpy as np

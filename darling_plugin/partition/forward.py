@@ -2,14 +2,16 @@
 
 Packed, the pairs of a batch lie one after the other in one long row, and only attention has to know where each ends.
 It is the one function that is replaced, through transformers' registry of attention functions; embeddings, layers and
-classification head run as transformers has them. Under transformers' own SDPA a packed row would attend across pairs
-without a word.
+classification head run as transformers has them, the layers through torch.compile once that pays. Under transformers'
+own SDPA a packed row would attend across pairs without a word.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -18,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from darling_plugin.partition.base import out_of_memory
+from darling_plugin.partition.device import COMPILE_AFTER
 from darling_plugin.partition.pair_tokens import PairIds
 
 logger = logging.getLogger(__name__)
@@ -34,12 +38,17 @@ ENCODERS = ("bert", "modernbert", "roberta", "xlm-roberta")
 CAUSAL = ("llama", "qwen2", "qwen3")
 ATTENTION = "darling_packed"
 BLOCK = 128  # queries, where torch's SDPA computes a sliding window
+# On CPUs with matrix units torch's SDPA takes up to twice as long for lengths that are no multiple of 16, and every
+# new number of rows costs each linear layer a kernel of its own: both are rounded up, with padding nobody sees.
+MULTIPLE, ROW_SHARE = 16, 16
 
 # Of a batch; on a CPU larger ones gain nothing.
 TOKENS = {"cuda": 65536, "cpu": 4096}
 
 
-def choose_forward(run: Run, base: Any, pad_id: int, two_types: bool = False) -> PaddedForward:
+def choose_forward(
+    run: Run, base: Any, pad_id: int, two_types: bool = False, compile_after: float = COMPILE_AFTER
+) -> PaddedForward:
     """The fastest exact forward pass for that model on the device and in the dtype that it has.
 
     Packed needs, on CUDA, half precision and an attention for it: torch.nn.attention.varlen, else flash-attn.
@@ -47,10 +56,10 @@ def choose_forward(run: Run, base: Any, pad_id: int, two_types: bool = False) ->
     kind = base.config.model_type
     packs = base.device.type != "cuda" or (base.dtype != torch.float32 and _varlen_attention() is not None)
     if packs and kind in ENCODERS:
-        return PackedForward(run, base, pad_id, two_types)
+        return PackedForward(run, base, pad_id, two_types, compile_after)
     # A window that is smaller than a pair would need its own check: the classifiers meant here have none.
     if packs and kind in CAUSAL and not getattr(base.config, "use_sliding_window", False):
-        return CausalForward(run, base, pad_id, two_types)
+        return CausalForward(run, base, pad_id, two_types, compile_after)
     return PaddedForward(run, base, pad_id, two_types)
 
 
@@ -139,10 +148,11 @@ def _padded(rows: Sequence[np.ndarray], value: int) -> tuple[np.ndarray, np.ndar
 
 @dataclass
 class Row:
-    """P pieces of text, one after the other, T tokens in all.
+    """P pieces of text, one after the other, T tokens in all; what is beyond the last piece is padding.
 
     ids, positions: (T,) int64. types: (T,) int64 token types, for models that have them.
-    queries: P lengths that sum to T. keys: P numbers of tokens that each piece sees, its own among them, at their end.
+    queries: P lengths that sum to T or less. keys: P numbers of tokens that each piece sees, its own among them, at
+        their end. padding: P numbers of tokens at their end that no other token sees.
     seen: index in 0..T-1 of the tokens that the first piece sees, then the second, ...; None: each sees itself alone.
     causal: whether a token sees only what comes before it.
     answers: index in 0..T-1 of the tokens that the classification head is given.
@@ -155,6 +165,7 @@ class Row:
     types: torch.Tensor | None
     queries: list[int]
     keys: list[int]
+    padding: list[int]
     seen: torch.Tensor | None
     causal: bool
     answers: torch.Tensor
@@ -172,16 +183,21 @@ class Row:
 
 
 class PackedForward(PaddedForward):
-    """No padding in the layers: a batch is one row, and every pair attends to itself alone.
+    """No padding to the longest: a batch is one row, and every pair attends to itself alone.
+
+    After `compile_after` seconds of scoring the layers go through torch.compile, which fuses what lies between the
+    matrix products; without a compiler for it they stay as they are.
 
     What comes after the layers gets its padded batch back, so that no head needs to be known here: the base model's
     inputs are exchanged for the row before it runs, and the last layer's output for the padded batch after it. From
     then on the model serves this alone.
     """
 
-    def __init__(self, run: Run, base: Any, pad_id: int, two_types: bool = False) -> None:
+    def __init__(
+        self, run: Run, base: Any, pad_id: int, two_types: bool = False, compile_after: float = COMPILE_AFTER
+    ) -> None:
         super().__init__(run, base, pad_id, two_types)
-        self._row: Row | None = None
+        self._compile_after, self._seconds, self._compiled = compile_after, 0.0, False
         AttentionInterface.register(ATTENTION, attend_within_pieces)
         base.set_attn_implementation(ATTENTION)
         base.register_forward_pre_hook(self._give_row, with_kwargs=True)
@@ -189,39 +205,65 @@ class PackedForward(PaddedForward):
         getattr(base, "encoder", base).register_forward_hook(self._take_answers)
         # RoBERTa counts positions from the one after its padding token's.
         self._first_position = pad_id + 1 if "roberta" in base.config.model_type else 0
+        self._round_up = (
+            base.device.type == "cpu" and base.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+        )
+
+    def __call__(self, pairs: Sequence[PairIds]) -> torch.Tensor:
+        if not self._compiled and self._seconds >= self._compile_after:
+            self._compiled = True
+            compile_layers(self._base)
+        started = time.perf_counter()
+        rows = super().__call__(pairs)
+        self._seconds += time.perf_counter() - started
+        return rows
 
     def _tokens(self, pairs: Sequence[PairIds]) -> np.ndarray:
-        return np.cumsum([len(pair) for pair in pairs])
+        return np.cumsum(self._lengths(pairs)[1])
+
+    def _lengths(self, pairs: Sequence[PairIds]) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) tokens of each pair, and with its padding."""
+        lengths = np.array([len(pair) for pair in pairs])
+        return lengths, lengths + (-lengths % MULTIPLE if self._round_up else 0)
 
     def _batch(self, pairs: Sequence[PairIds]) -> torch.Tensor:
         ids, mask = self._lay_out(pairs)
         try:
             return self._answers(ids, mask)
         finally:
-            self._row = None
+            _current.row = None
 
     def _lay_out(self, pairs: Sequence[PairIds]) -> tuple[np.ndarray, np.ndarray]:
         """Sets the row; returns what the classification head is given: (B, L) ids, and (B, L) bool where they are."""
-        lengths = [len(pair) for pair in pairs]
+        lengths, taken = self._lengths(pairs)
         ids, mask = _padded([pair.ids for pair in pairs], self._pad_id)
-        row = ids[mask]
-        positions = np.concatenate([np.arange(length) for length in lengths]) + self._first_position
-        types = np.concatenate([pair.types for pair in pairs]) if self._two_types else None
-        self._set_row(row, positions, types, lengths, lengths, None, np.arange(len(row)), mask)
+        within = np.concatenate([np.arange(length) for length in lengths])
+        real = np.repeat(np.cumsum(taken) - taken, lengths) + within  # where in the row each token is
+        total = int(taken.sum())
+        if self._round_up:
+            total += -total % (total // ROW_SHARE // MULTIPLE * MULTIPLE or MULTIPLE)
+        row, positions, types = np.full(total, self._pad_id), np.full(total, self._first_position), None
+        row[real] = ids[mask]
+        positions[real] += within
+        if self._two_types:
+            types = np.zeros(total, dtype=np.int64)
+            types[real] = np.concatenate([pair.types for pair in pairs])
+        pieces = taken.tolist(), taken.tolist(), (taken - lengths).tolist()
+        self._set_row(row, positions, types, pieces, None, real, mask)
         return ids, mask
 
-    def _set_row(self, ids, positions, types, queries, keys, seen, answers, where) -> None:
+    def _set_row(self, ids, positions, types, pieces, seen, answers, where) -> None:
         tensors = [array if array is None else self._tensor(array) for array in (ids, positions, types, seen)]
         ids, positions, types, seen = tensors
         causal = isinstance(self, CausalForward)
         # An index, and not a mask: with a mask CUDA would have to wait for its number of places.
         answers, places = self._tensor(answers), self._tensor(np.flatnonzero(where))
-        self._row = Row(ids, positions, types, queries, keys, seen, causal, answers, where.shape, places)
+        _current.row = Row(ids, positions, types, *pieces, seen, causal, answers, where.shape, places)
 
     def _give_row(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        row = self._row
+        row = _current.row
         kwargs = {name: value for name, value in kwargs.items() if name not in ("input_ids", "inputs_embeds")}
-        kwargs |= {"attention_mask": None, "position_ids": row.positions[None], "row": row}
+        kwargs |= {"attention_mask": None, "position_ids": row.positions[None]}
         if row.types is not None:
             kwargs["token_type_ids"] = row.types[None]
         if row.causal:
@@ -229,7 +271,7 @@ class PackedForward(PaddedForward):
         return (row.ids[None],), kwargs
 
     def _take_answers(self, module: Any, args: tuple, output: Any) -> Any:
-        hidden, row = output.last_hidden_state[0], self._row  # (T, d)
+        hidden, row = output.last_hidden_state[0], _current.row  # (T, d)
         padded = hidden.new_zeros(row.shape[0] * row.shape[1], hidden.shape[-1])
         padded[row.where] = hidden[row.answers]
         output.last_hidden_state = padded.unflatten(0, row.shape)
@@ -278,7 +320,8 @@ class CausalForward(PackedForward):
         # The head of the model reads the tails alone: it looks for the last token that is not padding.
         ids, mask = _padded([pair.tail for pair in pairs], self._pad_id)
         row = [np.concatenate(arrays) for arrays in (texts, positions)]
-        self._set_row(*row, None, queries, keys, np.concatenate(seen), np.concatenate(answers), mask)
+        pieces = queries, keys, [0] * len(queries)
+        self._set_row(*row, None, pieces, np.concatenate(seen), np.concatenate(answers), mask)
         return ids, mask
 
 
@@ -289,21 +332,71 @@ def attend_within_pieces(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    row: Row,
     scaling: float,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function for a Row: (1, heads, T, head size) -> (1, T, heads, head size).
+    """transformers' attention function for the Row under way: (1, heads, T, head size) -> (1, T, heads, head size).
 
     sliding_window: a token sees those fewer than that many places away, on both sides; None: all of its piece.
     """
+    window = -1 if sliding_window is None else sliding_window - 1
+    return torch.ops.darling_plugin.attend_to_row(query, key, value, scaling, window), None
+
+
+class _Current(threading.local):
+    row: Row | None = None  # of the batch that this thread is at
+
+
+_current = _Current()
+
+
+# An operator of its own, since torch.compile would make a new graph for every row's lengths.
+@torch.library.custom_op(
+    "darling_plugin::attend_to_row",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, float scaling, int window) -> Tensor",
+)
+def _attend_to_row(query, key, value, scaling, window):
+    row = _current.row
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))  # (T, heads, head size)
     if row.seen is not None:
         key, value = key[row.seen], value[row.seen]
-    window = None if sliding_window is None else sliding_window - 1
     varlen = _varlen_attention() if query.is_cuda and query.dtype != torch.float32 else None
-    return (varlen or sdpa_by_piece)(query, key, value, row, scaling, window)[None], None
+    return (varlen or sdpa_by_piece)(query, key, value, row, scaling, None if window < 0 else window)[None]
+
+
+@_attend_to_row.register_fake
+def _shape_of_attention(query, key, value, scaling, window):
+    return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+
+
+def compile_layers(base: Any) -> None:
+    """Has torch.compile make what runs in the layers of `base`, when they are called next.
+
+    An encoder with biases is compiled whole on a CPU, with its weights as constants, since its linear layers can then
+    add the biases themselves; other layers share what is compiled for the first of each kind.
+    """
+    options = {"freezing": True} if base.device.type == "cpu" and hasattr(base, "encoder") else None
+    for module in [base.encoder] if options else layers_of(base):
+        plain, fast = module.forward, torch.compile(module.forward, dynamic=True, options=options)
+        module.forward = _with_fallback(module, plain, fast)
+
+
+def layers_of(base: Any) -> Sequence[torch.nn.Module]:
+    return next(module for module in base.modules() if isinstance(module, torch.nn.ModuleList))
+
+
+def _with_fallback(module: torch.nn.Module, plain: Run, fast: Run) -> Run:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fast(*args, **kwargs)
+        except TorchDynamoException as error:
+            logger.warning("torch.compile failed, going on without it: %s", error)
+            module.forward = plain
+            return plain(*args, **kwargs)
+
+    return forward
 
 
 def sdpa_by_piece(
@@ -315,11 +408,12 @@ def sdpa_by_piece(
         query: (T, heads, head size). key, value: (K, key heads, head size), the tokens that each piece sees.
         window: how many places away a token sees, on both sides; None: all.
     """
-    out, q, k = torch.empty_like(query, memory_format=torch.contiguous_format), 0, 0
+    out, q, k, p = torch.empty_like(query, memory_format=torch.contiguous_format), 0, 0, 0
     gqa = query.shape[1] != key.shape[1]
     for (queries, keys), alike in groupby(zip(row.queries, row.keys, strict=True)):
         count = len(list(alike))
         of_queries, of_keys = slice(q, q := q + count * queries), slice(k, k := k + count * keys)
+        padding = row.padding[p : p + count]
         own = query[of_queries], key[of_keys], value[of_keys]
         own_query, own_key, own_value = (each.unflatten(0, (count, -1)).transpose(1, 2) for each in own)
         own_out = out[of_queries].unflatten(0, (count, -1)).transpose(1, 2)  # (count, heads, length, head size)
@@ -329,33 +423,45 @@ def sdpa_by_piece(
             stop, place = min(start + step, queries), keys - queries + start  # of the first query among the keys
             low = 0 if window is None else max(0, place - window)
             high = keys if window is None else min(keys, place + stop - start + window)
-            kind = stop - start, high - low, place - low, window
-            if kind not in row.masks:
-                row.masks[kind] = _mask(*kind, row.causal, query.device)
+            kind = stop - start, high - low, place - low, window, row.causal
+            hidden = [keys - each - low for each in padding] if max(padding) > keys - high else None
+            name = kind if hidden is None else (p, low, *kind)
+            if name not in row.masks:
+                row.masks[name] = _mask(*kind, hidden, query)
             own_out[:, :, start:stop] = scaled_dot_product_attention(
                 own_query[:, :, start:stop],
                 own_key[:, :, low:high],
                 own_value[:, :, low:high],
-                attn_mask=row.masks[kind],
+                attn_mask=row.masks[name],
                 scale=scaling,
                 enable_gqa=gqa,
             )
+        p += count
+    out[q:] = 0
     return out
 
 
 def _mask(
-    queries: int, keys: int, place: int, window: int | None, causal: bool, device: torch.device
+    queries: int, keys: int, place: int, window: int | None, causal: bool, hidden: list[int] | None, like: torch.Tensor
 ) -> torch.Tensor | None:
-    """(queries, keys) bool, which keys a query sees; the first query is at the key number `place`. None: all."""
-    if not causal and (window is None or max(place + queries - 1, keys - 1 - place) <= window):
-        return None
-    distance = torch.arange(keys, device=device) - torch.arange(place, place + queries, device=device)[:, None]
-    sees = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    """What is added to the scores of some pieces, (1 or pieces, 1, 1 or queries, keys) like `like`; None: nothing.
+
+    Args:
+        place: number of the first query among the keys.
+        hidden: for each piece, the number of the first key that is padding: no query sees it, but its own.
+    """
+    at = torch.arange(keys, device=like.device)
+    distance = at - torch.arange(place, place + queries, device=like.device)[:, None]
+    sees = None
     if causal:
-        sees &= distance <= 0
-    if window is not None:
-        sees &= distance.abs() <= window
-    return sees
+        sees = distance <= 0
+    if window is not None and max(place + queries - 1, keys - 1 - place) > window:
+        sees = distance.abs() <= window if sees is None else sees & (distance.abs() <= window)
+    if hidden is not None:
+        real = at < torch.tensor(hidden, device=like.device)[:, None, None, None]
+        # A query that sees nothing at all would make a NaN, which spreads: in a window padding sees itself.
+        sees = real if sees is None else (sees & real) | (distance == 0)
+    return None if sees is None else torch.zeros_like(sees, dtype=like.dtype).masked_fill_(~sees, -torch.inf)
 
 
 @cache

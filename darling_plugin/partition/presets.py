@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from darling_plugin.partition.base import Pair
 from darling_plugin.partition.cross_encoder import CrossEncoder
+from darling_plugin.partition.device import COMPILE_AFTER
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Released(CrossEncoder):
         both_orders: bool = False,
         tokenizer: str | None = None,
         dtype: str | None = None,
+        compile_after: float = COMPILE_AFTER,
     ) -> None:
         super().__init__(
             path or self.path,
@@ -46,6 +48,7 @@ class Released(CrossEncoder):
             both_orders=both_orders,
             tokenizer=tokenizer or (None if path else self.tokenizer_path),
             dtype=dtype,
+            compile_after=compile_after,
         )
 
     def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
