@@ -5,9 +5,9 @@
 The same weights, pairs and dtype (bfloat16) on both sides. The official client writes a pair as one text, CLS first
 SEP second SEP, and sends all requests without waiting; class 1 is equivalent. Ours runs in this process, its layers
 compiled as vLLM compiles its own: `all pairs` scores the same pairs, `as used` is measure(), which skips those that
-cannot change the classes. `embedding` has the same encoder as minilm. A third of the
-pairs of a group are equivalent, as in NoveltyBench's labels. The server is stopped by a signal while ours runs, so
-that it uses no CPU. `bound` is what the machine's rate of a large matrix product allows for the FLOPs.
+cannot change the classes. `embedding` has the same encoder as minilm. A third of the pairs of a group are equivalent,
+as in NoveltyBench's labels. The server is stopped by a signal while ours runs, so that it uses no CPU. `bound` is what
+the machine's rate of a large matrix product allows for the FLOPs.
 """
 
 from __future__ import annotations

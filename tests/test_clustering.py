@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,44 +113,63 @@ def test_an_unknown_method_lists_the_known():
         cluster(torch.tensor([[True]]), "gredy")
 
 
-def play(matrix, method, one_first):
-    """The labels of `rounds`, and the pairs of every round."""
-    dialogue, asked, answers = rounds(len(matrix), method, one_first=one_first), [], None
+def play(matrix, method, one_first, patience=None):
+    """The labels of `rounds`, and every Round with what was judged of it: `now` alone, or by `patience` all."""
+    dialogue, done, answers = rounds(len(matrix), method, one_first=one_first), [], None
     while True:
         try:
-            asked.append(dialogue.send(answers))
-        except StopIteration as done:
-            return done.value, asked
-        answers = [matrix[i][j] for i, j in asked[-1]]
+            due = dialogue.send(answers)
+        except StopIteration as stop:
+            return stop.value, done
+        judged = due.now if patience is None or next(patience) else due.now + due.later
+        done.append((due, judged))
+        answers = [matrix[i][j] for i, j in judged]
 
 
 @settings(deadline=None)
-@given(equivalences(), st.booleans())
+@given(equivalences(), st.booleans(), st.randoms())
 @pytest.mark.parametrize("method", ["union_find", "greedy"])
-def test_rounds_ask_for_no_pair_twice_and_for_none_that_cannot_matter(method, matrix, one_first):
-    labels, asked = play(matrix, method, one_first)
+def test_rounds_ask_for_no_pair_twice_and_for_none_that_cannot_matter(method, matrix, one_first, random):
+    patience = iter(lambda: random.random() < 0.7, None)
+    labels, done = play(matrix, method, one_first, patience)
     assert labels == cluster(torch.tensor(matrix), method).tolist()
-    flat = [pair for some in asked for pair in some]
+    flat = [pair for _, judged in done for pair in judged]
     assert len(set(flat)) == len(flat) and all(i < j for i, j in flat)
     if method == "union_find":
         known = [[i == j for j in range(len(matrix))] for i in range(len(matrix))]
-        for some in asked:
-            for number, (i, j) in enumerate(some):
+        not_judged = set(combinations(range(len(matrix)), 2))
+        for due, judged in done:
+            found = oracle_union_find(known)
+            assert set(due.now + due.later) == {(i, j) for i, j in not_judged if found[i] != found[j]}
+            for number, (i, j) in enumerate(due.now):
                 # Even if all others of its round turned out equivalent, this pair would still link two classes.
                 hoped = [row[:] for row in known]
-                for a, b in some[:number] + some[number + 1 :]:
+                for a, b in due.now[:number] + due.now[number + 1 :]:
                     hoped[a][b] = hoped[b][a] = True
                 found = oracle_union_find(hoped)
                 assert found[i] != found[j]
-            for i, j in some:
+            for i, j in judged:
                 known[i][j] = known[j][i] = matrix[i][j]
+            not_judged -= set(judged)
 
 
 @pytest.mark.parametrize(("one_first", "most"), [(True, 31), (False, 20)])
 def test_the_number_of_rounds(one_first, most):
     distinct = [[i == j for j in range(32)] for i in range(32)]
-    labels, asked = play(distinct, "union_find", one_first)
-    assert labels == list(range(32)) and len(asked) == most
+    labels, done = play(distinct, "union_find", one_first)
+    assert labels == list(range(32)) and len(done) == most
     if one_first:
-        assert all(len({i for i, _ in some}) == 1 for some in asked)
+        assert all(len({i for i, _ in judged}) == 1 for _, judged in done)
     assert len(play([[True] * 32] * 32, "union_find", one_first)[1]) == 1
+    assert len(play(distinct, "union_find", one_first, iter([True, False]))[1]) == 2
+
+
+def test_what_a_round_is_worth():
+    """After a first round in which every other link of the row was equivalent, and in which none was."""
+    pairs_of_two = [[i // 2 == j // 2 for j in range(8)] for i in range(8)]
+    _, done = play(pairs_of_two, "union_find", False)
+    assert [due.worth for due, _ in done[:1]] == [float("inf")]
+    p = 4 / 7  # 4 of the 7 links; then 4 classes of 2
+    assert done[1][0].worth == pytest.approx(4 * (3 * p + 2 * p**2 + p**3) - 3 * p)
+    distinct = [[i == j for j in range(8)] for i in range(8)]
+    assert [due.worth for due, _ in play(distinct, "union_find", False)[1][1:]] == [0.0] * 4

@@ -1,7 +1,7 @@
 import pickle
 import re
 import sys
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -61,9 +61,10 @@ class Listed(PairwiseModel):
 
     def __init__(self, pairs, **options):
         super().__init__(**options)
-        self.pairs, self.asked = pairs, []
+        self.pairs, self.asked, self.calls = pairs, [], 0
 
     def similarity(self, pairs):
+        self.calls += 1
         self.asked += [pair.first + pair.second for pair in pairs]
         return [float(pair.first + pair.second in self.pairs) for pair in pairs]
 
@@ -220,6 +221,19 @@ def test_responses_that_are_all_equivalent_cost_n_minus_1_pairs():
     nothing = Listed(set())
     assert nothing.partition([group])[0].tolist() == list(range(12))
     assert sorted(nothing.asked) == sorted(a + b for a, b in combinations(LETTERS, 2)), "each pair once"
+
+
+def test_rounds_go_on_while_they_spare_more_than_they_cost():
+    """Two classes of four: alone the rest of the pairs is scored at once, with 20 other groups round by round."""
+    equivalent = {a + b for letters in ("abcd", "efgh") for a, b in permutations(letters, 2)}
+    group = Group("p", list("abefcdgh"))
+    alone, many = Listed(equivalent), Listed(equivalent)
+    (labels,) = alone.partition([group])
+    assert labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert alone.calls == 2
+    assert all(torch.equal(each, labels) for each in many.partition([group] * 20))
+    assert many.calls > 2
+    assert len(many.asked) < 20 * len(alone.asked)
 
 
 @pytest.mark.parametrize("threshold", [0.25, 0.32, 0.5])

@@ -11,13 +11,14 @@ from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.clustering import check_clustering, cluster, numbered, rounds
+from darling_plugin.partition.clustering import Round, check_clustering, cluster, numbered, rounds
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
+ROUND_COST = 16  # pairs that are scored in the time that one more round takes: less fills no GPU, nor two CPU cores
 RANGE_TOLERANCE = 1e-3  # rounding that a similarity in half precision may show outside [0, 1]
 
 
@@ -153,7 +154,8 @@ class PairwiseModel(SimilarityModel):
     """Scores pairs of responses: implement `similarity`, and set the class attribute `threshold`.
 
     Under "union_find" and "greedy" the pairs are scored in rounds, all groups' together, and those whose score can no
-    longer change the classes are left out (clustering.rounds); the labels are those that all pairs would give.
+    longer change the classes are left out (clustering.rounds); the labels are those that all pairs would give. Where
+    more rounds cannot be expected to spare ROUND_COST pairs, all that is left is scored at once.
     """
 
     one_first = False  # set where pairs with the same first response are cheaper together
@@ -172,12 +174,14 @@ class PairwiseModel(SimilarityModel):
         labels: dict[int, list[int]] = {}
         judged: dict[int, list[bool] | None] = dict.fromkeys(range(len(groups)))
         while judged:
-            asked: dict[int, list[tuple[int, int]]] = {}
+            due: dict[int, Round] = {}
             for k, judgements in judged.items():
                 try:
-                    asked[k] = dialogues[k].send(judgements)
+                    due[k] = dialogues[k].send(judgements)
                 except StopIteration as done:
                     labels[k] = done.value
+            in_rounds = sum(each.worth for each in due.values()) > ROUND_COST
+            asked = {k: each.now if in_rounds else each.now + each.later for k, each in due.items()}
             pairs = [
                 Pair(groups[k].prompt, sorted_out[k][0][i], sorted_out[k][0][j])
                 for k, wanted in asked.items()

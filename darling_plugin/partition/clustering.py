@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.registry import nearest
@@ -54,18 +54,31 @@ def numbered(labels: Sequence[int]) -> list[int]:
     return [number.setdefault(label, len(number)) for label in labels]
 
 
-# A dialogue about one group: yields the pairs (i, j), i < j, to be judged next, takes as many judgements, and returns
-# the labels, numbered by first appearance: those that cluster() would give to all n(n-1)/2 judgements.
-Rounds = Generator[list[tuple[int, int]], Sequence[bool], list[int]]
+class Round(NamedTuple):
+    """Pairs (i, j), i < j, to be judged next: `now`, or now and later at once, in that order.
+
+    now: none of these can be made needless by the answers to the others.
+    later: all other pairs that are still open; most of them will be asked for in the next rounds.
+    worth: how many of `later` the answers to `now` can be expected to make needless.
+    """
+
+    now: list[tuple[int, int]]
+    later: list[tuple[int, int]]
+    worth: float
+
+
+# A dialogue about one group: yields a Round, takes as many judgements, and returns the labels, numbered by first
+# appearance: those that cluster() would give to all n(n-1)/2 judgements.
+Rounds = Generator[Round, Sequence[bool], list[int]]
 
 
 def rounds(n: int, method: str, *, one_first: bool = False) -> Rounds:
     """Asks only for the judgements that can still change the classes.
 
-    - "union_find": a pair whose two sides are in one class already is never asked for. The pairs of a round form no
-      cycle among the classes, so none of them can make another one of that round needless. A class of s responses
-      whose members are all equivalent costs s - 1 judgements instead of s(s-1)/2. Pairs of different classes are all
-      needed: any one of them could join the two.
+    - "union_find": a pair whose two sides are in one class already is never asked for. The pairs of `now` form no
+      cycle among the classes, so none of them can make another one needless. A class of s responses whose members are
+      all equivalent costs s - 1 judgements instead of s(s-1)/2. Pairs of different classes are all needed: any one of
+      them could join the two.
     - "greedy": a response is compared with the first members of the classes before it, until one is equivalent.
 
     Args:
@@ -82,20 +95,36 @@ def rounds(n: int, method: str, *, one_first: bool = False) -> Rounds:
 def _union_find_rounds(n: int, one_first: bool) -> Rounds:
     from scipy.cluster.hierarchy import DisjointSet
 
-    classes = DisjointSet(range(n))
+    classes, answers = DisjointSet(range(n)), []
     left = list(combinations(range(n), 2))
     if not one_first:
         left.sort(key=lambda pair: pair[1] - pair[0])  # a round then links neighbours, next neighbours, and so on
     while left:
         member = [classes[k] for k in range(n)]
         forest = DisjointSet(member)
-        asked = [(i, j) for i, j in left if forest.merge(member[i], member[j])]
-        for (i, j), equivalent in zip(asked, (yield asked), strict=True):
+        now = [(i, j) for i, j in left if forest.merge(member[i], member[j])]
+        taken = set(now)
+        later = [pair for pair in left if pair not in taken]
+        found = yield Round(now, later, _worth(n, classes.n_subsets, answers))
+        for (i, j), equivalent in zip([*now, *later][: len(found)], found, strict=True):
             if equivalent:
                 classes.merge(i, j)
-        done = set(asked)
-        left = [(i, j) for i, j in left if (i, j) not in done and not classes.connected(i, j)]
+        answers += found
+        left = [(i, j) for i, j in later if not classes.connected(i, j)] if len(found) == len(now) else []
     return numbered([classes[k] for k in range(n)])
+
+
+def _worth(n: int, classes: int, answers: list[bool]) -> float:
+    """Round.worth, as if the classes were all of one size and `now` linked them in a row.
+
+    The two ends of d links are joined where each is equivalent, by the share p of the answers so far with p^d. Before
+    the first answer it is infinite: that round decides which share it is.
+    """
+    if not answers:
+        return float("inf")
+    share, size = sum(answers) / len(answers), n / classes
+    joined = sum((classes - links) * share**links for links in range(1, classes))
+    return size**2 * joined - share * (classes - 1)
 
 
 def _greedy_rounds(n: int) -> Rounds:
@@ -106,7 +135,7 @@ def _greedy_rounds(n: int) -> Rounds:
         labels[first] = first
         asked = [(first, k) for k in range(first + 1, n) if labels[k] < 0]
         if asked:
-            for (_, k), equivalent in zip(asked, (yield asked), strict=True):
+            for (_, k), equivalent in zip(asked, (yield Round(asked, [], 0.0)), strict=True):
                 if equivalent:
                     labels[k] = first
     return numbered(labels)
