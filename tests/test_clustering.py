@@ -173,3 +173,13 @@ def test_what_a_round_is_worth():
     assert done[1][0].worth == pytest.approx(4 * (3 * p + 2 * p**2 + p**3) - 3 * p)
     distinct = [[i == j for j in range(8)] for i in range(8)]
     assert [due.worth for due, _ in play(distinct, "union_find", False)[1][1:]] == [0.0] * 4
+    assert all(due.worth <= len(due.later) for due, _ in done[1:])
+
+
+def test_two_large_classes_are_not_compared_pair_by_pair():
+    """Once they have been found, only pairs of the two are left, of which none is needless and none is yes."""
+    halves = [[i % 2 == j % 2 for j in range(32)] for i in range(32)]
+    _, done = play(halves, "union_find", False)
+    found = next(k for k, (due, _) in enumerate(done) if len(due.now) == 1)
+    assert len(done[found:]) > 100
+    assert all(due.worth == 0 for due, _ in done[found + 2 :])

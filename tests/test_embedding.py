@@ -33,6 +33,15 @@ def test_one_sentence_around_two_answers_is_below_the_default_threshold(minilm):
     assert own.partition([Group("Name a fruit.", responses)])[0].tolist() == [0, 0]
 
 
+def test_compiled_layers_embed_the_same():
+    texts = ["A short one.", "Something quite a bit longer than the others, about boats.", "Rain."]
+    plain, compiled = (
+        load_partition_model("embedding", dtype="float32", compile_after=tokens) for tokens in (float("inf"), 0)
+    )
+    assert torch.allclose(compiled.embed(texts), plain.embed(texts), atol=1e-4)
+    assert compiled._forward._compiled and not plain._forward._compiled
+
+
 def test_embeddings_come_in_order_and_do_not_depend_on_the_batch(minilm):
     texts = ["A short one.", "Something quite a bit longer than the others, about boats.", "Rain.", "wet " * 400]
     exact = load_partition_model("embedding", dtype="float32")

@@ -9,7 +9,9 @@ from tiny_classifiers import CAUSAL, KINDS, SPECIAL, WORDS, make_classifier, mak
 from torch._dynamo.utils import counters
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
+from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, Pair, forward, load_partition_model
+from darling_plugin.partition.device import COMPILE_AFTER
 from darling_plugin.partition.forward import CausalForward, PackedForward, PaddedForward, choose_forward
 
 MAX_LENGTH = 80
@@ -108,21 +110,43 @@ def test_without_a_compiler_the_layers_stay_as_they_are(path, expected, graphs, 
     model = load(path, dtype="float32", compile_after=0)
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
         assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
-    assert "torch.compile failed, going on without it" in caplog.text
+    assert caplog.text.count("torch.compile failed, going on without it") == 1, "once for all layers"
     caplog.clear()
     assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
     assert not caplog.text, "it is not tried again"
 
 
-def test_layers_are_compiled_once_scoring_has_taken_long_enough(of_kind, monkeypatch):
+def test_layers_are_compiled_once_enough_tokens_are_scored(of_kind, monkeypatch):
     compiled = []
     monkeypatch.setattr(forward, "compile_layers", compiled.append)
-    clock = iter(range(100))  # each call takes a second
-    monkeypatch.setattr(forward.time, "perf_counter", lambda: float(next(clock)))
-    model = of_kind("bert", compile_after=3)
+    model = of_kind("bert")
+    tokens = sum(map(len, model._pair_tokens(PAIRS[:2])))
+    model = of_kind("bert", compile_after=3 * tokens)
     for calls in range(1, 7):
         model.similarity(PAIRS[:2])
         assert len(compiled) == (calls > 3), calls
+    never = of_kind("bert", compile_after=float("inf"))
+    never.similarity(PAIRS)
+    never.similarity(PAIRS)
+    assert len(compiled) == 1
+    assert of_kind("bert")._forward._tokens_until_compiled == COMPILE_AFTER["cpu"]
+
+
+@pytest.mark.parametrize("bad", ["never", True, -1, float("nan")])
+def test_a_compile_after_that_is_no_number_of_tokens_is_refused(of_kind, bad):
+    with pytest.raises(DarlingError, match="a number of tokens from 0 to Infinity as compile_after"):
+        of_kind("bert", compile_after=bad)
+
+
+@pytest.mark.parametrize("kind", ["roberta"], scope="function")
+def test_the_longest_pair_that_roberta_has_positions_for(tmp_path, kind):
+    """Positions are counted from the one after the padding token's."""
+    path = make_classifier(tmp_path, kind)
+    model = load_partition_model(f"cross-encoder:{path}", dtype="float32", max_length=10_000)
+    assert model.max_length == model.model.config.max_position_embeddings - model.tokenizer.pad_token_id - 1
+    long = " ".join(WORDS[:3] * 400)
+    (score,) = model.similarity([Pair("p", long, long)])
+    assert 0 < score < 1
 
 
 def test_decisions_and_partitions_are_the_same_in_float32_and_seldom_differ_in_bfloat16(path, expected):
@@ -350,6 +374,21 @@ class OnCuda:
 
     def register_forward_hook(self, hook):
         pass
+
+
+@pytest.mark.parametrize("flash", [False, True])
+def test_torchs_varlen_attention_without_windows_is_not_taken(flash, monkeypatch):
+    """Its signature in torch 2.10."""
+
+    def old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+        pass
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", old)
+    monkeypatch.setattr(forward.importlib.util, "find_spec", lambda name: flash or None)
+    monkeypatch.setattr(forward, "_flash_attention", lambda: "flash")
+    forward._varlen_attention.cache_clear()
+    assert forward._varlen_attention() == ("flash" if flash else None)
+    forward._varlen_attention.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import pickle
+import random
 import re
 import sys
 from itertools import combinations, permutations
@@ -224,16 +225,22 @@ def test_responses_that_are_all_equivalent_cost_n_minus_1_pairs():
 
 
 def test_rounds_go_on_while_they_spare_more_than_they_cost():
-    """Two classes of four: alone the rest of the pairs is scored at once, with 20 other groups round by round."""
+    """Classes of four and four: alone, what is left after a round is scored at once; in a burst, round by round."""
     equivalent = {a + b for letters in ("abcd", "efgh") for a, b in permutations(letters, 2)}
-    group = Group("p", list("abefcdgh"))
-    alone, many = Listed(equivalent), Listed(equivalent)
-    (labels,) = alone.partition([group])
-    assert labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
-    assert alone.calls == 2
-    assert all(torch.equal(each, labels) for each in many.partition([group] * 20))
-    assert many.calls > 2
-    assert len(many.asked) < 20 * len(alone.asked)
+    groups = [Group(str(k), random.Random(k).sample("abcdefgh", 8)) for k in range(20)]
+    alone, together, sparing = (Listed(equivalent) for _ in range(3))
+    sparing.round_cost = 0
+    expected = [cluster(each) for each in alone.equivalent(groups)]
+    alone.asked, alone.calls = [], 0
+    for model, batches in ((alone, [[group] for group in groups]), (together, [groups])):
+        labels = [each for batch in batches for each in model.partition(batch)]
+        assert all(torch.equal(*pair) for pair in zip(labels, expected, strict=True))
+    assert alone.calls <= 3 * len(groups)
+    assert together.calls > 3
+    assert 7 * 20 < len(together.asked) < 0.9 * len(alone.asked)
+    for group in groups:
+        sparing.partition([group])
+    assert len(sparing.asked) == 22 * 20, "16 pairs of two classes, and 3 in each"
 
 
 @pytest.mark.parametrize("threshold", [0.25, 0.32, 0.5])

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROUND_COST = 16  # pairs that are scored in the time that one more round takes: less fills no GPU, nor two CPU cores
 RANGE_TOLERANCE = 1e-3  # rounding that a similarity in half precision may show outside [0, 1]
 
 
@@ -155,10 +154,11 @@ class PairwiseModel(SimilarityModel):
 
     Under "union_find" and "greedy" the pairs are scored in rounds, all groups' together, and those whose score can no
     longer change the classes are left out (clustering.rounds); the labels are those that all pairs would give. Where
-    more rounds cannot be expected to spare ROUND_COST pairs, all that is left is scored at once.
+    another round cannot be expected to spare `round_cost` pairs, all that is left is scored at once.
     """
 
     one_first = False  # set where pairs with the same first response are cheaper together
+    round_cost = 16  # pairs that are scored in the time that another round takes; 0: every pair that can be is spared
 
     @abstractmethod
     def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
@@ -180,7 +180,7 @@ class PairwiseModel(SimilarityModel):
                     due[k] = dialogues[k].send(judgements)
                 except StopIteration as done:
                     labels[k] = done.value
-            in_rounds = sum(each.worth for each in due.values()) > ROUND_COST
+            in_rounds = sum(each.worth for each in due.values()) >= self.round_cost
             asked = {k: each.now if in_rounds else each.now + each.later for k, each in due.items()}
             pairs = [
                 Pair(groups[k].prompt, sorted_out[k][0][i], sorted_out[k][0][j])

@@ -84,7 +84,7 @@ def rounds(n: int, method: str, *, one_first: bool = False) -> Rounds:
     Args:
         n: number of responses.
         one_first: prefer rounds whose pairs have one and the same i, for models that then read response i only once.
-            They take up to n - 1 rounds; without it union_find takes about n / 2.
+            Where nothing is equivalent they take n - 1 rounds; without it union_find takes about n / 2.
     """
     check_clustering(method)
     if method == "greedy":
@@ -95,7 +95,7 @@ def rounds(n: int, method: str, *, one_first: bool = False) -> Rounds:
 def _union_find_rounds(n: int, one_first: bool) -> Rounds:
     from scipy.cluster.hierarchy import DisjointSet
 
-    classes, answers = DisjointSet(range(n)), []
+    classes, answers, in_vain = DisjointSet(range(n)), [], 0
     left = list(combinations(range(n), 2))
     if not one_first:
         left.sort(key=lambda pair: pair[1] - pair[0])  # a round then links neighbours, next neighbours, and so on
@@ -105,26 +105,29 @@ def _union_find_rounds(n: int, one_first: bool) -> Rounds:
         now = [(i, j) for i, j in left if forest.merge(member[i], member[j])]
         taken = set(now)
         later = [pair for pair in left if pair not in taken]
-        found = yield Round(now, later, _worth(n, classes.n_subsets, answers))
+        # Neighbours of the last round's classes differ by their making; after two such rounds most others will, too.
+        worth = _worth(n, classes.n_subsets, answers, len(later)) if in_vain < 2 else 0.0
+        found = yield Round(now, later, worth)
         for (i, j), equivalent in zip([*now, *later][: len(found)], found, strict=True):
             if equivalent:
                 classes.merge(i, j)
         answers += found
+        in_vain = 0 if any(found) else in_vain + 1
         left = [(i, j) for i, j in later if not classes.connected(i, j)] if len(found) == len(now) else []
     return numbered([classes[k] for k in range(n)])
 
 
-def _worth(n: int, classes: int, answers: list[bool]) -> float:
+def _worth(n: int, classes: int, answers: Sequence[bool], later: int) -> float:
     """Round.worth, as if the classes were all of one size and `now` linked them in a row.
 
-    The two ends of d links are joined where each is equivalent, by the share p of the answers so far with p^d. Before
-    the first answer it is infinite: that round decides which share it is.
+    The two ends of d links are joined where each is equivalent: with p^d, p being the share of the answers so far.
+    Before the first answer it is infinite: that round tells.
     """
     if not answers:
         return float("inf")
     share, size = sum(answers) / len(answers), n / classes
     joined = sum((classes - links) * share**links for links in range(1, classes))
-    return size**2 * joined - share * (classes - 1)
+    return min(size**2 * joined - share * (classes - 1), later)
 
 
 def _greedy_rounds(n: int) -> Rounds:

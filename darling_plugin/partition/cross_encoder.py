@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel
-from darling_plugin.partition.device import COMPILE_AFTER
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ class CrossEncoder(PairwiseModel):
         tokenizer: path or Hub name, where it does not lie beside the weights.
         dtype: torch's name of one; default: bfloat16 where the GPU or the CPU computes in it, else float16 on a GPU
             and float32 on a CPU.
-        compile_after: seconds of scoring after which torch.compile is used; 0: at once, Infinity: never.
+        compile_after: tokens after which torch.compile is used, for the architectures that are packed (forward.py);
+            default: as many as take about as long to score as the layers to compile. 0: at once, Infinity: never.
     """
 
     threshold = 0.5
@@ -45,7 +45,7 @@ class CrossEncoder(PairwiseModel):
         both_orders: bool = False,
         tokenizer: str | None = None,
         dtype: str | None = None,
-        compile_after: float = COMPILE_AFTER,
+        compile_after: float | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         from darling_plugin.partition.forward import choose_forward
@@ -55,6 +55,8 @@ class CrossEncoder(PairwiseModel):
         self.tokenizer, self.model = load_classifier(path, tokenizer or path, dtype)
         text_config = self.model.config.get_text_config()
         positions = getattr(text_config, "max_position_embeddings", None) or max_length
+        if "roberta" in self.model.config.model_type:  # it counts from the place after its padding token's
+            positions -= self.model.config.pad_token_id + 1
         self.max_length = min(self.tokenizer.model_max_length, positions, max_length)
         self._pair_tokens = PairTokens(self.tokenizer, self.max_length, max_response_length, self.special_tokens)
         self._forward = choose_forward(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import EmbeddingModel
-from darling_plugin.partition.device import COMPILE_AFTER
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Embedding(EmbeddingModel):
         threshold: float | None = None,
         clustering: str = "union_find",
         dtype: str | None = None,
-        compile_after: float = COMPILE_AFTER,
+        compile_after: float | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         path = path or _default_model_path()
@@ -68,7 +67,7 @@ class Embedding(EmbeddingModel):
             return self.model.encode(list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True).float()
         return self._forward(self._token_ids(texts))
 
-    def _choose_forward(self, compile_after: float) -> PaddedForward | None:
+    def _choose_forward(self, compile_after: float | None) -> PaddedForward | None:
         """Our own batches for models of text that end in plain pooling; others go through encode()."""
         from sentence_transformers.models import Normalize, Pooling, Transformer
 

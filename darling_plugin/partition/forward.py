@@ -9,9 +9,9 @@ own SDPA a packed row would attend across pairs without a word.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -25,7 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from darling_plugin.partition.base import out_of_memory
-from darling_plugin.partition.device import COMPILE_AFTER
+from darling_plugin.partition.device import check_compile_after
 from darling_plugin.partition.pair_tokens import PairIds
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,14 @@ TOKENS = {"cuda": 65536, "cpu": 4096}
 
 
 def choose_forward(
-    run: Run, base: Any, pad_id: int, two_types: bool = False, compile_after: float = COMPILE_AFTER
+    run: Run, base: Any, pad_id: int, two_types: bool = False, compile_after: float | None = None
 ) -> PaddedForward:
     """The fastest exact forward pass for that model on the device and in the dtype that it has.
 
     Packed needs, on CUDA, half precision and an attention for it: torch.nn.attention.varlen, else flash-attn.
+    `compile_after` is PackedForward's; a padded one is never compiled.
     """
+    compile_after = check_compile_after(compile_after, base.device.type)
     kind = base.config.model_type
     packs = base.device.type != "cuda" or (base.dtype != torch.float32 and _varlen_attention() is not None)
     if packs and kind in ENCODERS:
@@ -120,7 +122,7 @@ class PaddedForward:
         return sorted(range(len(pairs)), key=lambda k: -len(pairs[k]))
 
     def _tokens(self, pairs: Sequence[PairIds]) -> np.ndarray:
-        """(M,) how many tokens the first 1, 2, ... M of the ordered pairs take up as one batch."""
+        """(M,) how many tokens the first 1, 2, ... M of the ordered pairs take up in one batch, a row's tail aside."""
         return len(pairs[0]) * np.arange(1, len(pairs) + 1)
 
     def _batch(self, pairs: Sequence[PairIds]) -> torch.Tensor:
@@ -185,8 +187,8 @@ class Row:
 class PackedForward(PaddedForward):
     """No padding to the longest: a batch is one row, and every pair attends to itself alone.
 
-    After `compile_after` seconds of scoring the layers go through torch.compile, which fuses what lies between the
-    matrix products; without a compiler for it they stay as they are.
+    After `compile_after` tokens the layers go through torch.compile, which fuses what lies between the matrix
+    products; without a compiler for it they stay as they are.
 
     What comes after the layers gets its padded batch back, so that no head needs to be known here: the base model's
     inputs are exchanged for the row before it runs, and the last layer's output for the padded batch after it. From
@@ -194,10 +196,10 @@ class PackedForward(PaddedForward):
     """
 
     def __init__(
-        self, run: Run, base: Any, pad_id: int, two_types: bool = False, compile_after: float = COMPILE_AFTER
+        self, run: Run, base: Any, pad_id: int, two_types: bool = False, compile_after: float = float("inf")
     ) -> None:
         super().__init__(run, base, pad_id, two_types)
-        self._compile_after, self._seconds, self._compiled = compile_after, 0.0, False
+        self._tokens_until_compiled, self._compiled = compile_after, False
         AttentionInterface.register(ATTENTION, attend_within_pieces)
         base.set_attn_implementation(ATTENTION)
         base.register_forward_pre_hook(self._give_row, with_kwargs=True)
@@ -210,13 +212,12 @@ class PackedForward(PaddedForward):
         )
 
     def __call__(self, pairs: Sequence[PairIds]) -> torch.Tensor:
-        if not self._compiled and self._seconds >= self._compile_after:
+        # By tokens and not by time: the same calls are compiled at the same point, and round alike.
+        if not self._compiled and self._tokens_until_compiled <= 0:
             self._compiled = True
             compile_layers(self._base)
-        started = time.perf_counter()
-        rows = super().__call__(pairs)
-        self._seconds += time.perf_counter() - started
-        return rows
+        self._tokens_until_compiled -= sum(map(len, pairs))
+        return super().__call__(pairs)
 
     def _tokens(self, pairs: Sequence[PairIds]) -> np.ndarray:
         return np.cumsum(self._lengths(pairs)[1])
@@ -375,28 +376,33 @@ def compile_layers(base: Any) -> None:
     """Has torch.compile make what runs in the layers of `base`, when they are called next.
 
     An encoder with biases is compiled whole on a CPU, with its weights as constants, since its linear layers can then
-    add the biases themselves; other layers share what is compiled for the first of each kind.
+    add the biases themselves; other layers share what is compiled for the first of each kind. Where compiling fails,
+    all of them go on as they were.
     """
     options = {"freezing": True} if base.device.type == "cpu" and hasattr(base, "encoder") else None
-    for module in [base.encoder] if options else layers_of(base):
-        plain, fast = module.forward, torch.compile(module.forward, dynamic=True, options=options)
-        module.forward = _with_fallback(module, plain, fast)
+    modules = [base.encoder] if options else layers_of(base)
+    plain = {module: module.forward for module in modules}
+
+    def or_plain(module: torch.nn.Module) -> Run:
+        fast = torch.compile(plain[module], dynamic=True, options=options)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return fast(*args, **kwargs)
+            except TorchDynamoException as error:
+                logger.warning("torch.compile failed, going on without it: %s", error)
+                for each in modules:
+                    each.forward = plain[each]
+                return plain[module](*args, **kwargs)
+
+        return forward
+
+    for module in modules:
+        module.forward = or_plain(module)
 
 
 def layers_of(base: Any) -> Sequence[torch.nn.Module]:
     return next(module for module in base.modules() if isinstance(module, torch.nn.ModuleList))
-
-
-def _with_fallback(module: torch.nn.Module, plain: Run, fast: Run) -> Run:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return fast(*args, **kwargs)
-        except TorchDynamoException as error:
-            logger.warning("torch.compile failed, going on without it: %s", error)
-            module.forward = plain
-            return plain(*args, **kwargs)
-
-    return forward
 
 
 def sdpa_by_piece(
@@ -470,9 +476,13 @@ def _varlen_attention() -> Callable[..., torch.Tensor] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        if importlib.util.find_spec("flash_attn") is None:
-            return None
-        return _flash_attention()
+        varlen_attn = None
+    # Up to torch 2.11 it had no windows and no shared key heads.
+    if (
+        varlen_attn is None
+        or not {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+    ):
+        return _flash_attention() if importlib.util.find_spec("flash_attn") else None
 
     def torch_varlen(query, key, value, row, scaling, window):
         return varlen_attn(
@@ -496,9 +506,9 @@ def _flash_attention() -> Callable[..., torch.Tensor]:
 
     def flash_varlen(query, key, value, row, scaling, window):
         return flash_attn_varlen_func(
-            query,
-            key,
-            value,
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
             row.query_starts,
             row.key_starts,
             max(row.queries),

@@ -82,6 +82,7 @@ class Judge(PairwiseModel):
     """
 
     threshold = 0.5
+    round_cost = 0  # questions cost money
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from darling_plugin.partition.base import Pair
 from darling_plugin.partition.cross_encoder import CrossEncoder
-from darling_plugin.partition.device import COMPILE_AFTER
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class Released(CrossEncoder):
         both_orders: bool = False,
         tokenizer: str | None = None,
         dtype: str | None = None,
-        compile_after: float = COMPILE_AFTER,
+        compile_after: float | None = None,
     ) -> None:
         super().__init__(
             path or self.path,
