@@ -4,8 +4,10 @@
 
 Time is of measure() with the fine-tuned MiniLM cross-encoder and with `embedding`, layers compiled, responses of up to
 32 tokens, half of each group in one class, a quarter in another, and so on. `pairwise` scores all pairs, `union_find`
-and `greedy` leave out what earlier rounds made needless. Saved pairs are counted with a model that knows the classes,
-over 200 shuffled groups, each partitioned alone, or `together` with the others: then union_find takes more rounds.
+and `greedy` leave out what earlier rounds made needless.
+
+Pairs are counted with a model that knows the classes, over 200 shuffled groups, each partitioned alone, or `together`
+with the others: then union_find takes more rounds.
 """
 
 from __future__ import annotations
@@ -115,7 +117,8 @@ def main() -> None:
     draw(by_responses, by_groups)
     rows = by_responses + [row for row in by_groups if row["groups"] != 4]
     save("growth", "Growth with responses and groups", __doc__, rows, picture="growth.png")
-    save("pairs_saved", "Pairs saved by scoring in rounds", __doc__, saved())
+    title, command, _, of_pairs = __doc__.split("\n\n")
+    save("pairs_saved", "Pairs saved by scoring in rounds", "\n\n".join([title, command, of_pairs]), saved())
 
 
 if __name__ == "__main__":

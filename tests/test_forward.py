@@ -1,6 +1,8 @@
 """Each way through a classifier gives what transformers gives for one pair at a time in float32."""
 
+import sys
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -320,43 +322,37 @@ def test_attention_of_pieces_matches_the_formula(queries, keys, causal, window, 
         q, k = q + n, k + m
 
 
+@pytest.mark.parametrize("library", ["torch", "flash-attn"])
 @pytest.mark.parametrize("kind", ["modernbert", "qwen3"], scope="function")
-def test_what_cuda_would_be_given_says_the_same(of_kind, kind, monkeypatch):
+def test_what_cuda_would_be_given_says_the_same(of_kind, kind, library, monkeypatch):
     """The kernel's arguments, as documented for torch's varlen_attn and flash-attn, played back by a plain one."""
     model = of_kind(kind)
     expected = model.similarity(PAIRS)
-    calls = []
+    plain, calls = forward.sdpa_by_piece, []
 
-    def kernel(query, key, value, query_starts, key_starts, max_query, max_key, *, scale, window_size, enable_gqa):
+    def kernel(query, key, value, query_starts, key_starts, max_query, max_key, scale, window, causal):
+        assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
         assert query_starts.dtype == key_starts.dtype == torch.int32
         queries, keys = query_starts.diff().tolist(), key_starts.diff().tolist()
         assert (max(queries), max(keys)) == (max_query, max_key)
+        calls.append(window)
+        return plain(query, key, value, row_of(queries, keys, causal), scale, None if window[0] < 0 else window[0])
+
+    def of_torch(query, key, value, *lengths, scale, window_size, enable_gqa):
         assert enable_gqa == (query.shape[1] != key.shape[1])
-        left, right = window_size
-        calls.append(window_size)
-        row = row_of(queries, keys, causal=right == 0)
-        return forward.sdpa_by_piece(query, key, value, row, scale, None if left < 0 else left)
+        return kernel(query, key, value, *lengths, scale, window_size, window_size[1] == 0)
 
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    def of_flash_attn(query, key, value, *lengths, softmax_scale, causal, window_size):
+        return kernel(query, key, value, *lengths, softmax_scale, window_size, causal)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", of_torch)
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=of_flash_attn))
     forward._varlen_attention.cache_clear()
-    varlen = forward._varlen_attention()
+    varlen = forward._varlen_attention() if library == "torch" else forward._flash_attention()
+    forward._varlen_attention.cache_clear()
     monkeypatch.setattr(forward, "sdpa_by_piece", varlen)
-    real = forward.sdpa_by_piece
-
-    def once(*args):
-        monkeypatch.setattr(forward, "sdpa_by_piece", REAL)
-        try:
-            return real(*args)
-        finally:
-            monkeypatch.setattr(forward, "sdpa_by_piece", once)
-
-    monkeypatch.setattr(forward, "sdpa_by_piece", once)
     assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
     assert set(calls) == ({(-1, -1), (8, 8)} if kind == "modernbert" else {(-1, 0)})
-    forward._varlen_attention.cache_clear()
-
-
-REAL = forward.sdpa_by_piece
 
 
 class OnCuda:
