@@ -191,7 +191,12 @@ def make_stand_ins(folder: Path) -> None:
 
     tokenizer.add_special_tokens({"cls_token": "<CLS>"})
     config = transformers.AutoConfig.from_pretrained(llama, vocab_size=len(tokenizer))
-    _athene(config).save_pretrained(folder / "athene")
+    athene = _athene(config)
+    ids = tokenizer("Name a bird, number 1.<CLS>", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        # Negative scores, as raw ones of reward models often are: what reads them must cope.
+        athene.v_head.weight *= -athene.v_head(athene.model(ids).last_hidden_state[0, -1]).sign()
+    athene.save_pretrained(folder / "athene")
     tokenizer.save_pretrained(folder / "athene")
 
     _write(folder / "wildchat.jsonl", [{"input": f"Name a bird, number {k}."} for k in range(PROMPTS)])
