@@ -228,6 +228,17 @@ def test_both_orders_are_asked_and_averaged(fake):
     assert len(fake.requests) == 2
 
 
+def test_every_question_that_can_be_spared_is(fake):
+    """A group alone: other models are asked about all that is left of its 28 pairs when a round joins nothing."""
+    model = build(fake, both_orders=False)
+    fake.requests.clear()
+    (labels,) = model.partition(
+        [Group("Name a fruit.", [f"{name} {k}" for k in range(4) for name in ("apple", "fig")])]
+    )
+    assert labels.tolist() == [0, 1] * 4
+    assert len(fake.requests) == 16 + 3 + 3
+
+
 def test_flat_answers_that_contradict_each_other_are_not_equivalent(fake):
     fake.logprobs, fake.bias = "ignored", 0.4
     model = build(fake)

@@ -9,7 +9,8 @@ from darling_plugin.errors import DarlingError
 if TYPE_CHECKING:
     import torch
 
-# Tokens that take about as long to score as the layers to compile: no run is held up for longer than it has run.
+# Tokens that take at least about as long to score as the layers to compile: no run is held up for longer than it has
+# run. That of "cuda" is an estimate, no GPU was at hand.
 COMPILE_AFTER = {"cuda": 30_000_000, "cpu": 300_000}
 
 
