@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 MODEL := models/SmolLM2-135M-Instruct
+PAIRS ?= ../shared/data/noveltybench/pairs_train.jsonl
 
 ifdef TORCH_INDEX
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
@@ -15,7 +16,7 @@ demo test check-recipes bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test check-recipes compat lint bench clean
+.PHONY: help install demo test check-recipes compat lint bench default-model clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -52,6 +53,12 @@ lint: $(INSTALLED) ## ruff, as pre-commit runs it
 
 bench: $(INSTALLED) $(MODEL)/config.json ## every benchmark, and benchmarks/README.md with their tables
 	$(BIN)/python benchmarks/run.py
+
+default-model: $(INSTALLED) ## the partition model `default` again, from PAIRS, NoveltyBench's labelled pairs
+	rm -rf runs/default-model
+	$(BIN)/darling-train-partition $(PAIRS) -o runs/default-model --dtype float32
+	cp runs/default-model/head.safetensors runs/default-model/report.json darling_plugin/partition/default/
+	cp runs/default-model/reliability.png docs/partition-models/default-reliability.png
 
 clean: ## what can be made again, but for .venv
 	rm -rf runs/demo runs/wheels runs/check-recipes models .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -24,9 +24,9 @@ class DarlingConfig:
 
     enable: bool = _flag(False, "train with DARLING; without it nothing is patched", type=bool)
     partition_model: str = _flag(
-        "embedding",
-        "what sorts a prompt's responses into classes: lexical, lexical:N, embedding, embedding:PATH, "
-        "cross-encoder:PATH, darling-modernbert, darling-qwen3-math, noveltybench-deberta, vllm:PATH, "
+        "default",
+        "what sorts a prompt's responses into classes: default, head:PATH, lexical, lexical:N, embedding, "
+        "embedding:PATH, cross-encoder:PATH, darling-modernbert, darling-qwen3-math, noveltybench-deberta, vllm:PATH, "
         "served:URL[,URL...], judge:URL, answer, a name you registered, package.module:Class, or file.py:Class; "
         "options of the model may follow, as in cross-encoder:PATH?max_length=4096&both_orders=true",
     )

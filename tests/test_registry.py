@@ -15,7 +15,9 @@ def test_built_in_names():
         "cross-encoder",
         "darling-modernbert",
         "darling-qwen3-math",
+        "default",
         "embedding",
+        "head",
         "judge",
         "lexical",
         "noveltybench-deberta",
@@ -39,7 +41,7 @@ def test_names_and_specs_are_checked_without_heavy_imports(tmp_path):
         "from darling_plugin.partition import check_partition_spec\n"
         "from darling_plugin.registry import advantages, partition_models, rewards\n"
         "partition_models.names(), rewards.get('multiply'), advantages.get('centered')\n"
-        f"check_partition_spec('embedding'), check_partition_spec({str(tmp_path / 'mine.py')!r} + ':Mine')\n"
+        f"check_partition_spec('default'), check_partition_spec({str(tmp_path / 'mine.py')!r} + ':Mine')\n"
         "heavy = {'torch', 'numpy', 'ray', 'scipy', 'transformers', 'sentence_transformers'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )

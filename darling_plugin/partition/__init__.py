@@ -14,6 +14,7 @@ from darling_plugin.partition import (  # noqa: F401  (they register)
     answer,
     cross_encoder,
     embedding,
+    head,
     judge,
     lexical,
     presets,

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# What darling-train-partition adds to the config.json of a classifier: threshold, max_length and special_tokens.
+TRAINED = "darling_partition"
+
+
 @register_partition_model("cross-encoder")
 class CrossEncoder(PairwiseModel):
     """P(equivalent) of any AutoModelForSequenceClassification: `cross-encoder:<path or Hub name>`.
@@ -21,7 +25,9 @@ class CrossEncoder(PairwiseModel):
     equivalent: softmax(logits)[1] of a model with two or more labels, sigmoid(logit) of a model with one.
 
     Args:
-        max_length: tokens of a pair; the longer response is cut first. Never more than the model takes.
+        threshold: default: 0.5; of a classifier that darling-train-partition made, the one in its config.json.
+        max_length: tokens of a pair, by default 2048, or as it was trained; the longer response is cut first. Never
+            more than the model takes.
         max_response_length: tokens of each response, cut first.
         both_orders: the mean of P(first, second) and P(second, first), at twice the cost.
         tokenizer: path or Hub name, where it does not lie beside the weights.
@@ -40,25 +46,28 @@ class CrossEncoder(PairwiseModel):
         *,
         threshold: float | None = None,
         clustering: str = "union_find",
-        max_length: int = 2048,
+        max_length: int | None = None,
         max_response_length: int | None = None,
         both_orders: bool = False,
         tokenizer: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
     ) -> None:
-        super().__init__(threshold=threshold, clustering=clustering)
         from darling_plugin.partition.forward import choose_forward
         from darling_plugin.partition.pair_tokens import PairTokens
 
         self.both_orders = both_orders
         self.tokenizer, self.model = load_classifier(path, tokenizer or path, dtype)
+        trained = getattr(self.model.config, TRAINED, {})
+        super().__init__(threshold=trained.get("threshold") if threshold is None else threshold, clustering=clustering)
+        max_length = max_length or trained.get("max_length") or 2048
+        special_tokens = trained.get("special_tokens") or self.special_tokens
         text_config = self.model.config.get_text_config()
         positions = getattr(text_config, "max_position_embeddings", None) or max_length
         if "roberta" in self.model.config.model_type:  # it counts from the place after its padding token's
             positions -= self.model.config.pad_token_id + 1
         self.max_length = min(self.tokenizer.model_max_length, positions, max_length)
-        self._pair_tokens = PairTokens(self.tokenizer, self.max_length, max_response_length, self.special_tokens)
+        self._pair_tokens = PairTokens(self.tokenizer, self.max_length, max_response_length, special_tokens)
         self._forward = choose_forward(
             lambda **inputs: self.model(**inputs).logits,
             self.model.base_model,

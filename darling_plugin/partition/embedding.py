@@ -12,6 +12,7 @@ from darling_plugin.partition.base import EmbeddingModel
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from darling_plugin.partition.forward import PaddedForward
@@ -52,7 +53,7 @@ class Embedding(EmbeddingModel):
         compile_after: float | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
-        path = path or _default_model_path()
+        self.path = path = path or _default_model_path()
         from sentence_transformers import SentenceTransformer
 
         from darling_plugin.partition.device import device_and_dtype
@@ -66,6 +67,32 @@ class Embedding(EmbeddingModel):
         if self._forward is None:
             return self.model.encode(list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True).float()
         return self._forward(self._token_ids(texts))
+
+    def token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The whole texts, (t,) int64 each, without special tokens; see :meth:`embed_ids`."""
+        import numpy as np
+
+        # verbose: it would warn of texts that are longer than the model takes.
+        found = self.model.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
+        return [np.array(ids, dtype=np.int64) for ids in found["input_ids"]]
+
+    def embed_ids(self, texts: Sequence[np.ndarray]) -> torch.FloatTensor:
+        """(M, d), one row a text of at most as many ids as the model takes; not normalized, as :meth:`embed`."""
+        import numpy as np
+
+        from darling_plugin.partition.pair_tokens import PairIds
+
+        if self._forward is None:
+            raise DarlingError(
+                "an encoder whose token ids can be handed over",
+                f"{self.path}, which only SentenceTransformer.encode runs",
+                "use a sentence encoder on BERT, RoBERTa or ModernBERT with mean or CLS pooling, and no prompt",
+            )
+        tokenizer = self.model.tokenizer
+        sample, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+        at = whole.index(sample[0])
+        before, after = whole[:at], np.array(whole[at + len(sample) :], dtype=np.int64)
+        return self._forward([PairIds(np.concatenate([before, ids]).astype(np.int64), after) for ids in texts])
 
     def _choose_forward(self, compile_after: float | None) -> PaddedForward | None:
         """Our own batches for models of text that end in plain pooling; others go through encode()."""

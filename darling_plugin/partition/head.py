@@ -1,0 +1,102 @@
+"""Partition by a small learned head on sentence embeddings: a response is encoded once, pairs cost next to nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.base import Group, SimilarityModel
+from darling_plugin.registry import register_partition_model
+
+if TYPE_CHECKING:
+    import torch
+
+
+FILE = "head.safetensors"
+SHIPPED = Path(__file__).with_name("default")
+
+
+@register_partition_model("head")
+class Head(SimilarityModel):
+    """P(equivalent) by a logistic head on features of the pair: `head:<folder>`, as darling-train-partition writes it.
+
+    A response is cut into chunks of 48 tokens, and a sentence encoder reads each chunk once, however many responses
+    there are. With x the features of a pair (pair_features.py; the prompt takes part in them)::
+
+        P(equivalent) = sigmoid(w . x + b)
+
+    w and b are one pair for short answers, where the shorter response has at most eight words, and one for all others.
+    The folder has them with the encoder's name and the threshold that was chosen in training.
+
+    Args:
+        threshold: default: the one in the folder.
+        dtype: of the encoder's layers, as for cross-encoder.
+        compile_after: as for cross-encoder.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        threshold: float | None = None,
+        clustering: str = "union_find",
+        dtype: str | None = None,
+        compile_after: float | None = None,
+    ) -> None:
+        from darling_plugin.partition.embedding import Embedding
+
+        self._weights, settings = read_head(Path(path))
+        super().__init__(threshold=settings["threshold"] if threshold is None else threshold, clustering=clustering)
+        self.encoder = Embedding(settings["encoder"], dtype=dtype, compile_after=compile_after)
+
+    def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
+        from darling_plugin.partition.pair_features import encode, probability
+
+        encoded = encode(self.encoder, [text for group in groups for text in (group.prompt, *group.responses)])
+        return [
+            probability(self._weights, encoded[group.prompt], [encoded[response] for response in group.responses])
+            for group in groups
+        ]
+
+
+@register_partition_model("default")
+class Default(Head):
+    """The head that comes with this package, on all-MiniLM-L6-v2; default/README.md is its model card.
+
+    Args: threshold, clustering, dtype and compile_after as for head.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float | None = None,
+        clustering: str = "union_find",
+        dtype: str | None = None,
+        compile_after: float | None = None,
+    ) -> None:
+        super().__init__(
+            str(SHIPPED), threshold=threshold, clustering=clustering, dtype=dtype, compile_after=compile_after
+        )
+
+
+def read_head(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights, and settings: encoder (None: all-MiniLM-L6-v2's package), features, threshold."""
+    from safetensors import SafetensorError, safe_open
+
+    from darling_plugin.partition.pair_features import FEATURES
+
+    needed, do = f"a folder with {FILE}, as darling-train-partition writes it", "correct the path, or train a head"
+    try:
+        with safe_open(folder / FILE, "pt") as file:
+            names, settings = file.keys(), file.metadata()
+            weights = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise DarlingError(needed, f"{folder}: {error}", do) from error
+    settings = {name: json.loads(value) for name, value in (settings or {}).items()}
+    if settings.get("features") != list(FEATURES):
+        found = f"{folder / FILE} with the features {settings.get('features')}, here they are {list(FEATURES)}"
+        raise DarlingError("a head trained by this version of darling-plugin", found, "train it again")
+    return weights, settings

@@ -1,0 +1,287 @@
+"""What the linear-cost head sees of two responses: numbers from their chunks' vectors, their tokens and their words.
+
+Every feature is the same for (first, second) and (second, first), so that the head's answer is too. All pairs of a
+group are computed at once, from texts that were encoded once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from darling_plugin.partition.embedding import Embedding
+
+CHUNK_TOKENS = 48  # about 35 words: sentence encoders blur what is longer
+
+# A pair is a short answer where the shorter response has at most so many words: it has weights of its own.
+SHORT_ANSWER = 8
+
+# LONG and SHORT name the features that each kind of pair has weights for.
+LONG = (
+    "match_low",
+    "match_low_apart",
+    "pooled_apart",
+    "opening",
+    "drift",
+    "tokens",
+    "tokens_apart",
+    "rare_tokens",
+    "token_pairs",
+    "capitals",
+    "capitals_shared",
+    "capital_words",
+    "headings",
+    "length",
+    "length_ratio",
+    "lines",
+)
+SHORT = (
+    "match_low",
+    "match_high",
+    "pooled_apart",
+    "same_form",
+    "words",
+    "words_apart",
+    "contained",
+    "contained_apart",
+    "each_adds",
+    "numbers_agree",
+    "numbers_differ",
+    "negated",
+    "spelling",
+    "length_ratio",
+)
+FEATURES = (*LONG, *(name for name in SHORT if name not in LONG))
+
+# Number words, English alone: "twenty-one" and "one hundred" are read, "two thousand and six" is not.
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_ONES = f"zero one two three four five six seven eight nine {_TEENS}"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+NUMBERS = {word: number for number, word in enumerate(_ONES.split())}
+TENS = {10 * number: word for number, word in enumerate(_TENS.split(), start=2)}
+NUMBERS |= {word: number for number, word in TENS.items()}
+SYMBOLS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "%": "percent", "°": "degree", "minus": "minus"}
+NEGATIONS = {"no", "not", "never", "none", "nothing", "cannot", "neither", "nor", "without", "false", "nope"}
+# Words that say nothing in a short answer.
+FILLERS = set(
+    "a an the is are was be it its it's this that i i'm i'd i'll my me we you your of to in on for and as at with "
+    "will would say think answer choose pick go get let's sure okay ok well here here's please so just "
+    "called about".split()
+)
+WORD = re.compile(r"(?<![\w.)])-\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*|[$€£¥%°]")
+CAPITAL = re.compile(r"\b[A-Z]\w+")
+# What structured answers stress: bold text, headings, the beginning of a list item up to a colon or full stop.
+HEADING = re.compile(r"\*\*([^*\n]+)\*\*|^#+ (.+)$|^\s*(?:\d+[.)]|[-*•])\s+([^:.\n]{2,60})[:.]", re.MULTILINE)
+RARE = 3.9  # least idf of a rare token: at most 2 % of the responses have it
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text: token ids (t,) without special ones, its chunks' vectors (C, d) of length 1, and their tokens."""
+
+    text: str
+    ids: np.ndarray
+    chunks: torch.FloatTensor
+    sizes: torch.FloatTensor  # (C,)
+
+    @cached_property
+    def vector(self) -> torch.FloatTensor:
+        """(d,), of length 1: the chunks' mean by their tokens."""
+        return _unit(self.sizes @ self.chunks)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Case-folded, plurals' s left out, numbers in digits: "Minus twenty-one cats" is ["-21", "cat"]."""
+        found: list[str] = []
+        value: int | None = None  # of the number words just before
+        for word in WORD.findall(self.text.casefold().replace("’", "'")):
+            number = NUMBERS.get(word)
+            if value and (word == "hundred" or (value in TENS and number and number < 10)):
+                value = value * 100 if word == "hundred" else value + number
+                found[-1] = str(value)
+                continue
+            value = number
+            text = (SYMBOLS.get(word) or _singular(word)) if number is None else str(number)
+            if text[0].isdigit() and found[-1:] in (["minus"], ["negative"]):
+                found[-1] = f"-{text}"
+            else:
+                found.append(text)
+        return found
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] not in "s'" else word
+
+
+def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
+    """Each distinct text, tokenised once and each of its chunks encoded once, all in one call of the encoder."""
+    texts = list(dict.fromkeys(texts))
+    if not texts:
+        return {}
+    ids = encoder.token_ids(texts)
+    chunks = [np.array_split(each, max(1, -(-len(each) // CHUNK_TOKENS))) for each in ids]
+    counts = [len(own) for own in chunks]
+    vectors = _unit(encoder.embed_ids([chunk for own in chunks for chunk in own])).split(counts)
+    sizes = [torch.tensor([float(max(len(chunk), 1)) for chunk in own]) for own in chunks]
+    return {text: Encoded(text, *parts) for text, *parts in zip(texts, ids, vectors, sizes, strict=True)}
+
+
+def probability(weights: dict[str, torch.Tensor], prompt: Encoded, responses: Sequence[Encoded]) -> torch.FloatTensor:
+    """(n, n), P(equivalent) of each two: sigmoid(w . x + b), w and b by is_short."""
+    features = pair_features(prompt, responses, weights["idf"])
+    long, short = (features @ weights["weight"].T + weights["bias"]).unbind(-1)
+    return torch.where(is_short(responses), short, long).sigmoid()
+
+
+def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.FloatTensor) -> torch.FloatTensor:
+    """(n, n, len(FEATURES)), symmetric in its first two dimensions; the diagonal compares a response with itself.
+
+    Args:
+        idf: (V,) weight of each token id of the encoder.
+    """
+    n = len(responses)
+    values: dict[str, torch.Tensor] = {}
+    for suffix, chunks in (
+        ("", [each.chunks for each in responses]),
+        ("_apart", [_apart(each.chunks, prompt.vector) for each in responses]),
+    ):
+        match, drift = _best_matches(chunks, [each.sizes for each in responses])
+        values["match_low" + suffix] = torch.minimum(match, match.T)
+        values["match_high" + suffix] = torch.maximum(match, match.T)
+        pooled = _unit(torch.stack([each.sizes @ own for each, own in zip(responses, chunks, strict=True)]))
+        values["pooled" + suffix] = pooled @ pooled.T
+        if not suffix:
+            values["drift"] = (drift + drift.T) / 2
+            first = torch.stack([own[0] for own in chunks])
+            values["opening"] = first @ first.T
+
+    seen = set(prompt.ids.tolist())
+    weight = idf.tolist().__getitem__
+    tokens = [each.ids.tolist() for each in responses]
+    apart = [[token for token in own if token not in seen] for own in tokens]
+    values["tokens"] = _overlap(tokens, weight).jaccard
+    values["tokens_apart"] = _overlap(apart, weight).of_larger
+    values["rare_tokens"] = _overlap([[token for token in own if weight(token) > RARE] for own in apart]).jaccard
+    values["token_pairs"] = _overlap([list(pairwise(own)) for own in tokens]).jaccard
+    capitals = _overlap([CAPITAL.findall(each.text) for each in responses])
+    values["capitals"] = capitals.jaccard
+    values["capitals_shared"] = capitals.shared.log1p()
+    values["capital_words"] = _mean_of_logs(capitals.totals)
+    headings = [" ".join(map(" ".join, HEADING.findall(each.text))).casefold() for each in responses]
+    values["headings"] = _overlap([WORD.findall(own) for own in headings]).jaccard
+
+    length = torch.tensor([float(len(each.words)) for each in responses])
+    lines = torch.tensor([float(sum(1 for line in each.text.split("\n") if line.strip())) for each in responses])
+    values["length"] = _mean_of_logs(length)
+    values["length_ratio"] = (length.log1p()[:, None] - length.log1p()).abs()
+    values["lines"] = _mean_of_logs(lines)
+
+    short = is_short(responses)
+    for name in SHORT:
+        if name not in values:
+            values[name] = torch.zeros(n, n)
+    if short.any():
+        _short_answers(prompt, responses, short, values)
+    return torch.stack([values[name].float() for name in FEATURES], dim=-1)
+
+
+def is_short(responses: Sequence[Encoded]) -> torch.BoolTensor:
+    """(n, n): whether the shorter of the two has at most SHORT_ANSWER words."""
+    length = torch.tensor([len(each.words) for each in responses])
+    return torch.minimum(length[:, None], length) <= SHORT_ANSWER
+
+
+def _short_answers(
+    prompt: Encoded, responses: Sequence[Encoded], short: torch.BoolTensor, values: dict[str, torch.Tensor]
+) -> None:
+    """Fills in the features that only short answers have."""
+    asked = set(prompt.words)
+    content = [[w for w in each.words if w not in FILLERS] or each.words for each in responses]
+    # Where an answer repeats nothing but the prompt ("Tea or coffee?" "Tea"), those words are the answer.
+    apart = [[w for w in own if w not in asked] or own for own in content]
+    for suffix, words in (("", content), ("_apart", apart)):
+        shared = _overlap(words)
+        values["words" + suffix] = shared.jaccard
+        values["contained" + suffix] = shared.of_smaller
+    own = shared.totals[:, None] - shared.shared  # of the last, apart from the prompt: i's words that j lacks
+    values["each_adds"] = torch.minimum(own, own.T).log1p()
+    numbers = _overlap([[w for w in own if w.lstrip("-")[:1].isdigit()] for own in content])
+    both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
+    values["numbers_agree"] = both & (numbers.jaccard == 1)
+    values["numbers_differ"] = both & (numbers.shared == 0)
+    negated = torch.tensor([any(w in NEGATIONS or w.endswith("n't") for w in each.words) for each in responses])
+    values["negated"] = negated[:, None] != negated
+    form = [" ".join(own) for own in content]
+    for i, j in short.nonzero().tolist():
+        if i < j:
+            values["same_form"][i, j] = values["same_form"][j, i] = float(form[i] == form[j])
+            ratio = SequenceMatcher(None, *sorted((form[i], form[j])), autojunk=False).ratio()
+            values["spelling"][i, j] = values["spelling"][j, i] = ratio
+
+
+def _best_matches(chunks: list[torch.Tensor], sizes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, n) each: the mean over i's chunks of the best cosine in j, and how far from its place that is found."""
+    n, counts = len(chunks), [len(own) for own in chunks]
+    together = torch.cat(chunks)
+    owner = torch.repeat_interleave(torch.arange(n), torch.tensor(counts))
+    place = torch.cat([torch.arange(count) / max(count - 1, 1) for count in counts])
+    match, drift = torch.empty(n, n), torch.empty(n, n)
+    for i, own in enumerate(chunks):
+        weights, places = sizes[i] / sizes[i].sum(), place[owner == i]
+        best, there = zip(*((own @ other.T).max(1) for other in together.split(counts)), strict=True)
+        match[i] = torch.stack(best) @ weights
+        where = torch.stack([place[owner == j][at] for j, at in enumerate(there)])
+        drift[i] = (where - places).abs() @ weights
+    return match, drift
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """Of n sets with weighted members: the weight (n, n) that two share, and the weight (n,) of each."""
+
+    shared: torch.Tensor
+    totals: torch.Tensor
+
+    @cached_property
+    def jaccard(self) -> torch.Tensor:
+        return self.shared / (self.totals[:, None] + self.totals - self.shared).clamp(min=1e-6)
+
+    @cached_property
+    def of_larger(self) -> torch.Tensor:
+        return self.shared / torch.maximum(self.totals[:, None], self.totals).clamp(min=1e-6)
+
+    @cached_property
+    def of_smaller(self) -> torch.Tensor:
+        return self.shared / torch.minimum(self.totals[:, None], self.totals).clamp(min=1e-6)
+
+
+def _overlap(sets: Sequence[Sequence[Hashable]], weight: Callable[[Hashable], float] | None = None) -> _Overlap:
+    column = {member: k for k, member in enumerate(dict.fromkeys(member for own in sets for member in own))}
+    there = torch.zeros(len(sets), len(column))
+    for i, own in enumerate(sets):
+        there[i, [column[member] for member in own]] = 1.0
+    weights = torch.tensor([1.0 if weight is None else weight(member) for member in column])
+    shared = (there * weights) @ there.T
+    return _Overlap(shared, shared.diagonal())
+
+
+def _mean_of_logs(counts: torch.Tensor) -> torch.Tensor:
+    return (counts.log1p()[:, None] + counts.log1p()) / 2
+
+
+def _apart(vectors: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """The vectors without what they have of that direction: two responses are alike in being about the prompt."""
+    return _unit(vectors - (vectors @ direction)[..., None] * direction)
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6)

@@ -1,0 +1,5 @@
+"""Partition models of your own: labelled pairs in, a folder that load_partition_model opens out.
+
+label.py asks a judge for labels, pairs.py reads and checks pairs, head.py and cross_encoder.py train, report.py says
+how good the result is. The commands are darling-label-pairs (label.py) and darling-train-partition (train.py).
+"""

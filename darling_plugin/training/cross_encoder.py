@@ -1,0 +1,246 @@
+"""Trains a cross-encoder: any sequence classifier that reads both responses, on Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.base import Pair
+from darling_plugin.partition.cross_encoder import TRAINED, CrossEncoder
+from darling_plugin.partition.pair_tokens import PairTokens
+from darling_plugin.training.pairs import LabelledPair
+from darling_plugin.training.report import best_threshold
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a cross-encoder is trained. Both orders of every pair are trained on.
+
+    learning_rate falls to 0 on a cosine after a tenth of the steps. batch_size is of a device, in rows; a pair is two.
+    class_weights weighs both labels alike, however rare one is. lora_rank 0 trains all weights, else the linear layers
+    through LoRA, whose product is added to the weights in the end. patience: epochs without a lower loss on the
+    validation pairs after which training stops; the best epoch is kept.
+    """
+
+    base: str
+    max_length: int = 2048
+    epochs: int = 4
+    patience: int = 1
+    learning_rate: float = 2e-5
+    batch_size: int = 8
+    accumulate: int = 4
+    class_weights: bool = True
+    lora_rank: int = 0
+    bf16: bool = False
+    seed: int = 0
+
+
+def train(
+    train_pairs: Sequence[LabelledPair], validation_pairs: Sequence[LabelledPair], settings: Settings, folder: Path
+) -> None:
+    """Writes a classifier that `cross-encoder:<folder>` opens, with threshold and max_length in its config.json.
+
+    The validation pairs end the training, calibrate the probabilities and choose the threshold. A training that was
+    killed goes on from its last epoch when it is called again with the same arguments and folder.
+    """
+    from accelerate import PartialState
+    from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    set_seed(settings.seed)
+    tokenizer, model = _load(settings)
+    special_tokens = _special_tokens(tokenizer)
+    max_length = min(settings.max_length, tokenizer.model_max_length, _positions(model) or settings.max_length)
+    tokens = PairTokens(tokenizer, max_length, special_tokens=special_tokens)
+    if settings.lora_rank:
+        model = _with_lora(model, settings.lora_rank)
+    weights = _class_weights(train_pairs) if settings.class_weights else None
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        # In training the Trainer sums over the batches of a step, and says how many rows these have together.
+        logits = outputs.logits.float()
+        rows = torch.nn.functional.cross_entropy(
+            logits, labels, None if weights is None else weights.to(logits), reduction="none"
+        )
+        return rows.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    checkpoints = folder / "checkpoints"
+    rows_a_step = settings.batch_size * settings.accumulate * PartialState().num_processes
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.epochs * 2 * len(train_pairs) // rows_a_step // 10,
+        weight_decay=0.01,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        bf16=settings.bf16,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=10,
+        seed=settings.seed,
+        remove_unused_columns=False,
+        report_to="none",
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_examples(train_pairs, tokens),
+        eval_dataset=_examples(validation_pairs, tokens),
+        data_collator=_Collator(tokenizer, tokens.two_types),
+        compute_loss_func=loss,
+        callbacks=[EarlyStoppingCallback(settings.patience)],
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if settings.lora_rank:
+        model = model.merge_and_unload()
+    state = PartialState()
+    facts = {"max_length": max_length, "special_tokens": special_tokens}
+    if state.is_main_process:
+        _save(folder, model, tokenizer, {**facts, "threshold": 0.5})
+    state.wait_for_everyone()
+    # By the engine that will use it, with its dtype, its order and its cutting.
+    engine = CrossEncoder(str(folder))
+    labels = np.array([pair.similar for pair in validation_pairs])
+    slope, intercept = _calibration(labels, predict(engine, validation_pairs), _last_layer(model).bias is not None)
+    if state.is_main_process:
+        _calibrate(_last_layer(model), slope, intercept)
+        calibrated = _sigmoid(slope * _logit(predict(engine, validation_pairs)) + intercept)
+        _save(folder, model, tokenizer, {**facts, "threshold": best_threshold(labels, calibrated)})
+        shutil.rmtree(checkpoints)
+    state.wait_for_everyone()
+
+
+def predict(engine: CrossEncoder, pairs: Sequence[LabelledPair]) -> np.ndarray:
+    """(M,) P(equivalent), read in the order of the file."""
+    return engine.similarity([Pair(pair.prompt, pair.first, pair.second) for pair in pairs]).double().numpy()
+
+
+def _load(settings: Settings) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.base)
+        model = AutoModelForSequenceClassification.from_pretrained(settings.base, num_labels=2, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise DarlingError(
+            "a model that transformers can put a classification head on, with its tokenizer",
+            f"{settings.base}: {error}",
+            "correct --base, or download it first: huggingface-cli download <Hub name>",
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model
+
+
+def _positions(model: Any) -> int | None:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and "roberta" in model.config.model_type:  # it counts from the place after its padding token's
+        positions -= model.config.pad_token_id + 1
+    return positions
+
+
+def _special_tokens(tokenizer: Any) -> list[str] | None:
+    """Before, between and after two responses where the tokenizer itself would put nothing between them."""
+    pair = tokenizer("One.", "another")
+    sides = pair.sequence_ids(0)
+    if None in sides[sides.index(0) : sides.index(1)]:
+        return None
+    first = tokenizer.bos_token or tokenizer.eos_token
+    return [first, tokenizer.eos_token, tokenizer.eos_token]
+
+
+def _with_lora(model: Any, rank: int) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    return get_peft_model(
+        model, LoraConfig(task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    )
+
+
+def _class_weights(pairs: Sequence[LabelledPair]) -> torch.FloatTensor:
+    """(2,) such that both labels count for as much: N / (2 N_label)."""
+    similar = sum(pair.similar for pair in pairs)
+    counts = torch.tensor([len(pairs) - similar, similar], dtype=torch.float32)
+    return len(pairs) / (2 * counts)
+
+
+def _examples(pairs: Sequence[LabelledPair], tokens: PairTokens) -> list[dict[str, Any]]:
+    """Each pair in both orders."""
+    ordered = [Pair(p.prompt, *two) for p in pairs for two in ((p.first, p.second), (p.second, p.first))]
+    labels = [pair.similar for pair in pairs for _ in range(2)]
+    rows = tokens(ordered)
+    return [
+        {"input_ids": row.ids, "token_type_ids": row.types, "labels": label}
+        for row, label in zip(rows, labels, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Collator:
+    tokenizer: Any
+    two_types: bool
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        keys = ("input_ids", "token_type_ids") if self.two_types else ("input_ids",)
+        batch = self.tokenizer.pad([{key: row[key].tolist() for key in keys} for row in rows], return_tensors="pt")
+        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def _save(folder: Path, model: Any, tokenizer: Any, facts: dict[str, Any]) -> None:
+    setattr(model.config, TRAINED, facts)
+    model.config.label2id, model.config.id2label = {"different": 0, "similar": 1}, {0: "different", 1: "similar"}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _last_layer(model: Any) -> torch.nn.Linear:
+    return [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 2][-1]
+
+
+def _calibration(labels: np.ndarray, probabilities: np.ndarray, shifts: bool) -> tuple[float, float]:
+    """Platt's slope and intercept of the logit; without `shifts` the slope alone."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(fit_intercept=shifts).fit(_logit(probabilities)[:, None], labels)
+    slope = float(fitted.coef_[0, 0])
+    if slope <= 0:
+        logger.warning("The classifier is no better than chance on the validation pairs: not calibrated")
+        return 1.0, 0.0
+    return slope, float(fitted.intercept_[0]) if shifts else 0.0
+
+
+def _calibrate(layer: torch.nn.Linear, slope: float, intercept: float) -> None:
+    """Puts slope and intercept into the last layer, so that every server of the classifier gives the same P."""
+    with torch.no_grad():
+        layer.weight *= slope
+        if layer.bias is not None:
+            layer.bias *= slope
+            layer.bias[1] += intercept
+
+
+def _logit(probabilities: np.ndarray) -> np.ndarray:
+    inside = probabilities.clip(1e-6, 1 - 1e-6)
+    return np.log(inside / (1 - inside))
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-values))

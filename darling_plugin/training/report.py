@@ -1,0 +1,190 @@
+"""How good a partition model is on labelled pairs: numbers with intervals, calibration, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darling_plugin.training.pairs import LabelledPair, groups_of
+
+RESAMPLES = 1000  # of the bootstrap
+LEVEL = 0.95
+BINS = 10  # of the reliability curve
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A value with its bootstrap interval, low to high, over prompts."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The probability above which calling pairs similar is most often right.
+
+    Of all cuts between two neighbouring probabilities the accuracy is smoothed over the nearest 5 % of the pairs, for
+    its highest single peak is mostly luck.
+    """
+    order = np.argsort(probabilities)
+    labels, probabilities = labels[order], probabilities[order]
+    # Cut k calls the first k pairs different: right about each 0 before it and each 1 after it.
+    right = np.concatenate([[0], np.cumsum(1 - labels)]) + labels.sum() - np.concatenate([[0], np.cumsum(labels)])
+    width = max(1, len(labels) // 20)
+    padded = np.pad(right.astype(float), width, mode="reflect" if len(right) > width else "edge")
+    smooth = np.convolve(padded, np.ones(2 * width + 1) / (2 * width + 1), mode="valid")
+    # Ends aside: a model that calls everything the same is no partition model.
+    cut = 1 + int(np.argmax(smooth[1:-1])) if len(smooth) > 2 else 1
+    return float((probabilities[cut - 1] + probabilities[min(cut, len(labels) - 1)]) / 2)
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean distance of the share of similar pairs from the mean probability, over BINS bins of equally many pairs."""
+    parts = reliability(labels, probabilities)
+    return float(sum(count * abs(said - found) for said, found, count in parts) / len(labels))
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[float, float, int]]:
+    """For each bin: the mean probability, the share of similar pairs, how many pairs."""
+    parts = [part for part in np.array_split(np.argsort(probabilities, kind="stable"), BINS) if len(part)]
+    return [(float(probabilities[part].mean()), float(labels[part].mean()), len(part)) for part in parts]
+
+
+def measures(
+    pairs: Sequence[LabelledPair], probabilities: np.ndarray, thresholds: np.ndarray, seed: int = 0
+) -> dict[str, Measure]:
+    """Accuracy, balanced accuracy, F1, ROC-AUC and calibration error; thresholds (M,) are those of each pair's fold.
+
+    The interval is a percentile bootstrap over prompts, for pairs of one prompt are no independent evidence.
+    """
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+    labels = np.array([pair.similar for pair in pairs])
+    called = (probabilities > thresholds).astype(int)
+    numbers: dict[str, Callable[[np.ndarray], float]] = {
+        "accuracy": lambda at: accuracy_score(labels[at], called[at]),
+        "balanced_accuracy": lambda at: balanced_accuracy_score(labels[at], called[at]),
+        "f1": lambda at: f1_score(labels[at], called[at], zero_division=0.0),
+        "roc_auc": lambda at: roc_auc_score(labels[at], probabilities[at]),
+        "calibration_error": lambda at: expected_calibration_error(labels[at], probabilities[at]),
+    }
+    of_prompt: dict[str, list[int]] = {}
+    for k, pair in enumerate(pairs):
+        of_prompt.setdefault(pair.prompt, []).append(k)
+    clusters = [np.array(own) for own in of_prompt.values()]
+    random = np.random.default_rng(seed)
+    samples = []
+    while len(samples) < RESAMPLES:
+        at = np.concatenate([clusters[k] for k in random.integers(len(clusters), size=len(clusters))])
+        if 0 < labels[at].sum() < len(at):  # a sample with one label has no AUC
+            samples.append([number(at) for number in numbers.values()])
+    edges = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    everything = np.arange(len(pairs))
+    return {
+        name: Measure(float(number(everything)), float(low), float(high))
+        for (name, number), low, high in zip(numbers.items(), *edges, strict=True)
+    }
+
+
+def partitions_agree(
+    pairs: Sequence[LabelledPair], probabilities: np.ndarray, thresholds: np.ndarray
+) -> tuple[int, int]:
+    """Of the groups of three or more responses with all pairs labelled: how many get the classes of their labels.
+
+    Both are union-find's: of the labels, and of the pairs above their threshold. Returns agreeing, all.
+    """
+    import torch
+
+    from darling_plugin.partition.clustering import cluster
+
+    above = {
+        (pair.prompt, frozenset((pair.first, pair.second))): bool(probability > threshold)
+        for pair, probability, threshold in zip(pairs, probabilities, thresholds, strict=True)
+    }
+    groups, agree = groups_of(pairs), 0
+    for prompt, responses, labels in groups:
+        called = [[a == b or above[prompt, frozenset((a, b))] for b in responses] for a in responses]
+        true, found = (cluster(torch.tensor(each).bool(), "union_find") for each in (labels, called))
+        agree += int(torch.equal(true, found))
+    return agree, len(groups)
+
+
+def write(
+    folder: Path,
+    pairs: Sequence[LabelledPair],
+    probabilities: np.ndarray,
+    thresholds: np.ndarray,
+    facts: dict[str, Any],
+    seed: int = 0,
+) -> str:
+    """Writes report.json, roc.png, reliability.png and scores.png; returns the numbers as lines to print.
+
+    Args:
+        probabilities: (M,) P(similar) of each pair, by a model that was trained without that pair's prompt.
+        thresholds: (M,) that model's.
+        facts: what else belongs into report.json.
+    """
+    labels = np.array([pair.similar for pair in pairs])
+    found = measures(pairs, probabilities, thresholds, seed)
+    agree, groups = partitions_agree(pairs, probabilities, thresholds)
+    report = {
+        **facts,
+        "pairs": len(pairs),
+        "similar": int(labels.sum()),
+        "prompts": len({pair.prompt for pair in pairs}),
+        "measures": {name: asdict(each) for name, each in found.items()},
+        "interval": f"{LEVEL:.0%}, bootstrap over prompts, {RESAMPLES} resamples",
+        "partitions": {"groups": groups, "agree": agree},
+        "reliability": [{"said": said, "found": share, "pairs": count} for said, share, count in
+                        reliability(labels, probabilities)],
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    _plot(folder, labels, probabilities, float(np.median(thresholds)))
+    lines = [f"{name.replace('_', ' '):<18} {each}" for name, each in found.items()]
+    if groups:
+        lines.append(f"{'partitions':<18} {agree} of {groups} groups agree with their labels")
+    return "\n".join(lines)
+
+
+def _plot(folder: Path, labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> None:
+    from matplotlib.figure import Figure
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    def axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+        figure = Figure(figsize=(5, 4.4), layout="constrained")
+        plot = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+        plot.spines[["top", "right"]].set_visible(False)
+        return figure, plot
+
+    figure, plot = axes("Which pairs are similar", "false positives", "true positives")
+    false, true, _ = roc_curve(labels, probabilities)
+    plot.plot(false, true, label=f"AUC {roc_auc_score(labels, probabilities):.3f}")
+    at = probabilities > threshold
+    plot.plot(at[labels == 0].mean(), at[labels == 1].mean(), "o", label=f"threshold {threshold:.2f}")
+    plot.plot([0, 1], [0, 1], ":", color="grey")
+    plot.legend(loc="lower right")
+    figure.savefig(folder / "roc.png", dpi=120)
+
+    figure, plot = axes("Calibration", "P(similar), mean of a tenth of the pairs", "share of them that is similar")
+    said, found, counts = (np.array(each) for each in zip(*reliability(labels, probabilities), strict=True))
+    plot.plot([0, 1], [0, 1], ":", color="grey")
+    error = 1.96 * np.sqrt(found * (1 - found) / counts)
+    plot.errorbar(said, found, error, fmt="o-", capsize=2)
+    figure.savefig(folder / "reliability.png", dpi=120)
+
+    figure, plot = axes("Scores by label", "P(similar)", "pairs")
+    edges = np.linspace(0, 1, 26)
+    plot.hist([probabilities[labels == 0], probabilities[labels == 1]], edges, label=["different", "similar"])
+    plot.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.2f}")
+    plot.legend()
+    figure.savefig(folder / "scores.png", dpi=120)

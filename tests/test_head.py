@@ -1,0 +1,150 @@
+import json
+import re
+from itertools import permutations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from short_answers import PAIRS
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import Group, load_partition_model
+from darling_plugin.partition.head import FILE, SHIPPED
+from darling_plugin.partition.pair_features import CHUNK_TOKENS, FEATURES, LONG, SHORT, Encoded
+
+
+@pytest.fixture(scope="module")
+def default():
+    return load_partition_model("default")
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return load_partition_model("default", dtype="float32")
+
+
+# Not yet told right; the day one is, the test says so.
+WRONG = [("Who won?", "The red team", "The blue team")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first", "second", "same"),
+    [
+        pytest.param(*row, marks=pytest.mark.xfail(strict=True, reason="the head errs") if row[:3] in WRONG else ())
+        for row in PAIRS
+    ],
+)
+def test_short_answers_are_one_class_or_two(default, prompt, first, second, same):
+    labels = default.partition([Group(prompt, [first, second])])[0].tolist()
+    assert labels == ([0, 0] if same else [0, 1])
+
+
+def test_the_table_of_short_answers_is_long_and_none_of_its_prompts_is_trained_on():
+    trained_on = {json.loads(line)["prompt"] for line in (SHIPPED / "short_answers.jsonl").read_text().splitlines()}
+    assert len(PAIRS) >= 60 and len(trained_on) > 40
+    assert not trained_on & {prompt for prompt, *_ in PAIRS}
+
+
+STORIES = [
+    "A fox crossed the frozen river at night, looking for the den where her cubs waited, and found it empty. She "
+    "followed the tracks through the snow until morning came and they ran out from beneath a fallen oak.",
+    "At night a fox went over the frozen river to the den where her cubs waited, but it was empty. She followed their "
+    "tracks through the snow until, in the morning, they ran out from under a fallen oak.",
+    "Captain Adaeze Obi had steered freighters past Saturn for thirty years before the company replaced her with a "
+    "program. She bought the oldest tug in Titan's harbour, and on the first day of her retirement stole it back.",
+]
+
+
+def test_a_paraphrase_is_one_class_and_another_story_is_not(default):
+    assert default.partition([Group("Write a very short story.", STORIES)])[0].tolist() == [0, 0, 1]
+
+
+def test_the_order_of_two_responses_makes_no_difference(exact):
+    prompt, responses = "Write a very short story.", [*STORIES, "A fox.", "Captain Obi", "seven foxes"]
+    whole = exact.similarities([Group(prompt, responses)])[0]
+    assert torch.equal(whole, whole.T) and whole.min() >= 0 and whole.max() <= 1
+    for i, j in permutations(range(len(responses)), 2):
+        alone = exact.similarities([Group(prompt, [responses[i], responses[j]])])[0]
+        # Alone, a pair is encoded in another batch: the same to rounding.
+        assert alone[0, 1] == pytest.approx(float(whole[i, j]), abs=1e-4)
+
+
+def test_each_chunk_of_each_distinct_text_is_encoded_once(exact, monkeypatch):
+    asked = []
+    embed = exact.encoder.embed_ids
+    monkeypatch.setattr(exact.encoder, "embed_ids", lambda ids: asked.extend(map(tuple, ids)) or embed(ids))
+    long = " ".join(f"word{k}" for k in range(200))
+    groups = [Group("A prompt.", ["one", "two", long]), Group("A prompt.", ["two", "three"])]
+    exact.partition(groups)
+    texts = exact.encoder.token_ids(["A prompt.", "one", "two", long, "three"])
+    assert sum(map(len, asked)) == sum(map(len, texts))  # no token is left out or read twice
+    assert max(map(len, asked)) <= CHUNK_TOKENS
+    assert len(asked) == 4 + -(-len(texts[3]) // CHUNK_TOKENS)
+
+
+def test_what_a_chunk_becomes_is_what_sentence_transformers_makes_of_its_text(exact):
+    texts = ["Rain over the harbour.", "seven"]
+    ours = torch.nn.functional.normalize(exact.encoder.embed_ids(exact.encoder.token_ids(texts)), dim=-1)
+    theirs = torch.nn.functional.normalize(exact.encoder.embed(texts), dim=-1)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_texts_that_have_no_words_are_compared_too(default):
+    odd = ["🙂", "🙂🙂🙂🙂", "...", "\u200b", "x" * 3000, "的是不了"]
+    labels = default.partition([Group("", odd), Group("?!", odd)])
+    assert [len(each) for each in labels] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Twenty-one cats", ["21", "cat"]),
+        ("forty two", ["42"]),
+        ("one hundred", ["100"]),
+        ("ten five", ["10", "5"]),
+        ("Minus nine", ["-9"]),
+        ("x = -7", ["x", "-7"]),
+        ("10-20 km", ["10", "20", "km"]),
+        ("$5", ["dollar", "5"]),
+        ("20 °C, or 3.14", ["20", "degree", "c", "or", "3.14"]),
+        ("It’s the boss", ["it's", "the", "boss"]),
+    ],
+)
+def test_words_have_numbers_in_digits(text, words):
+    assert Encoded(text, None, None, None).words == words
+
+
+def test_the_shipped_weights_are_small_and_the_card_gives_their_figures(default):
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 5e6
+    report, card = json.loads((SHIPPED / "report.json").read_text()), (SHIPPED / "README.md").read_text()
+    assert f"threshold is {default.threshold:.3f}" in card
+    for name, measured in report["measures"].items():
+        row = (
+            f"| {name.replace('_', ' ')} | {measured['value']:.3f} | {measured['low']:.3f} to {measured['high']:.3f} |"
+        )
+        assert row in card, row
+    assert report["measures"]["calibration_error"]["value"] < 0.05
+    weights = load_file(SHIPPED / FILE)
+    assert weights["weight"].shape == (2, len(FEATURES))
+    for row, names in enumerate((LONG, SHORT)):
+        assert {name for name, w in zip(FEATURES, weights["weight"][row], strict=True) if w} <= set(names)
+
+
+def test_a_folder_without_a_head_is_refused(tmp_path):
+    with pytest.raises(DarlingError, match=r"a folder with head\.safetensors"):
+        load_partition_model(f"head:{tmp_path}")
+    (tmp_path / FILE).write_bytes(b"nonsense")
+    with pytest.raises(DarlingError, match=r"a folder with head\.safetensors"):
+        load_partition_model(f"head:{tmp_path}")
+
+
+def test_a_head_for_other_features_is_refused(tmp_path):
+    save_file(load_file(SHIPPED / FILE), tmp_path / FILE, {"features": json.dumps(["length"]), "threshold": "0.5"})
+    with pytest.raises(DarlingError, match=re.escape("with the features ['length']")):
+        load_partition_model(f"head:{tmp_path}")
+
+
+def test_an_encoder_whose_ids_cannot_be_handed_over_is_refused(exact, monkeypatch):
+    monkeypatch.setattr(exact.encoder, "_forward", None)
+    with pytest.raises(DarlingError, match="an encoder whose token ids can be handed over"):
+        exact.partition([Group("A prompt.", ["one", "two"])])

@@ -1,0 +1,275 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_classifiers import WORDS, make_classifier, some_texts
+
+from darling_plugin.partition import Group, load_partition_model
+from darling_plugin.partition.cross_encoder import CrossEncoder
+from darling_plugin.training import cross_encoder
+from darling_plugin.training.pairs import LabelledPair
+from darling_plugin.training.train import main
+
+ANSWERS = [
+    ("red", "Red!", "blue"),
+    ("seven", "7", "eight"),
+    ("Rome", "It is Rome.", "Oslo"),
+    ("a cat", "cat", "a fox"),
+]
+
+
+@pytest.fixture
+def tree_pairs(tmp_path):
+    """Pairs that are different where either response has a tree, which the smallest model learns: pairs.jsonl."""
+    texts = [text.replace("tree", "mat") for text in some_texts(240, 6)]
+    rows = []
+    for k in range(0, 240, 2):
+        a, b = texts[k : k + 2]
+        similar = k % 4 // 2
+        if not similar:
+            a, b = (f"{a} tree", b) if k % 8 else (a, f"tree {b}")
+        if a != b:
+            rows.append({"prompt": f"prompt {k}", "generation_0": a, "generation_1": b, "similar": similar})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def bert(tmp_path):
+    return trainable(tmp_path / "bert", "bert")
+
+
+def trainable(folder, kind):
+    """The tiny classifiers' weights are too large to learn with: here they have a fifth of that."""
+    make_classifier(folder, kind)
+    weights = load_file(folder / "model.safetensors")
+    small = {name: each if "norm" in name.lower() else each / 5 for name, each in weights.items()}
+    save_file(small, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def story(subject, ending):
+    return f"The {subject} went down to the harbour before dawn, waited there for the ferry, and in the end {ending}."
+
+
+@pytest.fixture
+def story_pairs(tmp_path):
+    """Stories that share subject and ending or neither, and short answers."""
+    subjects, endings = (
+        ("old sailor", "young teacher", "tired fox", "last astronaut"),
+        ("sailed home", "slept all day"),
+    )
+    rows = []
+    for k in range(40):
+        a = story(subjects[k % 4], endings[k % 2])
+        b = a.replace("before dawn", f"at {1 + k} in the morning") if k % 3 else story(subjects[k % 4 - 1], "wept")
+        rows.append({"prompt": f"Story {k}", "generation_0": a, "generation_1": b, "similar": int(k % 3 > 0)})
+    path = tmp_path / "stories.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return str(path)
+
+
+def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys):
+    out = tmp_path / "head"
+    assert main([story_pairs, "-o", str(out), "--folds", "4", "--dtype", "float32"]) == 0
+    printed = capsys.readouterr().out
+    assert "40 pairs of 40 prompts, 26 similar" in printed and f"head:{out}" in printed
+    report = json.loads((out / "report.json").read_text())
+    assert report["measures"]["roc_auc"]["value"] > 0.9
+    assert {"head.safetensors", "report.json", "roc.png", "reliability.png", "scores.png"} == {
+        file.name for file in out.iterdir()
+    }
+    model = load_partition_model(f"head:{out}")
+    same, other = story("old sailor", "sailed home"), story("tired fox", "wept")
+    labels = model.partition([Group("Story 50", [same, same.replace("before dawn", "at 2 in the morning"), other])])
+    assert labels[0].tolist() == [0, 0, 1]
+    # Short answers come from the pairs in this package, whatever else a head is trained on.
+    for group in ANSWERS:
+        assert model.partition([Group("Say something.", list(group))])[0].tolist() == [0, 0, 1]
+
+
+def test_one_seed_gives_one_head(story_pairs, tmp_path):
+    weights = []
+    for name in ("one", "two"):
+        main([story_pairs, "-o", str(tmp_path / name), "--folds", "3", "--dtype", "float32"])
+        weights.append(load_file(tmp_path / name / "head.safetensors"))
+    for name, first in weights[0].items():
+        assert torch.allclose(first.float(), weights[1][name].float(), rtol=1e-3, atol=1e-4), name
+
+
+def cross(pairs, base, out, *more):
+    options = (
+        "--max_length",
+        "32",
+        "--epochs",
+        "6",
+        "--learning_rate",
+        "3e-3",
+        "--patience",
+        "6",
+        "--accumulate",
+        "1",
+    )
+    return [pairs, "-o", str(out), "--kind", "cross-encoder", "--base", base, "--folds", "4", *options, *more]
+
+
+def test_a_cross_encoder_learns_and_its_folder_opens_with_its_threshold(tree_pairs, bert, tmp_path, capsys):
+    out = tmp_path / "trained"
+    assert main(cross(tree_pairs, bert, out, "--test_folds", "2")) == 0
+    assert f"cross-encoder:{out}" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert report["measures"]["roc_auc"]["value"] > 0.8
+    model = load_partition_model(f"cross-encoder:{out}")
+    own = json.loads((out / "config.json").read_text())["darling_partition"]
+    assert model.threshold == own["threshold"] and model.max_length == own["max_length"] == 32
+    assert load_partition_model(f"cross-encoder:{out}", threshold=0.9).threshold == 0.9
+    labels = model.partition([Group("A prompt", ["the cat sat", "a dog ran", "the cat sat under a tree"])])
+    assert labels[0].tolist() == [0, 0, 1]
+    assert not list(out.glob("fold_*")) and not (out / "checkpoints").exists()
+
+
+def test_lora_on_a_causal_model_is_merged_and_its_pairs_have_a_separator(tree_pairs, tmp_path):
+    base = trainable(tmp_path / "qwen3", "qwen3")
+    out = tmp_path / "trained"
+    before = load_file(tmp_path / "qwen3" / "model.safetensors")
+    assert main(cross(tree_pairs, base, out, "--lora_rank", "4")) == 0
+    after = load_file(out / "model.safetensors")
+    assert set(after) == set(before)  # plain weights, no adapter
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert any("q_proj" in name for name in moved) and not any("embed_tokens" in name for name in moved)
+    assert json.loads((out / "report.json").read_text())["measures"]["roc_auc"]["value"] > 0.6
+    assert load_partition_model(f"cross-encoder:{out}").partition([Group("p", ["cat sat", "dog sat"])])
+
+
+def labelled(path):
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [
+        LabelledPair(r["prompt"], r["generation_0"], r["generation_1"], r["similar"], k) for k, r in enumerate(rows)
+    ]
+
+
+def test_batches_of_a_step_count_as_one(tree_pairs, bert, tmp_path):
+    pairs = labelled(tree_pairs)[:64]
+    for name, size, accumulate in (("one", 32, 1), ("four", 8, 4)):
+        settings = cross_encoder.Settings(
+            bert, max_length=32, epochs=1, batch_size=size, accumulate=accumulate, learning_rate=1e-3
+        )
+        torch.manual_seed(0)
+        cross_encoder.train(pairs[:48], pairs[48:], settings, tmp_path / name)
+    one, four = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "four"))
+    base = load_file(f"{bert}/model.safetensors")
+    # Dropout draws other masks, so the steps are alike and not equal; unscaled, those of four batches differ by half.
+    moved = [name for name in base if (one[name] - base[name]).abs().max() > 1e-3 and "classifier" not in name]
+    assert moved
+    ratios = [float((four[name] - base[name]).norm() / (one[name] - base[name]).norm()) for name in moved]
+    assert 0.8 < np.median(ratios) < 1.25
+
+
+def test_both_labels_weigh_alike_and_both_orders_are_trained_on(tree_pairs, bert):
+    pairs = labelled(tree_pairs)
+    weights = cross_encoder._class_weights(pairs)
+    similar = sum(pair.similar for pair in pairs)
+    assert float(weights[1]) * similar == pytest.approx(float(weights[0]) * (len(pairs) - similar))
+    tokens = CrossEncoder(bert)._pair_tokens
+    rows = cross_encoder._examples(pairs[:1], tokens)
+    first, second = ([WORDS.index(w) + 4 for w in text.split()] for text in (pairs[0].first, pairs[0].second))
+    assert rows[0]["input_ids"].tolist() == [2, *first, 3, *second, 3]
+    assert rows[1]["input_ids"].tolist() == [2, *second, 3, *first, 3]
+    assert [row["labels"] for row in rows] == [pairs[0].similar] * 2
+
+
+def test_calibration_in_the_last_layer_is_platts(bert):
+    labels = np.array([0, 1] * 200)
+    logits = np.where(labels, 3.0, -1.0) + np.random.default_rng(0).normal(0, 4, 400)
+    slope, intercept = cross_encoder._calibration(labels, 1 / (1 + np.exp(-logits)), shifts=True)
+    assert slope == pytest.approx(4 / 16, rel=0.3) and intercept < 0
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    x = torch.randn(5, 3)
+    before = model(x)
+    cross_encoder._calibrate(cross_encoder._last_layer(model), slope, intercept)
+    after = model(x)
+    expected = slope * (before[:, 1] - before[:, 0]) + intercept
+    assert torch.allclose(after[:, 1] - after[:, 0], expected, atol=1e-5)
+
+
+def command(arguments):
+    return [sys.executable, "-m", "darling_plugin.training.train", *arguments]
+
+
+def test_a_killed_training_goes_on_from_its_last_epoch(tree_pairs, bert, tmp_path):
+    out = tmp_path / "trained"
+    arguments = cross(tree_pairs, bert, out, "--epochs", "40", "--patience", "40")
+    process = subprocess.Popen(command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "training.json").exists() and not (out / "report.json").exists()
+    assert main([*arguments, "--seed", "9"]) == 2  # another command does not go on with it
+    done = subprocess.run(command(arguments), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (out / "report.json").exists() and not (out / "training.json").exists()
+    # Its bar jumps over the steps that were done before: at least an epoch's.
+    steps = [int(step) for step in re.findall(r"(\d+)/\d{3,} ", done.stderr.replace("\r", "\n"))]
+    assert min(step for step in steps if step) > 15
+
+
+def test_two_processes_by_accelerate_write_one_model(tree_pairs, bert, tmp_path):
+    out = tmp_path / "trained"
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "darling_plugin.training.train"]
+    done = subprocess.run(
+        [*launch, *cross(tree_pairs, bert, out, "--batch_size", "4")], capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("--darling.partition_model cross-encoder:") == 1
+    assert json.loads((out / "report.json").read_text())["measures"]["roc_auc"]["value"] > 0.7
+    assert load_partition_model(f"cross-encoder:{out}").partition([Group("p", ["cat sat", "dog sat"])])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--test_folds", "9"), "--test_folds from 1 to 4"),
+        (("--base", "/nowhere"), "a model that transformers can put a classification head on"),
+        (("--folds", "2", "--test_folds", "1"), "three folds or more"),
+    ],
+)
+def test_what_cannot_be_trained_is_said(tree_pairs, bert, tmp_path, capsys, more, message):
+    assert main(cross(tree_pairs, bert, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_pairs_end_it_before_any_training(tmp_path, capsys):
+    (tmp_path / "pairs.jsonl").write_text("nonsense\n")
+    assert main([str(tmp_path / "pairs.jsonl"), "-o", str(tmp_path / "out")]) == 2
+    assert "1 line (1): not a JSON object" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(story_pairs, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    assert main([story_pairs, "-o", str(tmp_path / "out")]) == 2
+    assert "with files in it" in capsys.readouterr().err
