@@ -178,14 +178,15 @@ def _items(source: BinaryIO, totals: Totals) -> Iterator[Item]:
         if not line.strip():
             continue
         try:
-            record, group = _parse(line)
+            record, group = parse_group(line)
         except BadLine as error:
             totals.report(number, str(error))
         else:
             yield Item(number, record, group)
 
 
-def _parse(line: bytes) -> tuple[dict[str, Any], Group]:
+def parse_group(line: bytes) -> tuple[dict[str, Any], Group]:
+    """A line as an object and the group in it; BadLine for anything else."""
     try:
         # -sig: Windows programs put a mark before the first line.
         record = json.loads(line.decode("utf-8-sig").rstrip())

@@ -6,6 +6,8 @@ import pytest
 # Before anything imports transformers: the models of the tests are on disk, and nothing may look for them elsewhere.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from chat_servers import server, vllm_url  # noqa: F401  (fixtures)
+
 from darling_plugin.registry import advantages, partition_models, rewards
 
 REGISTRIES = (partition_models, rewards, advantages)

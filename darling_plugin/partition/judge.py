@@ -55,6 +55,10 @@ OVERFLOW = re.compile(r"context[ _-](length|size|window)|too long|longer than|to
 logger = logging.getLogger(__name__)
 
 
+class NoAnswer(DarlingError):
+    """A judge answered neither yes nor no."""
+
+
 @register_partition_model("judge")
 class Judge(PairwiseModel):
     """P(yes) of a chat model behind an OpenAI-compatible server: `judge:http://host:port`, with or without /v1.
@@ -119,10 +123,11 @@ class Judge(PairwiseModel):
         orders = 2 if self.both_orders else 1
         asked = [each for p, a, b in pairs for each in (Pair(p, a, b), Pair(p, b, a))[:orders]]
         with ThreadPoolExecutor(CONCURRENCY) as threads:
-            answers = list(threads.map(self._probability_same, asked))  # an error cancels what is not asked yet
+            answers = list(threads.map(self.probability_same, asked))  # an error cancels what is not asked yet
         return [sum(answers[k : k + orders]) / orders for k in range(0, len(answers), orders)]
 
-    def _probability_same(self, pair: Pair) -> float:
+    def probability_same(self, pair: Pair) -> float:
+        """P(yes) with the responses in that order; NoAnswer for an answer that is neither yes nor no, twice."""
         messages, completion = self._ask_in_context(pair)
         probability = _probability_yes(completion)
         if probability is not None:
@@ -133,7 +138,7 @@ class Judge(PairwiseModel):
         probability = _probability_yes(completion) if completion else None
         if probability is not None:
             return probability
-        raise DarlingError(
+        raise NoAnswer(
             f"yes or no as the answer of {self.model} at {self.url}",
             f"{answered!r}, and asked again {_answered(completion)!r}; {describe(pair)}",
             "use a model that follows such an instruction; one that thinks first needs that turned off in its server",
@@ -143,7 +148,7 @@ class Judge(PairwiseModel):
         """The messages, cut so far that they fit the judge's context, and the answer to them."""
         limit = self.max_chars
         while limit >= LEAST_CHARS:
-            messages = _messages(pair, self.question, limit)
+            messages = messages_for(pair, self.question, limit)
             completion = self._ask(messages)
             if completion:
                 return messages, completion
@@ -208,7 +213,8 @@ class Judge(PairwiseModel):
         )
 
 
-def _messages(pair: Pair, question: str, limit: int) -> list[dict[str, str]]:
+def messages_for(pair: Pair, question: str, limit: int) -> list[dict[str, str]]:
+    """What a judge is asked about a pair, texts cut to `limit` characters."""
     # One user message: some chat templates know no system message.
     texts = {"prompt": pair.prompt, "response 1": pair.first, "response 2": pair.second}
     data = [_marked(name, text, limit) for name, text in texts.items()]

@@ -1,0 +1,217 @@
+"""`darling-label-pairs`: a judge says which sampled responses are equivalent, for darling-train-partition to read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import Pair
+from darling_plugin.partition.judge import ANSWER_TOKENS, CONCURRENCY, QUESTIONS, Judge, NoAnswer, messages_for
+from darling_plugin.partition_cli import BadLine, parse_group
+
+CHARS_A_TOKEN = 4  # of English, for the estimate
+MAX_CHARS = 8000  # the judge's own default
+
+EXAMPLE = """\
+a line in:  {"prompt": "Name a fruit", "responses": ["Apple!", "An apple", "Kiwi"]}
+a line out: {"prompt": "Name a fruit", "generation_0": "Apple!", "generation_1": "An apple", "similar": 1, "p": [...]}
+
+  darling-label-pairs responses.jsonl -o pairs.jsonl --url http://localhost:8000 --estimate_only
+  darling-label-pairs responses.jsonl -o pairs.jsonl --url http://localhost:8000 --task maths --pairs_per_prompt 4
+
+Every pair is asked about in both orders; "yes" means the same. It is written where both answers agree, with the
+probabilities p of "yes". Pairs on which they disagree go to OUT.disagreed.jsonl, pairs without an answer of yes or
+no to OUT.unanswered.jsonl. A run that was stopped goes on when the same command is given again. The key is
+OPENAI_API_KEY.
+
+exit status: 0; 1 if pairs were left unanswered; 2 for input, usage or a server that was wrong; 130 after Ctrl-C
+"""
+
+
+class Files(NamedTuple):
+    """Where each pair goes: exactly one of these."""
+
+    agreed: Path
+    disagreed: Path
+    unanswered: Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except DarlingError as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="darling-label-pairs",
+        description="Asks a chat model which responses of a prompt say the same.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("file", metavar="RESPONSES.jsonl", type=Path, help="a prompt and its responses a line")
+    add("-o", "--output", metavar="OUT.jsonl", type=Path, required=True)
+    add("--url", required=True, help="of an OpenAI-compatible server, with or without /v1")
+    add("--model", help="its name there; not needed where the server has one only")
+    add("--task", choices=tuple(QUESTIONS), default="open", help="what counts as the same; default: open. maths: "
+        "whether two solutions take the same approach")  # fmt: skip
+    add("--pairs_per_prompt", type=int, help="drawn at random; default: all")
+    add("--seed", type=int, default=0, help="of that draw")
+    add("--max_chars", type=int, default=MAX_CHARS, help=f"of each text, the middle is left out; default: {MAX_CHARS}")
+    add("--concurrency", type=int, default=CONCURRENCY, help=f"pairs at a time; default: {CONCURRENCY}")
+    add("--input_price", type=float, help="of a million tokens, for the estimate")
+    add("--output_price", type=float, help="of a million tokens")
+    add("--estimate_only", action="store_true", help="say what it would cost, and stop")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    pairs = _read(arguments.file, arguments.pairs_per_prompt, arguments.seed)
+    out = arguments.output
+    files = Files(out, *(out.with_name(f"{out.stem}.{name}{out.suffix}") for name in Files._fields[1:]))
+    done = _done(files)
+    left = [pair for pair in pairs if pair not in done]
+    print(f"{len(pairs)} pairs, {len(pairs) - len(left)} of them labelled before; {_estimate(left, arguments)}")
+    if arguments.estimate_only or not left:
+        return 0
+    judge = Judge(arguments.url, model=arguments.model, task=arguments.task, max_chars=arguments.max_chars)
+    counts = _label(judge, left, files, arguments.concurrency)
+    print(
+        f"{counts['similar']} similar, {counts['different']} different, {counts['disagreed']} with two answers that "
+        f"disagree ({counts['disagreed'] / len(left):.1%}), {counts['unanswered']} without an answer"
+    )
+    return 1 if counts["unanswered"] else 0
+
+
+def _read(path: Path, pairs_per_prompt: int | None, seed: int) -> list[Pair]:
+    """Pairs of distinct, non-empty responses, in the order of the file; of each line at most pairs_per_prompt."""
+    if pairs_per_prompt is not None and pairs_per_prompt < 1:
+        raise DarlingError("--pairs_per_prompt of 1 or more", f"{pairs_per_prompt}", "raise it, or leave it out")
+    generator = random.Random(seed)
+    pairs: dict[Pair, None] = {}
+    faults = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DarlingError("a file with prompts and responses", f"{error}", "correct the path") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            _, group = parse_group(line)
+        except BadLine as fault:
+            faults.append(f"line {number}: {fault}")
+            continue
+        texts = dict.fromkeys(text.strip() for text in group.responses if text.strip())
+        own = [Pair(group.prompt, *two) for two in combinations(texts, 2)]
+        if pairs_per_prompt is not None and len(own) > pairs_per_prompt:
+            own = generator.sample(own, pairs_per_prompt)
+        pairs |= dict.fromkeys(own)
+    if faults:
+        found = f"{len(faults)} bad lines in {path}: " + "; ".join(faults[:10]) + ("; ..." if faults[10:] else "")
+        raise DarlingError('lines of {"prompt": ..., "responses": [...]}', found, "correct or remove them")
+    if not pairs:
+        raise DarlingError("prompts with two distinct responses or more", f"none in {path}", "sample more responses")
+    return list(pairs)
+
+
+def _done(files: Files) -> set[Pair]:
+    """What an earlier run wrote; a last line that it could not finish is cut off."""
+    done = set()
+    for path in files:
+        if not path.exists():
+            continue
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            path.write_bytes(whole)
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                done.add(Pair(row["prompt"], row["generation_0"], row["generation_1"]))
+            except (ValueError, KeyError, TypeError) as error:
+                needed = "an output of darling-label-pairs to go on with"
+                raise DarlingError(needed, f"{path}, line {number}: {error!r}", "name another -o") from error
+    return done
+
+
+def _estimate(pairs: list[Pair], arguments: argparse.Namespace) -> str:
+    question = QUESTIONS[arguments.task]
+    chars = sum(len(messages_for(pair, question, arguments.max_chars)[0]["content"]) for pair in pairs)
+    tokens_in, tokens_out = 2 * chars / CHARS_A_TOKEN, 2 * len(pairs) * ANSWER_TOKENS
+    text = f"{2 * len(pairs)} requests to go, about {tokens_in:.3g} tokens in and at most {tokens_out} out"
+    if arguments.input_price is not None:
+        cost = (tokens_in * arguments.input_price + tokens_out * (arguments.output_price or 0)) / 1e6
+        text += f", about {cost:.2f} by your prices"
+    return text
+
+
+def _label(judge: Judge, pairs: list[Pair], files: Files, concurrency: int) -> dict[str, int]:
+    """Asks about every pair in both orders and writes each as soon as it is answered."""
+    counts = dict.fromkeys(("similar", "different", "disagreed", "unanswered"), 0)
+    left = iter(pairs)
+    threads = ThreadPoolExecutor(concurrency)
+    handles = Files(*(open(path, "a", encoding="utf-8") for path in files))  # noqa: SIM115  (closed below)
+    try:
+        with tqdm(total=len(pairs), unit=" pairs", dynamic_ncols=True) as bar:
+            asked: set[Future[Any]] = set()
+            while True:
+                # Only as many as run at a time are handed over: an error or Ctrl-C leaves none behind.
+                asked |= {threads.submit(_ask, judge, pair) for pair in islice(left, concurrency - len(asked))}
+                if not asked:
+                    return counts
+                answered, asked = wait(asked, return_when=FIRST_COMPLETED)
+                for each in answered:
+                    kind, where, row = each.result()
+                    counts[kind] += 1
+                    handle = getattr(handles, where)
+                    handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    handle.flush()
+                    bar.update()
+                bar.set_postfix(counts)
+    finally:
+        threads.shutdown(cancel_futures=True)
+        _close(handles, files)
+
+
+def _ask(judge: Judge, pair: Pair) -> tuple[str, str, dict[str, Any]]:
+    """What was said of the pair, the file that it goes to, and its line."""
+    prompt, first, second = pair
+    row: dict[str, Any] = {"prompt": prompt, "generation_0": first, "generation_1": second}
+    try:
+        p = [judge.probability_same(pair), judge.probability_same(Pair(prompt, second, first))]
+    except NoAnswer as error:
+        return "unanswered", "unanswered", {**row, "error": str(error)}
+    yes = [each > 0.5 for each in p]
+    if yes[0] != yes[1]:
+        return "disagreed", "disagreed", {**row, "p": p}
+    return "similar" if yes[0] else "different", "agreed", {**row, "similar": int(yes[0]), "p": p}
+
+
+def _close(handles: Iterable[Any], files: Files) -> None:
+    for handle, path in zip(handles, files, strict=True):
+        handle.close()
+        if not path.stat().st_size:
+            path.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
