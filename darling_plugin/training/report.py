@@ -126,7 +126,9 @@ def write(
     facts: dict[str, Any],
     seed: int = 0,
 ) -> str:
-    """Writes report.json, roc.png, reliability.png and scores.png; returns the numbers as lines to print.
+    """Writes report.json, predictions.jsonl, roc.png, reliability.png, scores.png; returns the numbers to print.
+
+    A line of predictions.jsonl is a pair tested on, by the line of the input that it was read from.
 
     Args:
         probabilities: (M,) P(similar) of each pair, by a model that was trained without that pair's prompt.
@@ -149,6 +151,10 @@ def write(
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    with open(folder / "predictions.jsonl", "w") as predictions:
+        for pair, probability, threshold in zip(pairs, probabilities.tolist(), thresholds.tolist(), strict=True):
+            row = {"line": pair.line, "similar": pair.similar, "probability": probability, "threshold": threshold}
+            predictions.write(json.dumps(row) + "\n")
     _plot(folder, labels, probabilities, float(np.median(thresholds)))
     lines = [f"{name.replace('_', ' '):<18} {each}" for name, each in found.items()]
     if groups:

@@ -31,9 +31,9 @@ or a group: {"prompt": "Name a fruit", "responses": ["Apple!", "An apple", "Kiwi
   accelerate launch --num_processes 8 -m darling_plugin.training.train pairs.jsonl -o runs/qwen --kind cross-encoder \\
      --base Qwen/Qwen3-Embedding-4B --lora_rank 16 --learning_rate 1e-4 --bf16
 
-OUT is then a partition model, as in --darling.partition_model head:OUT or cross-encoder:OUT, with report.json and
-roc.png, reliability.png and scores.png beside it. The numbers are those of pairs whose prompts were not trained on. A
-training of a cross-encoder that was killed goes on when the same command is given again.
+OUT is then a partition model, as in --darling.partition_model head:OUT or cross-encoder:OUT, with report.json,
+predictions.jsonl, roc.png, reliability.png and scores.png beside it. The numbers are those of pairs whose prompts were
+not trained on. A training of a cross-encoder that was killed goes on when the same command is given again.
 
 exit status: 0; 2 for input or usage that was wrong; 130 after Ctrl-C
 """

@@ -86,6 +86,10 @@ def test_the_report_and_its_pictures_are_written(tmp_path):
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["seed"] == 7 and written["pairs"] == 300 and written["similar"] == labels.sum()
     assert f"{written['measures']['roc_auc']['value']:.3f}" in lines
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["similar"], row["probability"]) for row in rows] == [
+        (k + 1, int(label), float(p)) for k, (label, p) in enumerate(zip(labels, probabilities, strict=True))
+    ]
     assert sum(each["pairs"] for each in written["reliability"]) == 300
     for name in ("roc.png", "reliability.png", "scores.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -85,8 +85,14 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
     assert "40 pairs of 40 prompts, 26 similar" in printed and f"head:{out}" in printed
     report = json.loads((out / "report.json").read_text())
     assert report["measures"]["roc_auc"]["value"] > 0.9
-    assert {"head.safetensors", "report.json", "roc.png", "reliability.png", "scores.png"} == {
-        file.name for file in out.iterdir()
+    written = {file.name for file in out.iterdir()}
+    assert written == {
+        "head.safetensors",
+        "report.json",
+        "predictions.jsonl",
+        "roc.png",
+        "reliability.png",
+        "scores.png",
     }
     model = load_partition_model(f"head:{out}")
     same, other = story("old sailor", "sailed home"), story("tired fox", "wept")
