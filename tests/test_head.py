@@ -23,20 +23,16 @@ def exact():
     return load_partition_model("default", dtype="float32")
 
 
-# Not yet told right; the day one is, the test says so.
-WRONG = [("Who won?", "The red team", "The blue team")]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "first", "second", "same"),
-    [
-        pytest.param(*row, marks=pytest.mark.xfail(strict=True, reason="the head errs") if row[:3] in WRONG else ())
-        for row in PAIRS
-    ],
-)
+@pytest.mark.parametrize(("prompt", "first", "second", "same"), PAIRS)
 def test_short_answers_are_one_class_or_two(default, prompt, first, second, same):
     labels = default.partition([Group(prompt, [first, second])])[0].tolist()
     assert labels == ([0, 0] if same else [0, 1])
+
+
+def test_a_few_words_beside_a_long_response_are_judged_as_long_ones_are(default):
+    long = " ".join(STORIES)
+    labels = default.partition([Group("Tell me something.", [long, "Don't leave now.", "Unabracusabook", "her cubs"])])
+    assert labels[0].tolist() == [0, 1, 2, 3]
 
 
 def test_the_table_of_short_answers_is_long_and_none_of_its_prompts_is_trained_on():

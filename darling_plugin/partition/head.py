@@ -28,8 +28,8 @@ class Head(SimilarityModel):
 
         P(equivalent) = sigmoid(w . x + b)
 
-    w and b are one pair for short answers, where the shorter response has at most eight words, and one for all others.
-    The folder has them with the encoder's name and the threshold that was chosen in training.
+    w and b are one pair for short answers, of which one has at most 8 words and the other at most 24, and one for all
+    others. The folder has them with the encoder's name and the threshold that was chosen in training.
 
     Args:
         threshold: default: the one in the folder.

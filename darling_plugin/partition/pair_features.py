@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS = 48  # about 35 words: sentence encoders blur what is longer
 
-# A pair is a short answer where the shorter response has at most so many words: it has weights of its own.
-SHORT_ANSWER = 8
+# Short answers, which have weights of their own: the shorter response has at most 8 words and the longer at most 24.
+# These weights know no longer ones, among whose words those of a short text are found by chance.
+SHORT_ANSWER, BESIDE_SHORT = 8, 24
 
 # LONG and SHORT name the features that each kind of pair has weights for.
 LONG = (
@@ -58,7 +59,6 @@ SHORT = (
     "numbers_differ",
     "negated",
     "spelling",
-    "length_ratio",
 )
 FEATURES = (*LONG, *(name for name in SHORT if name not in LONG))
 
@@ -195,9 +195,10 @@ def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.Floa
 
 
 def is_short(responses: Sequence[Encoded]) -> torch.BoolTensor:
-    """(n, n): whether the shorter of the two has at most SHORT_ANSWER words."""
+    """(n, n): whether the shorter of the two has at most SHORT_ANSWER words, and the longer at most BESIDE_SHORT."""
     length = torch.tensor([len(each.words) for each in responses])
-    return torch.minimum(length[:, None], length) <= SHORT_ANSWER
+    shorter, longer = torch.minimum(length[:, None], length), torch.maximum(length[:, None], length)
+    return (shorter <= SHORT_ANSWER) & (longer <= BESIDE_SHORT)
 
 
 def _short_answers(

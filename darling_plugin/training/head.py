@@ -89,7 +89,7 @@ class HeadTrainer:
             labels = np.array([pair.similar for pair in own])
             if len(set(labels)) < 2:
                 raise DarlingError(
-                    "pairs of both labels whose shorter response has more than eight words",
+                    "pairs of both labels that are not short answers",
                     f"{len(own)} such pairs, {labels.sum()} of them similar",
                     "add some; a head for short answers alone comes with this package: default",
                 )
