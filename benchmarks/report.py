@@ -19,6 +19,7 @@ ORDER = (
     "growth",
     "pairs_saved",
     "training",
+    "partition_models",
 )
 HEAD = """# Benchmarks
 

@@ -160,12 +160,16 @@ class _Progress:
 def _train_head(
     arguments: argparse.Namespace, pairs: list[LabelledPair], folds: list[list[int]], count: int, progress: _Progress
 ) -> None:
-    trainer = HeadTrainer(pairs, arguments.encoder, folds=arguments.folds, seed=arguments.seed, dtype=arguments.dtype)
+    # A folder's path goes into the head, and has to mean the same wherever that is opened.
+    encoder = arguments.encoder and (
+        str(Path(arguments.encoder).resolve()) if Path(arguments.encoder).is_dir() else arguments.encoder
+    )
+    trainer = HeadTrainer(pairs, encoder, folds=arguments.folds, seed=arguments.seed, dtype=arguments.dtype)
     everything = np.arange(len(pairs))
     for k, part in enumerate(tqdm(folds[:count], desc="folds", dynamic_ncols=True)):
         head = trainer.fit(np.setdiff1d(everything, part))
         progress.add(k, trainer.predict(head, part), head.threshold)
-    trainer.fit(everything).save(arguments.output, arguments.encoder)
+    trainer.fit(everything).save(arguments.output, encoder)
 
 
 def _train_cross_encoder(

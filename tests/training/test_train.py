@@ -14,6 +14,7 @@ from tiny_classifiers import WORDS, make_classifier, some_texts
 
 from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.partition.cross_encoder import CrossEncoder
+from darling_plugin.partition.embedding import _default_model_path
 from darling_plugin.training import cross_encoder
 from darling_plugin.training.pairs import LabelledPair
 from darling_plugin.training.train import main
@@ -101,6 +102,14 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
     # Short answers come from the pairs in this package, whatever else a head is trained on.
     for group in ANSWERS:
         assert model.partition([Group("Say something.", list(group))])[0].tolist() == [0, 0, 1]
+
+
+def test_another_encoder_in_a_folder_is_found_from_anywhere(story_pairs, tmp_path, monkeypatch):
+    (tmp_path / "encoder").symlink_to(_default_model_path())
+    monkeypatch.chdir(tmp_path)
+    assert main([story_pairs, "-o", "head", "--folds", "3", "--test_folds", "1", "--encoder", "encoder"]) == 0
+    monkeypatch.chdir("/")
+    assert load_partition_model(f"head:{tmp_path / 'head'}").partition([Group("p", ["one", "two"])])
 
 
 def test_one_seed_gives_one_head(story_pairs, tmp_path):
