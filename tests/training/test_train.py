@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_classifiers import WORDS, make_classifier, some_texts
 
+from darling_plugin import training
 from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.partition.cross_encoder import CrossEncoder
 from darling_plugin.partition.embedding import _default_model_path
@@ -288,3 +289,10 @@ def test_a_folder_with_other_files_is_left_alone(story_pairs, tmp_path, capsys):
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     assert main([story_pairs, "-o", str(tmp_path / "out")]) == 2
     assert "with files in it" in capsys.readouterr().err
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(training, "EXTRA", (*training.EXTRA, "not_installed_here"))
+    assert training.train_partition() == 2
+    said = capsys.readouterr().err
+    assert "no module not_installed_here\n" in said and "darling-plugin[train]" in said
