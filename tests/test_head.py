@@ -57,6 +57,7 @@ def test_a_paraphrase_is_one_class_and_another_story_is_not(default):
 
 def test_the_order_of_two_responses_makes_no_difference(exact):
     prompt, responses = "Write a very short story.", [*STORIES, "A fox.", "Captain Obi", "seven foxes"]
+    responses += [" ".join(STORIES), " ".join(reversed(STORIES))]  # of several chunks
     whole = exact.similarities([Group(prompt, responses)])[0]
     assert torch.equal(whole, whole.T) and whole.min() >= 0 and whole.max() <= 1
     for i, j in permutations(range(len(responses)), 2):

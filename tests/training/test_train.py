@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny_classifiers import WORDS, make_classifier, some_texts
 
@@ -173,21 +174,23 @@ def labelled(path):
     ]
 
 
-def test_batches_of_a_step_count_as_one(tree_pairs, bert, tmp_path):
+def test_the_loss_of_a_step_is_the_mean_over_its_batches(tree_pairs, bert, tmp_path, monkeypatch):
+    losses, train = [], transformers.Trainer.train
+
+    def recording(trainer, **options):
+        found = train(trainer, **options)
+        losses.append(found.training_loss)
+        return found
+
+    monkeypatch.setattr(transformers.Trainer, "train", recording)
     pairs = labelled(tree_pairs)[:64]
-    for name, size, accumulate in (("one", 32, 1), ("four", 8, 4)):
+    for size, accumulate in ((32, 1), (8, 4)):
         settings = cross_encoder.Settings(
-            bert, max_length=32, epochs=1, batch_size=size, accumulate=accumulate, learning_rate=1e-3
+            bert, max_length=32, epochs=1, batch_size=size, accumulate=accumulate, learning_rate=1e-6
         )
-        torch.manual_seed(0)
-        cross_encoder.train(pairs[:48], pairs[48:], settings, tmp_path / name)
-    one, four = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "four"))
-    base = load_file(f"{bert}/model.safetensors")
-    # Dropout draws other masks, so the steps are alike and not equal; unscaled, those of four batches differ by half.
-    moved = [name for name in base if (one[name] - base[name]).abs().max() > 1e-3 and "classifier" not in name]
-    assert moved
-    ratios = [float((four[name] - base[name]).norm() / (one[name] - base[name]).norm()) for name in moved]
-    assert 0.8 < np.median(ratios) < 1.25
+        cross_encoder.train(pairs[:48], pairs[48:], settings, tmp_path / str(size))
+    # Untrained, about ln 2; a sum over four batches would be four times that.
+    assert losses == pytest.approx([0.7, 0.7], abs=0.2)
 
 
 def test_both_labels_weigh_alike_and_both_orders_are_trained_on(tree_pairs, bert):
