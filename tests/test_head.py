@@ -90,6 +90,7 @@ def test_texts_that_have_no_words_are_compared_too(default):
     odd = ["🙂", "🙂🙂🙂🙂", "...", "\u200b", "x" * 3000, "的是不了"]
     labels = default.partition([Group("", odd), Group("?!", odd)])
     assert [len(each) for each in labels] == [6, 6]
+    assert default.partition([Group("Reply with an emoji.", ["🙂", "😢"])])[0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

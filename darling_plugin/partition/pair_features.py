@@ -221,7 +221,7 @@ def _short_answers(
     values["numbers_differ"] = both & (numbers.shared == 0)
     negated = torch.tensor([any(w in NEGATIONS or w.endswith("n't") for w in each.words) for each in responses])
     values["negated"] = negated[:, None] != negated
-    form = [" ".join(own) for own in content]
+    form = [" ".join(own) or each.text.strip() for own, each in zip(content, responses, strict=True)]
     for i, j in short.nonzero().tolist():
         if i < j:
             values["same_form"][i, j] = values["same_form"][j, i] = float(form[i] == form[j])

@@ -119,10 +119,11 @@ def train(
     # By the engine that will use it, with its dtype, its order and its cutting.
     engine = CrossEncoder(str(folder))
     labels = np.array([pair.similar for pair in validation_pairs])
-    slope, intercept = _calibration(labels, predict(engine, validation_pairs), _last_layer(model).bias is not None)
+    probabilities = predict(engine, validation_pairs)
+    slope, intercept = _calibration(labels, probabilities, _last_layer(model).bias is not None)
     if state.is_main_process:
         _calibrate(_last_layer(model), slope, intercept)
-        calibrated = _sigmoid(slope * _logit(predict(engine, validation_pairs)) + intercept)
+        calibrated = _sigmoid(slope * _logit(probabilities) + intercept)
         _save(folder, model, tokenizer, {**facts, "threshold": best_threshold(labels, calibrated)})
         shutil.rmtree(checkpoints)
     state.wait_for_everyone()
@@ -138,7 +139,9 @@ def _load(settings: Settings) -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.base)
-        model = AutoModelForSequenceClassification.from_pretrained(settings.base, num_labels=2, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            settings.base, num_labels=2, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError) as error:
         raise DarlingError(
             "a model that transformers can put a classification head on, with its tokenizer",

@@ -90,8 +90,10 @@ def _run(arguments: argparse.Namespace) -> int:
     done = _done(files)
     left = [pair for pair in pairs if pair not in done]
     print(f"{len(pairs)} pairs, {len(pairs) - len(left)} of them labelled before; {_estimate(left, arguments)}")
-    if arguments.estimate_only or not left:
+    if arguments.estimate_only:
         return 0
+    if not left:
+        return 1 if files.unanswered.exists() else 0
     judge = Judge(arguments.url, model=arguments.model, task=arguments.task, max_chars=arguments.max_chars)
     counts = _label(judge, left, files, arguments.concurrency)
     print(

@@ -105,6 +105,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if not 1 <= count <= arguments.folds:
         raise DarlingError(f"--test_folds from 1 to {arguments.folds}", f"{count}", "correct it, or --folds")
     train = _train_head if arguments.kind == "head" else _train_cross_encoder
+    if arguments.kind == "cross-encoder":
+        _check_cross_encoder(arguments)
+    progress.begin()
     train(arguments, pairs, folds, count, progress)
     if PartialState().is_main_process:
         tested = [k for part in folds[:count] for k in part]
@@ -143,6 +146,9 @@ class _Progress:
         elif arguments.output.exists() and any(arguments.output.iterdir()):
             raise DarlingError(needed, f"{arguments.output} with files in it", do)
         PartialState().wait_for_everyone()
+
+    def begin(self) -> None:
+        """To be called once nothing that was asked for can be wrong any more."""
         self._write()
 
     def add(self, fold: int, probabilities: np.ndarray, threshold: float) -> None:
@@ -172,14 +178,17 @@ def _train_head(
     trainer.fit(everything).save(arguments.output, encoder)
 
 
-def _train_cross_encoder(
-    arguments: argparse.Namespace, pairs: list[LabelledPair], folds: list[list[int]], count: int, progress: _Progress
-) -> None:
+def _check_cross_encoder(arguments: argparse.Namespace) -> None:
     if not arguments.base:
         raise DarlingError("--base, the model to start from", "none", "name one, such as answerdotai/ModernBERT-base")
     if arguments.folds < 3:
         needed = "three folds or more: to train on, to stop and calibrate by, to test on"
         raise DarlingError(needed, f"--folds {arguments.folds}", "raise it")
+
+
+def _train_cross_encoder(
+    arguments: argparse.Namespace, pairs: list[LabelledPair], folds: list[list[int]], count: int, progress: _Progress
+) -> None:
     own = {name: getattr(arguments, name) for name in CROSS_ENCODER}
     settings = cross_encoder.Settings(
         arguments.base, **own, class_weights=not arguments.no_class_weights, bf16=arguments.bf16, seed=arguments.seed

@@ -280,6 +280,17 @@ def test_what_cannot_be_trained_is_said(tree_pairs, bert, tmp_path, capsys, more
     assert message in capsys.readouterr().err
 
 
+def test_a_wrong_command_leaves_no_folder_behind(tree_pairs, tmp_path):
+    assert main([tree_pairs, "-o", str(tmp_path / "out"), "--kind", "cross-encoder"]) == 2
+    assert main([tree_pairs, "-o", str(tmp_path / "out"), "--test_folds", "9"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_with_other_labels_gets_a_new_last_layer(tree_pairs, tmp_path):
+    base = make_classifier(tmp_path / "one", "modernbert-1")
+    assert main(cross(tree_pairs, base, tmp_path / "out", "--epochs", "1")) == 0
+
+
 def test_bad_pairs_end_it_before_any_training(tmp_path, capsys):
     (tmp_path / "pairs.jsonl").write_text("nonsense\n")
     assert main([str(tmp_path / "pairs.jsonl"), "-o", str(tmp_path / "out")]) == 2
