@@ -91,6 +91,7 @@ def train(
         save_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=10,
@@ -107,6 +108,12 @@ def train(
         compute_loss_func=loss,
         callbacks=[EarlyStoppingCallback(settings.patience)],
     )
+    if PartialState().is_main_process:
+        # What a kill left half written; the Trainer writes its state last.
+        for each in checkpoints.glob("checkpoint-*"):
+            if not (each / "trainer_state.json").exists():
+                shutil.rmtree(each)
+    PartialState().wait_for_everyone()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if settings.lora_rank:

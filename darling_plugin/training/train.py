@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
@@ -99,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> None:
     columns = Columns(**{name: getattr(arguments, f"{name}_column") for name in asdict(Columns())})
     pairs = read_pairs(arguments.data, columns, arguments.split)
     _say(f"{len(pairs)} pairs of {len({p.prompt for p in pairs})} prompts, {sum(p.similar for p in pairs)} similar")
-    progress = _Progress(arguments)
+    progress = _Progress(arguments, pairs)
     folds = folds_by_prompt(pairs, arguments.folds, arguments.seed)
     count = arguments.test_folds or (arguments.folds if arguments.kind == "head" else 1)
     if not 1 <= count <= arguments.folds:
@@ -130,11 +131,13 @@ def _run(arguments: argparse.Namespace) -> None:
 class _Progress:
     """What was asked for and the folds that are done, in OUT, so that a run that was killed goes on."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, pairs: list[LabelledPair]) -> None:
         self.path = arguments.output / STATE
         self.arguments = {
             name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()
         }
+        # Folds that are done say nothing of other pairs than theirs.
+        self.arguments["pairs_sha256"] = hashlib.sha256(repr(pairs).encode(errors="replace")).hexdigest()
         self.folds: dict[str, dict[str, Any]] = {}
         needed, do = "a folder for the model that is new, or an unfinished one of the same command", "name another -o"
         if self.path.exists():

@@ -236,6 +236,11 @@ def test_a_killed_training_goes_on_from_its_last_epoch(tree_pairs, bert, tmp_pat
     process.wait()
     assert (out / "training.json").exists() and not (out / "report.json").exists()
     assert main([*arguments, "--seed", "9"]) == 2  # another command does not go on with it
+    content = Path(tree_pairs).read_text()
+    Path(tree_pairs).write_text(content.replace("cat", "dog"))
+    assert main(arguments) == 2  # nor do other pairs
+    Path(tree_pairs).write_text(content)
+    (out / "checkpoints" / "checkpoint-99999").mkdir()  # killed as it began to write it
     done = subprocess.run(command(arguments), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert (out / "report.json").exists() and not (out / "training.json").exists()
