@@ -101,7 +101,16 @@ def test_texts_that_have_no_words_are_compared_too(default):
         ("one hundred", ["100"]),
         ("ten five", ["10", "5"]),
         ("Minus nine", ["-9"]),
-        ("x = -7", ["x", "-7"]),
+        ("x = -7", ["x", "=", "-7"]),
+        ("x-3 or 2n - 1", ["x", "-", "3", "or", "2", "n", "-", "1"]),
+        ("x >= 3, y != 4", ["x", "≥", "3", "y", "≠", "4"]),
+        ("2*3 * 4", ["2", "×", "3", "×", "4"]),
+        ("> A quotation", ["a", "quotation"]),
+        ("C++, C# and an A- in F#.", ["c++", "c#", "and", "an", "a-", "in", "f#"]),
+        ("1,000.50 and −.5", ["1000.5", "and", "-0.5"]),
+        ("2/3 at 12:30, 1,5", ["2/3", "at", "12:30", "1,5"]),
+        ("This cat's toys", ["this", "cat's", "toy"]),
+        ("我喜欢AI", ["我", "喜", "欢", "ai"]),
         ("10-20 km", ["10", "20", "km"]),
         ("$5", ["dollar", "5"]),
         ("20 °C, or 3.14", ["20", "degree", "c", "or", "3.14"]),
@@ -122,6 +131,12 @@ def test_the_shipped_weights_are_small_and_the_card_gives_their_figures(default)
         )
         assert row in card, row
     assert report["measures"]["calibration_error"]["value"] < 0.05
+    assert f"{report['short_answers']['right']} of the {report['short_answers']['pairs']} pairs are told right" in card
+    assert f"all {len(PAIRS)} pairs in" in card
+    rows = [row for row in report["thresholds"] if f"| {row['threshold']} |" in card]
+    assert len(rows) > 3
+    for row in rows:
+        assert f"| {row['threshold']} | {row['similar_joined']:.0%} | {row['different_joined']:.0%} |" in card
     weights = load_file(SHIPPED / FILE)
     assert weights["weight"].shape == (2, len(FEATURES))
     for row, names in enumerate((LONG, SHORT)):

@@ -55,6 +55,14 @@ def make_classifier(folder, num_labels, end="<sep>"):
     return str(folder)
 
 
+def settle(path):
+    """In config.json what darling-train-partition writes there."""
+    config = json.loads((Path(path) / "config.json").read_text())
+    config["darling_partition"] = {"threshold": 0.4, "max_length": 50, "special_tokens": ["the", "<sep>", "then"]}
+    config["darling_partition"]["logit_shift"] = 0.7
+    (Path(path) / "config.json").write_text(json.dumps(config))
+
+
 def some_pairs():
     """All pairs of three groups of five responses, shuffled. In each group one response of 300 words stands first."""
     draw = random.Random(0)
@@ -93,7 +101,9 @@ def in_vllm(tmp_path_factory):
     paths = {
         "two labels": make_classifier(tmp_path_factory.mktemp("two"), 2),
         "one label, padding at the end": make_classifier(tmp_path_factory.mktemp("one"), 1, end="<pad>"),
+        "trained here": make_classifier(tmp_path_factory.mktemp("trained"), 2),
     }
+    settle(paths["trained here"])
     answer = tmp_path_factory.mktemp("answer") / "answer.json"
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -113,8 +123,9 @@ def scored(request, in_vllm):
     return in_vllm[request.param]
 
 
-def test_vllm_scores_like_the_cross_encoder(scored):
-    path, answer = scored
+@pytest.mark.parametrize("name", ["two labels", "one label, padding at the end", "trained here"])
+def test_vllm_scores_like_the_cross_encoder(in_vllm, name):
+    path, answer = in_vllm[name]
     expected = load_partition_model(f"cross-encoder:{path}", dtype="float32").similarity(some_pairs())
     assert expected.max() - expected.min() > 0.2  # else nothing here could fail
     assert answer["scores"] == pytest.approx(expected.tolist(), abs=1e-4)
@@ -202,6 +213,20 @@ def test_the_longer_response_is_cut_at_its_end(stand_in, tmp_path):
     short, long = ([TOKENS[word] for word in text.split()] for text in (short, long))
     end = [TOKENS["<sep>"]]
     assert model.llm.requests == [[long[:16] + end + short + end], [short + end + long[:16] + end]]
+
+
+def test_what_training_chose_is_taken_over(stand_in, tmp_path):
+    path = make_classifier(tmp_path, 2)
+    plain = load_partition_model(f"vllm:{path}").similarity([Pair("p", "cat", "dog")])
+    settle(path)
+    model = load_partition_model(f"vllm:{path}")
+    assert (model.threshold, model.max_length) == (0.4, 50)
+    [score] = model.similarity([Pair("p", "cat", "dog")])
+    assert model.llm.requests == [[[TOKENS[word] for word in "the cat <sep> dog then".split()]]]
+    expected = torch.tensor([-5 / 9, TOKENS["then"] / 9 + 0.7]).softmax(0)[1]
+    assert score == pytest.approx(float(expected)) and score != pytest.approx(float(plain))
+    own = load_partition_model(f"vllm:{path}", threshold=0.9, max_length=20, special_tokens="<sep>,<sep>,<sep>")
+    assert (own.threshold, own.max_length) == (0.9, 20)
 
 
 def test_without_vllm_the_error_says_what_to_install_or_to_use(stand_in, tmp_path, monkeypatch):

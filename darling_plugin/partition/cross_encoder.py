@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 
-# What darling-train-partition adds to the config.json of a classifier: threshold, max_length and special_tokens.
+# What darling-train-partition adds to the config.json of a classifier: threshold, max_length, special_tokens, and
+# logit_shift, what calibration adds to the logit of a classifier whose last layer has no bias.
 TRAINED = "darling_partition"
 
 
@@ -61,6 +62,7 @@ class CrossEncoder(PairwiseModel):
         trained = getattr(self.model.config, TRAINED, {})
         super().__init__(threshold=trained.get("threshold") if threshold is None else threshold, clustering=clustering)
         max_length = max_length or trained.get("max_length") or 2048
+        self._logit_shift = trained.get("logit_shift", 0.0)
         special_tokens = trained.get("special_tokens") or self.special_tokens
         text_config = self.model.config.get_text_config()
         positions = getattr(text_config, "max_position_embeddings", None) or max_length
@@ -84,7 +86,7 @@ class CrossEncoder(PairwiseModel):
         return self._probabilities(pairs)
 
     def _probabilities(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
-        return _probability_equivalent(self._forward(self._pair_tokens(pairs)))
+        return _probability_equivalent(self._forward(self._pair_tokens(pairs)), self._logit_shift)
 
 
 def load_classifier(path: str, tokenizer_path: str, dtype: str | None) -> tuple[Any, Any]:
@@ -116,6 +118,10 @@ def load_classifier(path: str, tokenizer_path: str, dtype: str | None) -> tuple[
     return tokenizer, model
 
 
-def _probability_equivalent(logits: torch.Tensor) -> torch.Tensor:
-    """(B, number of labels) -> (B,)"""
-    return logits.sigmoid().squeeze(-1) if logits.shape[-1] == 1 else logits.softmax(-1)[..., 1]
+def _probability_equivalent(logits: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
+    """(B, number of labels) -> (B,); `shift` is added to the logit of label 1 where there are two or more."""
+    if logits.shape[-1] == 1:
+        return logits.sigmoid().squeeze(-1)
+    logits = logits.clone()
+    logits[..., 1] += shift
+    return logits.softmax(-1)[..., 1]

@@ -57,6 +57,7 @@ SHORT = (
     "each_adds",
     "numbers_agree",
     "numbers_differ",
+    "symbols_differ",
     "negated",
     "spelling",
 )
@@ -69,15 +70,36 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 NUMBERS = {word: number for number, word in enumerate(_ONES.split())}
 TENS = {10 * number: word for number, word in enumerate(_TENS.split(), start=2)}
 NUMBERS |= {word: number for number, word in TENS.items()}
-SYMBOLS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "%": "percent", "°": "degree", "minus": "minus"}
+SIGNS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "%": "percent", "°": "degree", "minus": "minus"}
 NEGATIONS = {"no", "not", "never", "none", "nothing", "cannot", "neither", "nor", "without", "false", "nope"}
 # Words that say nothing in a short answer.
 FILLERS = set(
     "a an the is are was be it its it's this that i i'm i'd i'll my me we you your of to in on for and as at with "
     "will would say think answer choose pick go get let's sure okay ok well here here's please so just "
-    "called about".split()
+    "called about =".split()
 )
-WORD = re.compile(r"(?<![\w.)])-\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*|[$€£¥%°]")
+# Symbols of formulas: a response's words too, each with its other spellings.
+SYMBOLS = {symbol: symbol for symbol in "<>≤≥≠=≈±+×÷^√→*/-"}
+SYMBOLS |= {"<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "->": "→", "=>": "→", "÷": "/", "*": "×"}
+# Chinese, Japanese and Thai have no spaces: a character counts as a word.
+UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+LETTERS = rf"(?:(?![{UNSPACED}])[^\W\d_])+"
+WORD = re.compile(
+    # Numbers, of which -7 is one, and 12:30, 2/3 and 1,000. "10-20" has no -20, nor "x.5" a .5.
+    r"(?<![\w.)])-?\.?\d+(?:[.,:/]\d+)*|\d+(?:[.,:/]\d+)*"
+    rf"|(?!\d)[{UNSPACED}]"
+    # Words, with the signs that make another of them: C++, C#, A+, A-.
+    rf"|(?<!\w)[^\W\d_]-(?![\w>-])|{LETTERS}(?:['’]{LETTERS})*(?:\+\+?(?!\w)|\#(?!\w))?"
+    # Symbols; > at the beginning of a line is a quotation, and * - / are symbols between operands alone.
+    r"|<=|>=|!=|==|->|=>|(?!^> *[^\W\d])>|[<≤≥≠=≈±+×÷^√→]"
+    r"|(?<=\d)\*(?=\d)|(?<=[\w)] )[*/](?= [\w(])|(?<=[\w)] )-(?= \d)|(?<=\d )-(?= [\w(])|(?<=\b[^\W\d_] )-(?= \w\b)"
+    r"|(?<![^\W\d_][^\W\d_])(?<=[^\W\d_])-(?=\d)"
+    r"|[$€£¥%°]"
+    # Card suits, ticks, emoji.
+    "|[\u2600-\u27bf\U0001f300-\U0001faff]",
+    re.MULTILINE,
+)
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?:\D|$))")
 CAPITAL = re.compile(r"\b[A-Z]\w+")
 # What structured answers stress: bold text, headings, the beginning of a list item up to a colon or full stop.
 HEADING = re.compile(r"\*\*([^*\n]+)\*\*|^#+ (.+)$|^\s*(?:\d+[.)]|[-*•])\s+([^:.\n]{2,60})[:.]", re.MULTILINE)
@@ -103,14 +125,14 @@ class Encoded:
         """Case-folded, plurals' s left out, numbers in digits: "Minus twenty-one cats" is ["-21", "cat"]."""
         found: list[str] = []
         value: int | None = None  # of the number words just before
-        for word in WORD.findall(self.text.casefold().replace("’", "'")):
+        for word in WORD.findall(self.text.casefold().replace("’", "'").replace("−", "-")):
             number = NUMBERS.get(word)
             if value and (word == "hundred" or (value in TENS and number and number < 10)):
                 value = value * 100 if word == "hundred" else value + number
                 found[-1] = str(value)
                 continue
             value = number
-            text = (SYMBOLS.get(word) or _singular(word)) if number is None else str(number)
+            text = _spelling(word) if number is None else str(number)
             if text[0].isdigit() and found[-1:] in (["minus"], ["negative"]):
                 found[-1] = f"-{text}"
             else:
@@ -118,8 +140,18 @@ class Encoded:
         return found
 
 
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] not in "s'" else word
+def _spelling(word: str) -> str:
+    """One of those that mean the same: "cats" is cat, "1,000.0" 1000, ".50" 0.5, ">=" ≥ and "$" dollar."""
+    if word in SIGNS or word in SYMBOLS:
+        return SIGNS.get(word) or SYMBOLS[word]
+    if word[-1].isdigit():
+        sign, amount = ("-", word[1:]) if word[0] == "-" else ("", word)
+        whole, _, decimals = THOUSANDS.sub("", amount).partition(".")
+        if not (whole + decimals).isdigit():
+            return word
+        decimals = decimals.rstrip("0")
+        return sign + (whole.lstrip("0") or "0") + (f".{decimals}" if decimals else "")
+    return word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] not in "s'" and word not in FILLERS else word
 
 
 def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
@@ -219,6 +251,8 @@ def _short_answers(
     both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
     values["numbers_agree"] = both & (numbers.jaccard == 1)
     values["numbers_differ"] = both & (numbers.shared == 0)
+    symbols = _overlap([[w for w in each.words if w in SYMBOLS and w not in asked] for each in responses])
+    values["symbols_differ"] = (symbols.totals[:, None] > 0) & (symbols.totals > 0) & (symbols.shared == 0)
     negated = torch.tensor([any(w in NEGATIONS or w.endswith("n't") for w in each.words) for each in responses])
     values["negated"] = negated[:, None] != negated
     form = [" ".join(own) or each.text.strip() for own, each in zip(content, responses, strict=True)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel
-from darling_plugin.partition.cross_encoder import _probability_equivalent
+from darling_plugin.partition.cross_encoder import TRAINED, _probability_equivalent
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -27,10 +27,13 @@ class VLLMClassifier(PairwiseModel):
     vLLM's engine runs in this process, and ends with it.
 
     Args:
-        max_length: tokens of a pair; the longer response is cut first. Never more than the model takes.
+        threshold: default: 0.5; of a classifier that darling-train-partition made, the one in its config.json.
+        max_length: tokens of a pair, by default 2048, or as it was trained; the longer response is cut first. Never
+            more than the model takes.
         max_response_length: tokens of each response, cut first.
         tokenizer: path or Hub name, where it does not lie beside the weights.
-        special_tokens: those before, between and after the responses, with commas, in place of the tokenizer's own.
+        special_tokens: those before, between and after the responses, with commas, in place of the tokenizer's own;
+            default: as it was trained.
         dtype: of weights and activations, as vLLM names them; "auto" makes float16 of a float32 checkpoint.
         gpu_memory_utilization: the share of the GPU's memory that vLLM takes for the weights and the cached keys and
             values. Give the partition actor no less: --darling.gpus_per_partition_actor.
@@ -47,23 +50,27 @@ class VLLMClassifier(PairwiseModel):
         *,
         threshold: float | None = None,
         clustering: str = "union_find",
-        max_length: int = 2048,
+        max_length: int | None = None,
         max_response_length: int | None = None,
         tokenizer: str | None = None,
         special_tokens: str | None = None,
         dtype: str = "auto",
         gpu_memory_utilization: float = 0.2,
     ) -> None:
-        super().__init__(threshold=threshold, clustering=clustering)
         from transformers import AutoConfig, AutoTokenizer
 
         from darling_plugin.partition.pair_tokens import PairTokens
 
         own = AutoTokenizer.from_pretrained(tokenizer or path)
         config = AutoConfig.from_pretrained(path)
+        trained = getattr(config, TRAINED, {})
+        super().__init__(threshold=trained.get("threshold") if threshold is None else threshold, clustering=clustering)
+        max_length = max_length or trained.get("max_length") or 2048
+        self._logit_shift = trained.get("logit_shift", 0.0)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
         self.max_length = min(max_length, own.model_max_length, positions)
-        self._pair_tokens = PairTokens(own, self.max_length, max_response_length, _three(special_tokens))
+        three = _three(special_tokens) or trained.get("special_tokens")
+        self._pair_tokens = PairTokens(own, self.max_length, max_response_length, three)
         _check_classifier(config, path)
 
         vllm = _import_vllm(path)
@@ -116,7 +123,8 @@ class VLLMClassifier(PairwiseModel):
             use_tqdm=False,
         )
         scores = torch.empty(len(pairs))
-        scores[order] = _probability_equivalent(torch.stack([output.outputs.data for output in outputs]).float())
+        logits = torch.stack([output.outputs.data for output in outputs]).float()
+        scores[order] = _probability_equivalent(logits, self._logit_shift)
         return scores
 
     def _read(self, ids: list[int]) -> list[int]:

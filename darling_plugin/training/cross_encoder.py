@@ -75,18 +75,18 @@ def train(
         return rows.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     checkpoints = folder / "checkpoints"
-    rows_a_step = settings.batch_size * settings.accumulate * PartialState().num_processes
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=settings.epochs * 2 * len(train_pairs) // rows_a_step // 10,
+        warmup_steps=0.1,  # of all
         weight_decay=0.01,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
         bf16=settings.bf16,
+        use_cpu=PartialState().device.type == "cpu",  # else bf16 is refused without a GPU
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
@@ -119,19 +119,19 @@ def train(
     if settings.lora_rank:
         model = model.merge_and_unload()
     state = PartialState()
-    facts = {"max_length": max_length, "special_tokens": special_tokens}
+    facts: dict[str, Any] = {"max_length": max_length, "special_tokens": special_tokens}
     if state.is_main_process:
-        _save(folder, model, tokenizer, {**facts, "threshold": 0.5})
+        _save(folder, model, tokenizer, {**facts, "threshold": 0.5, "logit_shift": 0.0})
     state.wait_for_everyone()
     # By the engine that will use it, with its dtype, its order and its cutting.
     engine = CrossEncoder(str(folder))
     labels = np.array([pair.similar for pair in validation_pairs])
     probabilities = predict(engine, validation_pairs)
-    slope, intercept = _calibration(labels, probabilities, _last_layer(model).bias is not None)
+    slope, intercept = _calibration(labels, probabilities)
     if state.is_main_process:
-        _calibrate(_last_layer(model), slope, intercept)
-        calibrated = _sigmoid(slope * _logit(probabilities) + intercept)
-        _save(folder, model, tokenizer, {**facts, "threshold": best_threshold(labels, calibrated)})
+        facts["logit_shift"] = _calibrate(_last_layer(model), slope, intercept)
+        facts["threshold"] = best_threshold(labels, _sigmoid(slope * _logit(probabilities) + intercept))
+        _save(folder, model, tokenizer, facts)
         shutil.rmtree(checkpoints)
     state.wait_for_everyone()
 
@@ -226,25 +226,37 @@ def _last_layer(model: Any) -> torch.nn.Linear:
     return [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 2][-1]
 
 
-def _calibration(labels: np.ndarray, probabilities: np.ndarray, shifts: bool) -> tuple[float, float]:
-    """Platt's slope and intercept of the logit; without `shifts` the slope alone."""
+def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
+    """Platt's slope and intercept of the logit, fitted to his targets, which are never quite 0 or 1."""
     from sklearn.linear_model import LogisticRegression
 
-    fitted = LogisticRegression(fit_intercept=shifts).fit(_logit(probabilities)[:, None], labels)
+    similar = int(labels.sum())
+    targets = np.where(labels == 1, (similar + 1) / (similar + 2), 1 / (len(labels) - similar + 2))
+    # Each pair once as similar and once as different, with the weights of its target.
+    fitted = LogisticRegression(C=1e6).fit(
+        np.tile(_logit(probabilities), 2)[:, None],
+        np.repeat([1, 0], len(labels)),
+        sample_weight=np.concatenate([targets, 1 - targets]),
+    )
     slope = float(fitted.coef_[0, 0])
     if slope <= 0:
         logger.warning("The classifier is no better than chance on the validation pairs: not calibrated")
         return 1.0, 0.0
-    return slope, float(fitted.intercept_[0]) if shifts else 0.0
+    return slope, float(fitted.intercept_[0])
 
 
-def _calibrate(layer: torch.nn.Linear, slope: float, intercept: float) -> None:
-    """Puts slope and intercept into the last layer, so that every server of the classifier gives the same P."""
+def _calibrate(layer: torch.nn.Linear, slope: float, intercept: float) -> float:
+    """Puts slope and intercept into the last layer, so that every server of the classifier gives the same P.
+
+    Returns the intercept where that layer has no bias to take it, as in causal classifiers, else 0.
+    """
     with torch.no_grad():
         layer.weight *= slope
-        if layer.bias is not None:
-            layer.bias *= slope
-            layer.bias[1] += intercept
+        if layer.bias is None:
+            return intercept
+        layer.bias *= slope
+        layer.bias[1] += intercept
+    return 0.0
 
 
 def _logit(probabilities: np.ndarray) -> np.ndarray:

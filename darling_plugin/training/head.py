@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from darling_plugin.partition.pair_features import (
 from darling_plugin.training.pairs import LabelledPair, folds_by_prompt, read_pairs
 from darling_plugin.training.report import best_threshold
 
+logger = logging.getLogger(__name__)
+
 SHORT_ANSWERS = SHIPPED / "short_answers.jsonl"
 TEXTS_AT_ONCE = 256
 STRENGTHS = np.logspace(-3, 1, 9)  # inverse of the L2 penalty, chosen by the log loss of held-out prompts
@@ -35,10 +38,14 @@ STRENGTHS = np.logspace(-3, 1, 9)  # inverse of the L2 penalty, chosen by the lo
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """What head.safetensors holds: the tensors of pair_features.probability, and the threshold."""
+    """What head.safetensors holds: the tensors of pair_features.probability, and the threshold.
+
+    short_answers: how many of the packaged pairs are told right in cross-validation over their prompts, of how many.
+    """
 
     weights: dict[str, torch.Tensor]
     threshold: float
+    short_answers: tuple[int, int]
 
     def save(self, folder: Path, encoder: str | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +68,10 @@ class HeadTrainer:
         self, pairs: Sequence[LabelledPair], encoder: str | None, *, folds: int, seed: int, dtype: str | None = None
     ) -> None:
         self.pairs, self.folds, self.seed = list(pairs), folds, seed
-        # Few data sets have many short answers, and those that have none still meet them in use.
-        self.short_answers = read_pairs(str(SHORT_ANSWERS))
+        # Few data sets have many short answers, and those that have none still meet them in use. Of a prompt that is
+        # among the pairs none may be trained on while that is tested.
+        prompts = {pair.prompt for pair in self.pairs}
+        self.short_answers = [pair for pair in read_pairs(str(SHORT_ANSWERS)) if pair.prompt not in prompts]
         model = Embedding(encoder, dtype=dtype)
         self.vocabulary = len(model.model.tokenizer)
         texts = list(
@@ -75,30 +84,37 @@ class HeadTrainer:
                 bar.update(min(TEXTS_AT_ONCE, len(texts) - k))
 
     def fit(self, at: Sequence[int]) -> TrainedHead:
-        """A head from the pairs with these indices; penalty and threshold by cross-validation within them."""
+        """A head from the pairs with these indices; penalty and threshold by cross-validation within them.
+
+        Where the pairs of one kind, short or long, are too few for that, its weights are learned from all of them.
+        """
         pairs = [self.pairs[k] for k in at]
         idf = self._idf(pairs)
-        short = [self._is_short(pair) for pair in pairs]
-        kinds = (
-            ([pair for pair, is_one in zip(pairs, short, strict=True) if not is_one], LONG),
-            ([*(pair for pair, is_one in zip(pairs, short, strict=True) if is_one), *self.short_answers], SHORT),
-        )
-        weight, bias, held_out = torch.zeros(len(kinds), len(FEATURES)), torch.zeros(len(kinds)), []
-        for row, (own, names) in enumerate(kinds):
-            columns = [FEATURES.index(name) for name in names]
-            labels = np.array([pair.similar for pair in own])
-            if len(set(labels)) < 2:
-                raise DarlingError(
-                    "pairs of both labels that are not short answers",
-                    f"{len(own)} such pairs, {labels.sum()} of them similar",
-                    "add some; a head for short answers alone comes with this package: default",
+        labels, held_out = _labels(pairs), np.empty(len(pairs))
+        short = np.array([self._is_short(pair) for pair in pairs])
+        weight, bias = torch.zeros(2, len(FEATURES)), torch.zeros(2)
+        kinds = (("long responses", LONG, ~short, []), ("short answers", SHORT, short, self.short_answers))
+        for row, (kind, names, of_kind, more) in enumerate(kinds):
+            own = np.flatnonzero(of_kind)
+            learned_from = [*(pairs[k] for k in own), *more]
+            try:
+                parts = folds_by_prompt(learned_from, self.folds, self.seed)
+            except DarlingError:
+                logger.warning(
+                    "%d of %d pairs are of %s: too few, they are judged as all are", of_kind.sum(), len(pairs), kind
                 )
-            coefficients, bias[row], out = self._logistic(own, self._features(own, idf)[:, columns], labels)
+                own, learned_from, more = np.arange(len(pairs)), pairs, []
+                parts = folds_by_prompt(pairs, self.folds, self.seed)
+            columns = [FEATURES.index(name) for name in names]
+            x, y = self._features(learned_from, idf)[:, columns], _labels(learned_from)
+            coefficients, bias[row], out = _logistic(x, y, parts)
             weight[row, columns] = torch.tensor(coefficients, dtype=torch.float32)
-            held_out.append((labels, out))
-        # Short answers have a threshold that is as good anywhere near one half; the others' is the one that matters.
-        threshold = best_threshold(*held_out[0])
-        return TrainedHead({"weight": weight, "bias": bias, "idf": idf.half()}, threshold)
+            held_out[own], packaged = out[: len(own)], out[len(own) :]
+        # For the pairs that were given: those in this package are told right at any threshold near one half.
+        threshold = best_threshold(labels, held_out)
+        right = (packaged > threshold) == _labels(more)
+        weights = {"weight": weight, "bias": bias, "idf": idf.half()}
+        return TrainedHead(weights, threshold, (int(right.sum()), len(right)))
 
     def predict(self, head: TrainedHead, at: Sequence[int]) -> np.ndarray:
         """(len(at),) P(similar) of the pairs with these indices."""
@@ -129,28 +145,32 @@ class HeadTrainer:
             rows.append(pair_features(prompt, responses, idf)[0, 1])
         return torch.stack(rows).double().numpy()
 
-    def _logistic(
-        self, pairs: Sequence[LabelledPair], x: np.ndarray, labels: np.ndarray
-    ) -> tuple[np.ndarray, float, np.ndarray]:
-        """Weights and bias for features as they are; (M,) P(similar) of each pair by the other folds' regression."""
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.metrics import log_loss
 
-        center, spread = x.mean(0), x.std(0)
-        spread[spread < 1e-6] = 1.0
-        x = (x - center) / spread
-        parts = folds_by_prompt(pairs, self.folds, self.seed)
+def _labels(pairs: Sequence[LabelledPair]) -> np.ndarray:
+    return np.array([pair.similar for pair in pairs], dtype=int)
 
-        def out_of_fold(strength: float) -> np.ndarray:
-            found = np.empty(len(labels))
-            for part in parts:
-                others = np.setdiff1d(np.arange(len(labels)), part)
-                model = LogisticRegression(C=strength, max_iter=1000).fit(x[others], labels[others])
-                found[part] = model.predict_proba(x[part])[:, 1]
-            return found
 
-        candidates = [(strength, out_of_fold(strength)) for strength in STRENGTHS]
-        strength, out = min(candidates, key=lambda each: log_loss(labels, each[1]))
-        model = LogisticRegression(C=strength, max_iter=1000).fit(x, labels)
-        weights = model.coef_[0] / spread
-        return weights, float(model.intercept_[0] - weights @ center), out
+def _logistic(
+    x: np.ndarray, labels: np.ndarray, parts: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Weights and bias for features as they are; (M,) P(similar) of each pair by the other folds' regression."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    center, spread = x.mean(0), x.std(0)
+    spread[spread < 1e-6] = 1.0
+    x = (x - center) / spread
+
+    def out_of_fold(strength: float) -> np.ndarray:
+        found = np.empty(len(labels))
+        for part in parts:
+            others = np.setdiff1d(np.arange(len(labels)), part)
+            model = LogisticRegression(C=strength, max_iter=1000).fit(x[others], labels[others])
+            found[part] = model.predict_proba(x[part])[:, 1]
+        return found
+
+    candidates = [(strength, out_of_fold(strength)) for strength in STRENGTHS]
+    strength, out = min(candidates, key=lambda each: log_loss(labels, each[1]))
+    model = LogisticRegression(C=strength, max_iter=1000).fit(x, labels)
+    weights = model.coef_[0] / spread
+    return weights, float(model.intercept_[0] - weights @ center), out

@@ -24,15 +24,16 @@ MAX_CHARS = 8000  # the judge's own default
 
 EXAMPLE = """\
 a line in:  {"prompt": "Name a fruit", "responses": ["Apple!", "An apple", "Kiwi"]}
-a line out: {"prompt": "Name a fruit", "generation_0": "Apple!", "generation_1": "An apple", "similar": 1, "p": [...]}
+a line out: {"prompt": "Name a fruit", "generation_0": "Apple!", "generation_1": "An apple", "task": "open",
+             "model": NAME, "similar": 1, "p": [0.9, 0.8]}
 
   darling-label-pairs responses.jsonl -o pairs.jsonl --url http://localhost:8000 --estimate_only
   darling-label-pairs responses.jsonl -o pairs.jsonl --url http://localhost:8000 --task maths --pairs_per_prompt 4
 
 Every pair is asked about in both orders; "yes" means the same. It is written where both answers agree, with the
 probabilities p of "yes". Pairs on which they disagree go to OUT.disagreed.jsonl, pairs without an answer of yes or
-no to OUT.unanswered.jsonl. A run that was stopped goes on when the same command is given again. The key is
-OPENAI_API_KEY.
+no to OUT.unanswered.jsonl. A run that was stopped goes on when the same command is given again; with another task or
+model it is refused. The key is OPENAI_API_KEY.
 
 exit status: 0; 1 if pairs were left unanswered; 2 for input, usage or a server that was wrong; 130 after Ctrl-C
 """
@@ -88,6 +89,9 @@ def _run(arguments: argparse.Namespace) -> int:
     out = arguments.output
     files = Files(out, *(out.with_name(f"{out.stem}.{name}{out.suffix}") for name in Files._fields[1:]))
     done = _done(files)
+    _check_goes_on(done, out, "task", arguments.task)
+    if arguments.model:
+        _check_goes_on(done, out, "model", arguments.model)
     left = [pair for pair in pairs if pair not in done]
     print(f"{len(pairs)} pairs, {len(pairs) - len(left)} of them labelled before; {_estimate(left, arguments)}")
     if arguments.estimate_only:
@@ -95,7 +99,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not left:
         return 1 if files.unanswered.exists() else 0
     judge = Judge(arguments.url, model=arguments.model, task=arguments.task, max_chars=arguments.max_chars)
-    counts = _label(judge, left, files, arguments.concurrency)
+    _check_goes_on(done, out, "model", judge.model)
+    counts = _label(judge, arguments.task, left, files, arguments.concurrency)
     print(
         f"{counts['similar']} similar, {counts['different']} different, {counts['disagreed']} with two answers that "
         f"disagree ({counts['disagreed'] / len(left):.1%}), {counts['unanswered']} without an answer"
@@ -135,9 +140,9 @@ def _read(path: Path, pairs_per_prompt: int | None, seed: int) -> list[Pair]:
     return list(pairs)
 
 
-def _done(files: Files) -> set[Pair]:
-    """What an earlier run wrote; a last line that it could not finish is cut off."""
-    done = set()
+def _done(files: Files) -> dict[Pair, dict[str, Any]]:
+    """The lines that an earlier run wrote; a last one that it could not finish is cut off."""
+    done = {}
     for path in files:
         if not path.exists():
             continue
@@ -148,11 +153,19 @@ def _done(files: Files) -> set[Pair]:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)
-                done.add(Pair(row["prompt"], row["generation_0"], row["generation_1"]))
+                done[Pair(row["prompt"], row["generation_0"], row["generation_1"])] = row
             except (ValueError, KeyError, TypeError) as error:
                 needed = "an output of darling-label-pairs to go on with"
                 raise DarlingError(needed, f"{path}, line {number}: {error!r}", "name another -o") from error
     return done
+
+
+def _check_goes_on(done: dict[Pair, dict[str, Any]], out: Path, key: str, value: str) -> None:
+    """Labels of two questions or two judges must not end up in one file."""
+    others = sorted({str(row.get(key)) for row in done.values()} - {value})
+    if others:
+        needed, found = f"labels of the {key} {value} alone in {out}", f"some of {', '.join(others)}"
+        raise DarlingError(needed, found, "name another -o, or go on with the same command")
 
 
 def _estimate(pairs: list[Pair], arguments: argparse.Namespace) -> str:
@@ -166,7 +179,7 @@ def _estimate(pairs: list[Pair], arguments: argparse.Namespace) -> str:
     return text
 
 
-def _label(judge: Judge, pairs: list[Pair], files: Files, concurrency: int) -> dict[str, int]:
+def _label(judge: Judge, task: str, pairs: list[Pair], files: Files, concurrency: int) -> dict[str, int]:
     """Asks about every pair in both orders and writes each as soon as it is answered."""
     counts = dict.fromkeys(("similar", "different", "disagreed", "unanswered"), 0)
     left = iter(pairs)
@@ -177,7 +190,7 @@ def _label(judge: Judge, pairs: list[Pair], files: Files, concurrency: int) -> d
             asked: set[Future[Any]] = set()
             while True:
                 # Only as many as run at a time are handed over: an error or Ctrl-C leaves none behind.
-                asked |= {threads.submit(_ask, judge, pair) for pair in islice(left, concurrency - len(asked))}
+                asked |= {threads.submit(_ask, judge, task, pair) for pair in islice(left, concurrency - len(asked))}
                 if not asked:
                     return counts
                 answered, asked = wait(asked, return_when=FIRST_COMPLETED)
@@ -194,10 +207,11 @@ def _label(judge: Judge, pairs: list[Pair], files: Files, concurrency: int) -> d
         _close(handles, files)
 
 
-def _ask(judge: Judge, pair: Pair) -> tuple[str, str, dict[str, Any]]:
+def _ask(judge: Judge, task: str, pair: Pair) -> tuple[str, str, dict[str, Any]]:
     """What was said of the pair, the file that it goes to, and its line."""
     prompt, first, second = pair
     row: dict[str, Any] = {"prompt": prompt, "generation_0": first, "generation_1": second}
+    row |= {"task": task, "model": judge.model}
     try:
         p = [judge.probability_same(pair), judge.probability_same(Pair(prompt, second, first))]
     except NoAnswer as error:

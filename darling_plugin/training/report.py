@@ -15,6 +15,7 @@ from darling_plugin.training.pairs import LabelledPair, groups_of
 RESAMPLES = 1000  # of the bootstrap
 LEVEL = 0.95
 BINS = 10  # of the reliability curve
+THRESHOLDS = [k / 20 for k in range(1, 20)]  # of which the report says how many pairs each joins
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ def write(
         "partitions": {"groups": groups, "agree": agree},
         "reliability": [{"said": said, "found": share, "pairs": count} for said, share, count in
                         reliability(labels, probabilities)],
+        "thresholds": [{"threshold": at, "similar_joined": float((probabilities > at)[labels == 1].mean()),
+                        "different_joined": float((probabilities > at)[labels == 0].mean())} for at in THRESHOLDS],
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -109,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.kind == "cross-encoder":
         _check_cross_encoder(arguments)
     progress.begin()
-    train(arguments, pairs, folds, count, progress)
+    more = train(arguments, pairs, folds, count, progress)
     if PartialState().is_main_process:
         tested = [k for part in folds[:count] for k in part]
         probabilities = np.concatenate([progress.folds[str(k)]["probabilities"] for k in range(count)])
@@ -117,6 +118,7 @@ def _run(arguments: argparse.Namespace) -> None:
         facts = {
             "arguments": progress.arguments,
             "tested": f"{count} of {arguments.folds} folds by prompt, each by a model trained without it",
+            **more,
             "versions": {name: version(name) for name in ("torch", "transformers", "scikit-learn")}
             | {"darling-plugin": __version__},
         }
@@ -168,7 +170,7 @@ class _Progress:
 
 def _train_head(
     arguments: argparse.Namespace, pairs: list[LabelledPair], folds: list[list[int]], count: int, progress: _Progress
-) -> None:
+) -> dict[str, Any]:
     # A folder's path goes into the head, and has to mean the same wherever that is opened.
     encoder = arguments.encoder and (
         str(Path(arguments.encoder).resolve()) if Path(arguments.encoder).is_dir() else arguments.encoder
@@ -178,7 +180,11 @@ def _train_head(
     for k, part in enumerate(tqdm(folds[:count], desc="folds", dynamic_ncols=True)):
         head = trainer.fit(np.setdiff1d(everything, part))
         progress.add(k, trainer.predict(head, part), head.threshold)
-    trainer.fit(everything).save(arguments.output, encoder)
+    head = trainer.fit(everything)
+    head.save(arguments.output, encoder)
+    right, count = head.short_answers
+    _say(f"packaged pairs of short answers: {right} of {count} told right, by cross-validation over their prompts")
+    return {"short_answers": {"right": right, "pairs": count}}
 
 
 def _check_cross_encoder(arguments: argparse.Namespace) -> None:
@@ -187,11 +193,13 @@ def _check_cross_encoder(arguments: argparse.Namespace) -> None:
     if arguments.folds < 3:
         needed = "three folds or more: to train on, to stop and calibrate by, to test on"
         raise DarlingError(needed, f"--folds {arguments.folds}", "raise it")
+    if arguments.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DarlingError("a GPU that computes in bfloat16, for --bf16", torch.cuda.get_device_name(), "leave it out")
 
 
 def _train_cross_encoder(
     arguments: argparse.Namespace, pairs: list[LabelledPair], folds: list[list[int]], count: int, progress: _Progress
-) -> None:
+) -> dict[str, Any]:
     own = {name: getattr(arguments, name) for name in CROSS_ENCODER}
     settings = cross_encoder.Settings(
         arguments.base, **own, class_weights=not arguments.no_class_weights, bf16=arguments.bf16, seed=arguments.seed
@@ -215,6 +223,7 @@ def _train_cross_encoder(
     if count > 1:
         _say("the model to keep")
         train(0, None, arguments.output)
+    return {}
 
 
 def _say(text: str) -> None:

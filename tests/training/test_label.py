@@ -72,8 +72,24 @@ def test_answers_that_follow_the_order_disagree_and_are_no_labels(fake, response
 
 
 def test_the_maths_question_is_about_the_approach(fake, responses):
-    run(fake, responses, "--task", "maths")
-    assert all("same approach" in body["messages"][0]["content"] for body, _ in fake.requests[2:])
+    status, out = run(fake, responses, "--task", "maths")
+    asked = [body["messages"][0]["content"] for body, _ in fake.requests[2:]]
+    assert status == 0 and len(asked) == 12 and all("same approach" in each for each in asked)
+    assert {row["task"] for row in rows_of(out)} == {"maths"}
+
+
+def test_labels_of_another_task_or_judge_are_not_mixed_in(fake, responses, capsys):
+    out = run(fake, responses, "--task", "maths")[1]
+    fake.requests.clear()
+    for more, key in (((), "task open"), (("--task", "maths", "--model", "judge-2"), "model judge-2")):
+        assert run(fake, responses, *more)[0] == 2  # nothing is left to ask, and yet these are no labels for it
+        assert f"labels of the {key} alone" in capsys.readouterr().err
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:3]))
+    fake.models = ["judge-2"]
+    assert run(fake, responses, "--task", "maths")[0] == 2
+    assert "labels of the model judge-2 alone" in capsys.readouterr().err
+    assert out.read_text() == "".join(lines[:3])
 
 
 def test_an_answer_that_is_neither_is_counted_and_never_a_label(fake, responses, capsys, monkeypatch):

@@ -91,5 +91,8 @@ def test_the_report_and_its_pictures_are_written(tmp_path):
         (k + 1, int(label), float(p)) for k, (label, p) in enumerate(zip(labels, probabilities, strict=True))
     ]
     assert sum(each["pairs"] for each in written["reliability"]) == 300
+    half = next(each for each in written["thresholds"] if each["threshold"] == 0.5)
+    for name, own in (("similar_joined", labels == 1), ("different_joined", labels == 0)):
+        assert half[name] == pytest.approx(((probabilities > 0.5) & own).sum() / own.sum())
     for name in ("roc.png", "reliability.png", "scores.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

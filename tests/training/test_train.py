@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from tiny_classifiers import WORDS, make_classifier, some_texts
 
 from darling_plugin import training
-from darling_plugin.partition import Group, load_partition_model
-from darling_plugin.partition.cross_encoder import CrossEncoder
+from darling_plugin.partition import Group, Pair, load_partition_model
+from darling_plugin.partition.cross_encoder import CrossEncoder, _probability_equivalent
 from darling_plugin.partition.embedding import _default_model_path
 from darling_plugin.training import cross_encoder
-from darling_plugin.training.pairs import LabelledPair
+from darling_plugin.training.head import SHORT_ANSWERS, HeadTrainer
+from darling_plugin.training.pairs import LabelledPair, read_pairs
 from darling_plugin.training.train import main
 
 ANSWERS = [
@@ -88,6 +89,9 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
     assert "40 pairs of 40 prompts, 26 similar" in printed and f"head:{out}" in printed
     report = json.loads((out / "report.json").read_text())
     assert report["measures"]["roc_auc"]["value"] > 0.9
+    packaged = report["short_answers"]
+    assert packaged["pairs"] > 900 and 0.9 < packaged["right"] / packaged["pairs"] < 1
+    assert f"{packaged['right']} of {packaged['pairs']} told right" in printed
     written = {file.name for file in out.iterdir()}
     assert written == {
         "head.safetensors",
@@ -104,6 +108,39 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
     # Short answers come from the pairs in this package, whatever else a head is trained on.
     for group in ANSWERS:
         assert model.partition([Group("Say something.", list(group))])[0].tolist() == [0, 0, 1]
+
+
+@pytest.fixture
+def short_pairs(tmp_path):
+    """Answers of a word or two, as in the command's own help."""
+    names = "apple kiwi mango plum pear fig lemon cherry grape melon".split()
+    rows = []
+    for k, name in enumerate(names * 2):
+        other = f"An {name}." if k % 2 else names[k % 10 - 1]
+        rows.append({"prompt": f"Fruit {k}", "generation_0": name, "generation_1": other, "similar": k % 2})
+    path = tmp_path / "short.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return str(path)
+
+
+def test_a_head_from_short_answers_alone(short_pairs, tmp_path, caplog):
+    out = tmp_path / "head"
+    assert main([short_pairs, "-o", str(out), "--folds", "3", "--dtype", "float32"]) == 0
+    assert "0 of 20 pairs are of long responses: too few" in caplog.text
+    report = json.loads((out / "report.json").read_text())
+    assert report["measures"]["accuracy"]["value"] > 0.9
+    model = load_partition_model(f"head:{out}")
+    assert model.threshold == pytest.approx(0.5, abs=0.4)
+    for group in ANSWERS:
+        assert model.partition([Group("Say something.", list(group))])[0].tolist() == [0, 0, 1]
+
+
+def test_packaged_pairs_of_a_prompt_that_is_tested_on_are_not_trained_on():
+    prompt = "Name a fruit."
+    packaged = read_pairs(str(SHORT_ANSWERS))
+    assert any(pair.prompt == prompt for pair in packaged)
+    trainer = HeadTrainer([LabelledPair(prompt, "Fig", "Figs", 1, 1)], None, folds=3, seed=0)
+    assert {pair.prompt for pair in trainer.short_answers} == {pair.prompt for pair in packaged} - {prompt}
 
 
 def test_another_encoder_in_a_folder_is_found_from_anywhere(story_pairs, tmp_path, monkeypatch):
@@ -164,7 +201,13 @@ def test_lora_on_a_causal_model_is_merged_and_its_pairs_have_a_separator(tree_pa
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert any("q_proj" in name for name in moved) and not any("embed_tokens" in name for name in moved)
     assert json.loads((out / "report.json").read_text())["measures"]["roc_auc"]["value"] > 0.6
-    assert load_partition_model(f"cross-encoder:{out}").partition([Group("p", ["cat sat", "dog sat"])])
+    # Its last layer has no bias: what calibration adds is in config.json, and is added when it is opened.
+    shift = json.loads((out / "config.json").read_text())["darling_partition"]["logit_shift"]
+    pair = Pair("p", "cat sat", "dog sat")
+    model = CrossEncoder(str(out))
+    probability, model._logit_shift = model.similarity([pair]), 0.0
+    unshifted = model.similarity([pair])
+    assert shift and torch.allclose(probability.logit() - unshifted.logit(), torch.tensor(shift), atol=1e-4)
 
 
 def labelled(path):
@@ -206,18 +249,28 @@ def test_both_labels_weigh_alike_and_both_orders_are_trained_on(tree_pairs, bert
     assert [row["labels"] for row in rows] == [pairs[0].similar] * 2
 
 
-def test_calibration_in_the_last_layer_is_platts(bert):
-    labels = np.array([0, 1] * 200)
-    logits = np.where(labels, 3.0, -1.0) + np.random.default_rng(0).normal(0, 4, 400)
-    slope, intercept = cross_encoder._calibration(labels, 1 / (1 + np.exp(-logits)), shifts=True)
-    assert slope == pytest.approx(4 / 16, rel=0.3) and intercept < 0
-    model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+@pytest.mark.parametrize("bias", [True, False])
+def test_calibration_in_the_last_layer_is_platts(bias):
+    labels = np.array([0, 1] * 2000)
+    logits = np.where(labels, 3.0, -1.0) + np.random.default_rng(0).normal(0, 4, 4000)
+    slope, intercept = cross_encoder._calibration(labels, 1 / (1 + np.exp(-logits)))
+    # Of two normal distributions of one variance, the log odds are (m1 - m0) / s² x - (m1² - m0²) / 2 s².
+    assert slope == pytest.approx(4 / 16, rel=0.1) and intercept == pytest.approx(-8 / 32, rel=0.3)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=bias))
     x = torch.randn(5, 3)
     before = model(x)
-    cross_encoder._calibrate(cross_encoder._last_layer(model), slope, intercept)
-    after = model(x)
+    shift = cross_encoder._calibrate(cross_encoder._last_layer(model), slope, intercept)
+    assert shift == (0.0 if bias else intercept)
+    after = _probability_equivalent(model(x), shift)
     expected = slope * (before[:, 1] - before[:, 0]) + intercept
-    assert torch.allclose(after[:, 1] - after[:, 0], expected, atol=1e-5)
+    assert torch.allclose(after, expected.sigmoid(), atol=1e-5)
+
+
+def test_pairs_told_apart_without_exception_are_calibrated_to_finite_odds():
+    labels = np.array([0, 1] * 50)
+    slope, intercept = cross_encoder._calibration(labels, np.where(labels, 0.7, 0.2))
+    called = cross_encoder._sigmoid(slope * cross_encoder._logit(np.array([0.2, 0.7])) + intercept)
+    assert called == pytest.approx([1 / 52, 51 / 52], abs=1e-3)  # Platt's targets for 50 pairs
 
 
 def command(arguments):
@@ -270,6 +323,23 @@ def test_two_processes_by_accelerate_write_one_model(tree_pairs, bert, tmp_path)
     assert done.stdout.count("--darling.partition_model cross-encoder:") == 1
     assert json.loads((out / "report.json").read_text())["measures"]["roc_auc"]["value"] > 0.7
     assert load_partition_model(f"cross-encoder:{out}").partition([Group("p", ["cat sat", "dog sat"])])
+
+
+def test_bf16_trains_in_bfloat16(tree_pairs, bert, tmp_path, monkeypatch):
+    kinds, forward = [], torch.nn.Linear.forward
+
+    def recording(layer, x):
+        found = forward(layer, x)
+        if layer.training:
+            kinds.append(found.dtype)
+        return found
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", recording)
+    assert main(cross(tree_pairs, bert, tmp_path / "out", "--bf16")) == 0
+    assert set(kinds) == {torch.bfloat16}
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert {each.dtype for each in saved.values()} == {torch.float32}  # mixed precision: the weights stay exact
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["measures"]["roc_auc"]["value"] > 0.8
 
 
 @pytest.mark.parametrize(
