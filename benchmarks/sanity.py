@@ -20,7 +20,7 @@ PROMPTS = ROOT.parent / "shared/data/noveltybench/curated_odd.jsonl"
 MODEL = ROOT / "models/SmolLM2-135M-Instruct"
 OUT = ROOT / "runs/sanity"
 SAMPLES, NEW_TOKENS = 8, 160
-MODELS = ("lexical", "embedding", "embedding?threshold=0.58", "default")
+MODELS = ("lexical", "embedding", "embedding?threshold=0.6", "default")
 COLOURS = ("#cfe8ff", "#ffe3c2", "#d5f2d0", "#f6d3e4", "#e4dcfb", "#fff3b0", "#c9efea", "#e2e2e2")
 
 

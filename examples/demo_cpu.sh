@@ -44,9 +44,6 @@ train_args=(
 
 darling_args=(
   --darling.enable
-  --darling.partition_model embedding
-  # The default threshold is for long responses. Of a dozen words, those that name different answers lie further apart.
-  --darling.threshold 0.6
   --darling.log_dir "$OUT"
 )
 # DARLING=0 trains on quality alone, for comparison.

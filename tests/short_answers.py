@@ -110,4 +110,8 @@ PAIRS = [
     ("Which card do you play?", "Q♥", "Q♠", TWO),
     ("How do you greet them?", "Hello", "Hello 👋", SAME),
     ("Does it fit?", "It does 👍", "It does 👎", TWO),
+    ("Which option is right, (a), (b) or (c)?", "(a)", "The answer is (a).", SAME),
+    ("Which option is right, (a), (b) or (c)?", "The answer is (a).", "The answer is (b).", TWO),
+    ("Give the list.", "[1,2]", "[1, 2]", SAME),
+    ("Give the list.", "[1,2]", "[1,3]", TWO),
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """The arithmetic of the benchmarks, and the page that is made of their results; nothing is timed here."""
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -30,6 +31,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+
+
+def test_the_page_on_partition_models_has_the_measured_figures():
+    root = Path(__file__).parents[1]
+    measured = json.loads((root / "benchmarks/results/partition_models.json").read_text())
+    page = (root / "docs/partition-models.md").read_text()
+    assert measured["commit"].rstrip("+") in page
+    for row in measured["rows"]:
+        figures = [row[name] for name in ("model", "roc auc", "accuracy", "balanced accuracy", "calibration error")]
+        figures += [f"{row[f'ms a group of 8, {words} words']:.3g}" for words in (30, 300)]
+        assert " | ".join(["", *figures, str(row["memory, MB"]), ""]).strip() in page
 
 
 def result(**changes):

@@ -108,7 +108,7 @@ def test_texts_that_have_no_words_are_compared_too(default):
         ("> A quotation", ["a", "quotation"]),
         ("C++, C# and an A- in F#.", ["c++", "c#", "and", "an", "a-", "in", "f#"]),
         ("1,000.50 and −.5", ["1000.5", "and", "-0.5"]),
-        ("2/3 at 12:30, 1,5", ["2/3", "at", "12:30", "1,5"]),
+        ("2/3 at 12:30, 1,5", ["2/3", "at", "12:30", "1", "5"]),
         ("This cat's toys", ["this", "cat's", "toy"]),
         ("我喜欢AI", ["我", "喜", "欢", "ai"]),
         ("10-20 km", ["10", "20", "km"]),

@@ -59,7 +59,11 @@ class Embedding(EmbeddingModel):
         from darling_plugin.partition.device import device_and_dtype
 
         device, kind = device_and_dtype(dtype)
-        self.model = SentenceTransformer(path, device=device, model_kwargs={"dtype": kind})
+        try:
+            self.model = SentenceTransformer(path, device=device, model_kwargs={"dtype": kind})
+        except (OSError, ValueError) as error:
+            do = "correct the path, or download it first: huggingface-cli download <Hub name>"
+            raise DarlingError(f"a sentence encoder in {path}", f"{error}", do) from error
         self._forward = self._choose_forward(compile_after)
 
     def embed(self, texts: Sequence[str]) -> torch.FloatTensor:

@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 
 class NoAnswer(DarlingError):
-    """A judge answered neither yes nor no."""
+    """A judge answered neither yes nor no, or its server refused that question."""
 
 
 @register_partition_model("judge")
@@ -206,7 +206,10 @@ class Judge(PairwiseModel):
         return names[0]
 
     def _failure(self, error: openai.OpenAIError) -> DarlingError:
-        return DarlingError(
+        import openai
+
+        refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+        return (NoAnswer if refused else DarlingError)(
             f"an answer of the judge at {self.url}",
             f"{type(error).__name__}: {str(error)[:500]}",
             "see that the server runs, and check the URL, the model's name, OPENAI_API_KEY and the server's log",

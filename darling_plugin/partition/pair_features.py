@@ -84,9 +84,10 @@ SYMBOLS |= {"<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "->": "→", "=>":
 # Chinese, Japanese and Thai have no spaces: a character counts as a word.
 UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 LETTERS = rf"(?:(?![{UNSPACED}])[^\W\d_])+"
+NUMBER = r"\d+(?:,\d{3}(?!\d)|[.:/]\d+)*"
 WORD = re.compile(
-    # Numbers, of which -7 is one, and 12:30, 2/3 and 1,000. "10-20" has no -20, nor "x.5" a .5.
-    r"(?<![\w.)])-?\.?\d+(?:[.,:/]\d+)*|\d+(?:[.,:/]\d+)*"
+    # Numbers, of which -7 is one, and 12:30, 2/3 and 1,000; 1,2 is two. "10-20" has no -20, nor "x.5" a .5.
+    rf"(?<![\w.)])-?\.?{NUMBER}|{NUMBER}"
     rf"|(?!\d)[{UNSPACED}]"
     # Words, with the signs that make another of them: C++, C#, A+, A-.
     rf"|(?<!\w)[^\W\d_]-(?![\w>-])|{LETTERS}(?:['’]{LETTERS})*(?:\+\+?(?!\w)|\#(?!\w))?"
@@ -188,10 +189,11 @@ def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.Floa
     ):
         match, drift = _best_matches(chunks, [each.sizes for each in responses])
         values["match_low" + suffix] = torch.minimum(match, match.T)
-        values["match_high" + suffix] = torch.maximum(match, match.T)
-        pooled = _unit(torch.stack([each.sizes @ own for each, own in zip(responses, chunks, strict=True)]))
-        values["pooled" + suffix] = pooled @ pooled.T
-        if not suffix:
+        if suffix:
+            pooled = _unit(torch.stack([each.sizes @ own for each, own in zip(responses, chunks, strict=True)]))
+            values["pooled_apart"] = pooled @ pooled.T
+        else:
+            values["match_high"] = torch.maximum(match, match.T)
             values["drift"] = (drift + drift.T) / 2
             first = torch.stack([own[0] for own in chunks])
             values["opening"] = first @ first.T
@@ -238,7 +240,8 @@ def _short_answers(
 ) -> None:
     """Fills in the features that only short answers have."""
     asked = set(prompt.words)
-    content = [[w for w in each.words if w not in FILLERS] or each.words for each in responses]
+    # Where all words are fillers the last is the answer: "The answer is A".
+    content = [[w for w in each.words if w not in FILLERS] or each.words[-1:] for each in responses]
     # Where an answer repeats nothing but the prompt ("Tea or coffee?" "Tea"), those words are the answer.
     apart = [[w for w in own if w not in asked] or own for own in content]
     for suffix, words in (("", content), ("_apart", apart)):

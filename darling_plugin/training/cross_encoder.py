@@ -19,6 +19,8 @@ from darling_plugin.partition.pair_tokens import PairTokens
 from darling_plugin.training.pairs import LabelledPair
 from darling_plugin.training.report import best_threshold
 
+CHECKPOINTS = "checkpoints"  # folder in that of the classifier
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +53,8 @@ def train(
     """Writes a classifier that `cross-encoder:<folder>` opens, with threshold and max_length in its config.json.
 
     The validation pairs end the training, calibrate the probabilities and choose the threshold. A training that was
-    killed goes on from its last epoch when it is called again with the same arguments and folder.
+    killed goes on from its last epoch when it is called again with the same arguments and folder, whose checkpoints
+    are for the caller to remove once what came of it is written down.
     """
     from accelerate import PartialState
     from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
@@ -74,7 +77,7 @@ def train(
         )
         return rows.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
@@ -86,6 +89,9 @@ def train(
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
         bf16=settings.bf16,
+        # Large bases are trained through LoRA: their activations are computed again rather than kept.
+        gradient_checkpointing=settings.lora_rank > 0,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=PartialState().device.type == "cpu",  # else bf16 is refused without a GPU
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -118,6 +124,8 @@ def train(
     model = trainer.accelerator.unwrap_model(trainer.model)
     if settings.lora_rank:
         model = model.merge_and_unload()
+    model = model.cpu()
+    del trainer  # and the optimizer's state, before the model is loaded once more
     state = PartialState()
     facts: dict[str, Any] = {"max_length": max_length, "special_tokens": special_tokens}
     if state.is_main_process:
@@ -127,12 +135,13 @@ def train(
     engine = CrossEncoder(str(folder))
     labels = np.array([pair.similar for pair in validation_pairs])
     probabilities = predict(engine, validation_pairs)
+    if not np.isfinite(probabilities).all():
+        raise DarlingError("a training that converges", "weights that are no numbers", "lower --learning_rate")
     slope, intercept = _calibration(labels, probabilities)
     if state.is_main_process:
         facts["logit_shift"] = _calibrate(_last_layer(model), slope, intercept)
         facts["threshold"] = best_threshold(labels, _sigmoid(slope * _logit(probabilities) + intercept))
         _save(folder, model, tokenizer, facts)
-        shutil.rmtree(checkpoints)
     state.wait_for_everyone()
 
 
@@ -246,9 +255,10 @@ def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, 
 
 
 def _calibrate(layer: torch.nn.Linear, slope: float, intercept: float) -> float:
-    """Puts slope and intercept into the last layer, so that every server of the classifier gives the same P.
+    """Puts slope and intercept into the last layer, so that whatever reads the classifier gives the same P.
 
-    Returns the intercept where that layer has no bias to take it, as in causal classifiers, else 0.
+    Returns the intercept where that layer has no bias to take it, as in causal classifiers, else 0. cross-encoder: and
+    vllm: read it from config.json, the servers of served: do not.
     """
     with torch.no_grad():
         layer.weight *= slope

@@ -96,6 +96,7 @@ class HeadTrainer:
         kinds = (("long responses", LONG, ~short, []), ("short answers", SHORT, short, self.short_answers))
         for row, (kind, names, of_kind, more) in enumerate(kinds):
             own = np.flatnonzero(of_kind)
+            at_own = np.arange(len(own))  # where they are in learned_from
             learned_from = [*(pairs[k] for k in own), *more]
             try:
                 parts = folds_by_prompt(learned_from, self.folds, self.seed)
@@ -103,13 +104,13 @@ class HeadTrainer:
                 logger.warning(
                     "%d of %d pairs are of %s: too few, they are judged as all are", of_kind.sum(), len(pairs), kind
                 )
-                own, learned_from, more = np.arange(len(pairs)), pairs, []
+                at_own, learned_from, more = own, pairs, []
                 parts = folds_by_prompt(pairs, self.folds, self.seed)
             columns = [FEATURES.index(name) for name in names]
             x, y = self._features(learned_from, idf)[:, columns], _labels(learned_from)
             coefficients, bias[row], out = _logistic(x, y, parts)
             weight[row, columns] = torch.tensor(coefficients, dtype=torch.float32)
-            held_out[own], packaged = out[: len(own)], out[len(own) :]
+            held_out[own], packaged = out[at_own], out[len(out) - len(more) :]
         # For the pairs that were given: those in this package are told right at any threshold near one half.
         threshold = best_threshold(labels, held_out)
         right = (packaged > threshold) == _labels(more)

@@ -88,16 +88,19 @@ def _run(arguments: argparse.Namespace) -> int:
     pairs = _read(arguments.file, arguments.pairs_per_prompt, arguments.seed)
     out = arguments.output
     files = Files(out, *(out.with_name(f"{out.stem}.{name}{out.suffix}") for name in Files._fields[1:]))
+    if arguments.concurrency < 1:
+        raise DarlingError("--concurrency of 1 or more", f"{arguments.concurrency}", "raise it")
     done = _done(files)
     _check_goes_on(done, out, "task", arguments.task)
     if arguments.model:
         _check_goes_on(done, out, "model", arguments.model)
-    left = [pair for pair in pairs if pair not in done]
+    left = [pair for pair in pairs if _key(pair) not in done]
     print(f"{len(pairs)} pairs, {len(pairs) - len(left)} of them labelled before; {_estimate(left, arguments)}")
     if arguments.estimate_only:
         return 0
     if not left:
         return 1 if files.unanswered.exists() else 0
+    out.parent.mkdir(parents=True, exist_ok=True)
     judge = Judge(arguments.url, model=arguments.model, task=arguments.task, max_chars=arguments.max_chars)
     _check_goes_on(done, out, "model", judge.model)
     counts = _label(judge, arguments.task, left, files, arguments.concurrency)
@@ -105,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
         f"{counts['similar']} similar, {counts['different']} different, {counts['disagreed']} with two answers that "
         f"disagree ({counts['disagreed'] / len(left):.1%}), {counts['unanswered']} without an answer"
     )
-    return 1 if counts["unanswered"] else 0
+    return 1 if files.unanswered.exists() else 0
 
 
 def _read(path: Path, pairs_per_prompt: int | None, seed: int) -> list[Pair]:
@@ -113,7 +116,7 @@ def _read(path: Path, pairs_per_prompt: int | None, seed: int) -> list[Pair]:
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
         raise DarlingError("--pairs_per_prompt of 1 or more", f"{pairs_per_prompt}", "raise it, or leave it out")
     generator = random.Random(seed)
-    pairs: dict[Pair, None] = {}
+    pairs: dict[_Key, Pair] = {}
     faults = []
     try:
         lines = path.read_bytes().splitlines()
@@ -131,16 +134,24 @@ def _read(path: Path, pairs_per_prompt: int | None, seed: int) -> list[Pair]:
         own = [Pair(group.prompt, *two) for two in combinations(texts, 2)]
         if pairs_per_prompt is not None and len(own) > pairs_per_prompt:
             own = generator.sample(own, pairs_per_prompt)
-        pairs |= dict.fromkeys(own)
+        for pair in own:
+            pairs.setdefault(_key(pair), pair)
     if faults:
         found = f"{len(faults)} bad lines in {path}: " + "; ".join(faults[:10]) + ("; ..." if faults[10:] else "")
         raise DarlingError('lines of {"prompt": ..., "responses": [...]}', found, "correct or remove them")
     if not pairs:
         raise DarlingError("prompts with two distinct responses or more", f"none in {path}", "sample more responses")
-    return list(pairs)
+    return list(pairs.values())
 
 
-def _done(files: Files) -> dict[Pair, dict[str, Any]]:
+_Key = tuple[str, frozenset[str]]
+
+
+def _key(pair: Pair) -> _Key:
+    return pair.prompt, frozenset((pair.first, pair.second))  # a pair in either order is one
+
+
+def _done(files: Files) -> dict[_Key, dict[str, Any]]:
     """The lines that an earlier run wrote; a last one that it could not finish is cut off."""
     done = {}
     for path in files:
@@ -148,19 +159,22 @@ def _done(files: Files) -> dict[Pair, dict[str, Any]]:
             continue
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            path.write_bytes(whole)
+        if content and not whole:
+            needed = "a new file, or an output of darling-label-pairs to go on with"
+            raise DarlingError(needed, f"{path} without a whole line", "remove it, or name another -o")
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)
-                done[Pair(row["prompt"], row["generation_0"], row["generation_1"])] = row
+                done[_key(Pair(row["prompt"], row["generation_0"], row["generation_1"]))] = row
             except (ValueError, KeyError, TypeError) as error:
                 needed = "an output of darling-label-pairs to go on with"
                 raise DarlingError(needed, f"{path}, line {number}: {error!r}", "name another -o") from error
+        if whole != content:
+            path.write_bytes(whole)
     return done
 
 
-def _check_goes_on(done: dict[Pair, dict[str, Any]], out: Path, key: str, value: str) -> None:
+def _check_goes_on(done: dict[_Key, dict[str, Any]], out: Path, key: str, value: str) -> None:
     """Labels of two questions or two judges must not end up in one file."""
     others = sorted({str(row.get(key)) for row in done.values()} - {value})
     if others:
@@ -194,11 +208,12 @@ def _label(judge: Judge, task: str, pairs: list[Pair], files: Files, concurrency
                 if not asked:
                     return counts
                 answered, asked = wait(asked, return_when=FIRST_COMPLETED)
-                for each in answered:
+                # An error is raised once what was answered beside it, and paid for, is written.
+                for each in sorted(answered, key=lambda each: each.exception() is not None):
                     kind, where, row = each.result()
                     counts[kind] += 1
                     handle = getattr(handles, where)
-                    handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    handle.write(json.dumps(row) + "\n")
                     handle.flush()
                     bar.update()
                 bar.set_postfix(counts)

@@ -88,6 +88,8 @@ def folds_by_prompt(pairs: Sequence[LabelledPair], folds: int, seed: int) -> lis
     """Indices of each fold's pairs. A prompt's pairs are in one fold; the folds have like shares of both labels."""
     from sklearn.model_selection import StratifiedGroupKFold
 
+    if folds < 2:
+        raise DarlingError("two folds or more", f"{folds}", "correct --folds")
     prompts = [pair.prompt for pair in pairs]
     distinct = len(set(prompts))
     if distinct < folds:
@@ -97,12 +99,12 @@ def folds_by_prompt(pairs: Sequence[LabelledPair], folds: int, seed: int) -> lis
         )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     labels = [pair.similar for pair in pairs]
-    parts = [held_out.tolist() for _, held_out in splitter.split(prompts, labels, prompts)]
-    lacking = [k for k, part in enumerate(parts) if len({labels[i] for i in part}) < 2]
-    if lacking:
+    enough = min(Counter(labels)[0], Counter(labels)[1]) >= folds
+    parts = [held_out.tolist() for _, held_out in splitter.split(prompts, labels, prompts)] if enough else []
+    if not enough or any(len({labels[i] for i in part}) < 2 for part in parts):
         raise DarlingError(
             f"pairs of both labels in each of {folds} folds",
-            f"one label only in {len(lacking)} of them; in all {Counter(labels)[1]} of {len(pairs)} are similar",
+            f"{Counter(labels)[1]} similar pairs and {Counter(labels)[0]} others",
             "label more pairs, or pass a smaller --folds",
         )
     return parts

@@ -38,11 +38,15 @@ def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """
     order = np.argsort(probabilities)
     labels, probabilities = labels[order], probabilities[order]
+    # Equal probabilities have no order and no cut between them: each gets the share of their labels.
+    _, of_equals = np.unique(probabilities, return_inverse=True)
+    labels = (np.bincount(of_equals, labels) / np.bincount(of_equals))[of_equals]
     # Cut k calls the first k pairs different: right about each 0 before it and each 1 after it.
     right = np.concatenate([[0], np.cumsum(1 - labels)]) + labels.sum() - np.concatenate([[0], np.cumsum(labels)])
     width = max(1, len(labels) // 20)
     padded = np.pad(right.astype(float), width, mode="reflect" if len(right) > width else "edge")
     smooth = np.convolve(padded, np.ones(2 * width + 1) / (2 * width + 1), mode="valid")
+    smooth[1:-1][probabilities[1:] == probabilities[:-1]] = -np.inf
     # Ends aside: a model that calls everything the same is no partition model.
     cut = 1 + int(np.argmax(smooth[1:-1])) if len(smooth) > 2 else 1
     return float((probabilities[cut - 1] + probabilities[min(cut, len(labels) - 1)]) / 2)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -48,6 +49,8 @@ CROSS_ENCODER = {
     "accumulate": "batches an optimizer step",
     "lora_rank": "of LoRA on all linear layers; 0 trains all weights",
 }
+HEAD_OPTIONS = ("encoder", "dtype")
+CROSS_ENCODER_OPTIONS = ("base", *CROSS_ENCODER, "no_class_weights", "bf16")
 STATE = "training.json"  # in OUT until the end: what was asked for, and the folds that are done
 
 
@@ -57,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _run(arguments)
     except DarlingError as error:
-        print(f"\n{error}\n", file=sys.stderr)
+        if PartialState().is_main_process:
+            print(f"\n{error}\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -103,12 +107,15 @@ def _run(arguments: argparse.Namespace) -> None:
     _say(f"{len(pairs)} pairs of {len({p.prompt for p in pairs})} prompts, {sum(p.similar for p in pairs)} similar")
     progress = _Progress(arguments, pairs)
     folds = folds_by_prompt(pairs, arguments.folds, arguments.seed)
-    count = arguments.test_folds or (arguments.folds if arguments.kind == "head" else 1)
+    count = arguments.test_folds
+    if count is None:
+        count = arguments.folds if arguments.kind == "head" else 1
     if not 1 <= count <= arguments.folds:
         raise DarlingError(f"--test_folds from 1 to {arguments.folds}", f"{count}", "correct it, or --folds")
-    train = _train_head if arguments.kind == "head" else _train_cross_encoder
-    if arguments.kind == "cross-encoder":
-        _check_cross_encoder(arguments)
+    train, check = {"head": (_train_head, _check_head), "cross-encoder": (_train_cross_encoder, _check_cross_encoder)}[
+        arguments.kind
+    ]
+    check(arguments, pairs, folds[:count])
     progress.begin()
     more = train(arguments, pairs, folds, count, progress)
     if PartialState().is_main_process:
@@ -125,6 +132,7 @@ def _run(arguments: argparse.Namespace) -> None:
         lines = report.write(
             arguments.output, [pairs[k] for k in tested], probabilities, thresholds, facts, arguments.seed
         )
+        shutil.rmtree(arguments.output / cross_encoder.CHECKPOINTS, ignore_errors=True)
         progress.path.unlink()
         _say(f"on {len(tested)} pairs, {facts['tested']}; in brackets 95 % intervals:\n\n{lines}\n")
         _say(f"--darling.partition_model {arguments.kind}:{arguments.output}")
@@ -141,13 +149,15 @@ class _Progress:
         # Folds that are done say nothing of other pairs than theirs.
         self.arguments["pairs_sha256"] = hashlib.sha256(repr(pairs).encode(errors="replace")).hexdigest()
         self.folds: dict[str, dict[str, Any]] = {}
+        begun = arguments.output.glob(f"**/{cross_encoder.CHECKPOINTS}/checkpoint-*")
         needed, do = "a folder for the model that is new, or an unfinished one of the same command", "name another -o"
         if self.path.exists():
             state = json.loads(self.path.read_text())
-            if state["arguments"] != self.arguments:
+            # What ended before anything was trained was a wrong command, and its correction may go on there.
+            if state["arguments"] != self.arguments and (state["folds"] or any(begun)):
                 before = {k: v for k, v in state["arguments"].items() if self.arguments.get(k) != v}
                 raise DarlingError(needed, f"{arguments.output}, begun with {before}", do)
-            self.folds = state["folds"]
+            self.folds = state["folds"]  # none, where the command is another
         elif arguments.output.exists() and any(arguments.output.iterdir()):
             raise DarlingError(needed, f"{arguments.output} with files in it", do)
         PartialState().wait_for_everyone()
@@ -187,7 +197,32 @@ def _train_head(
     return {"short_answers": {"right": right, "pairs": count}}
 
 
-def _check_cross_encoder(arguments: argparse.Namespace) -> None:
+def _check_head(arguments: argparse.Namespace, pairs: list[LabelledPair], tested: list[list[int]]) -> None:
+    _refuse_options(arguments, CROSS_ENCODER_OPTIONS)
+    if PartialState().num_processes > 1:
+        raise DarlingError("one process for a head", f"{PartialState().num_processes}", "leave out accelerate launch")
+    for part in tested:  # each is left out in turn, and the rest is split again
+        left_out = set(part)
+        rest = [pair for k, pair in enumerate(pairs) if k not in left_out]
+        folds_by_prompt(rest, arguments.folds, arguments.seed)
+
+
+def _refuse_options(arguments: argparse.Namespace, names: Iterable[str]) -> None:
+    """Options of the other kind would be asked for in vain."""
+    given = [name for name in names if getattr(arguments, name) != _parser().get_default(name)]
+    if given:
+        found = ", ".join(f"--{name}" for name in given)
+        raise DarlingError(f"options of --kind {arguments.kind}", found, "leave them out, or pass the other --kind")
+
+
+def _check_cross_encoder(arguments: argparse.Namespace, pairs: list[LabelledPair], tested: list[list[int]]) -> None:
+    _refuse_options(arguments, HEAD_OPTIONS)
+    for name in ("max_length", "epochs", "patience", "batch_size", "accumulate"):
+        if getattr(arguments, name) < 1:
+            raise DarlingError(f"--{name} of 1 or more", f"{getattr(arguments, name)}", "correct it")
+    if torch.cuda.device_count() > 1 and PartialState().num_processes == 1:
+        do = "accelerate launch --num_processes N -m darling_plugin.training.train ..., or CUDA_VISIBLE_DEVICES=0"
+        raise DarlingError("a process for each GPU", f"one, and {torch.cuda.device_count()} GPUs", do)
     if not arguments.base:
         raise DarlingError("--base, the model to start from", "none", "name one, such as answerdotai/ModernBERT-base")
     if arguments.folds < 3:

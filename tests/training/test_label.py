@@ -160,6 +160,41 @@ def test_no_more_requests_at_once_than_asked_for(fake, responses):
     assert fake.most_at_once == 3
 
 
+@pytest.mark.parametrize("name", ["responses.jsonl", "precious.json"])
+def test_a_file_of_someone_else_is_left_as_it_is(fake, responses, capsys, name):
+    out = responses.with_name(name)
+    if name == "precious.json":
+        out.write_text('{"precious": true}')  # no line end
+    before = out.read_bytes()
+    for more in ((), ("--estimate_only",)):
+        assert main([str(responses), "-o", str(out), "--url", fake.url, *more]) == 2
+        assert "darling-label-pairs to go on with" in capsys.readouterr().err
+    assert out.read_bytes() == before and not fake.requests
+
+
+def test_a_refused_request_leaves_its_pair_unanswered_and_the_run_goes_on(fake, responses, monkeypatch):
+    ask = label.Judge.probability_same
+
+    def refused(judge, pair):
+        if "fig" in pair.second and "pear" in pair.first:
+            fake.failures += [400, 400]  # with log-probabilities and without
+        return ask(judge, pair)
+
+    monkeypatch.setattr(label.Judge, "probability_same", refused)
+    status, out = run(fake, responses, "--concurrency", "1")
+    assert status == 1 and len(rows_of(out)) == 4
+    assert all("BadRequestError" in row["error"] for row in rows_of(out.with_name("pairs.unanswered.jsonl")))
+    # A run that goes on with nothing to do still says that some are unanswered.
+    assert run(fake, responses)[0] == 1
+
+
+def test_a_pair_in_either_order_is_asked_about_once(fake, responses):
+    lines = [{"prompt": "p", "responses": ["An apple.", "fig"]}, {"prompt": "p", "responses": ["fig", "An apple."]}]
+    responses.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    status, out = run(fake, responses)
+    assert status == 0 and len(rows_of(out)) == 1
+
+
 def test_pairs_per_prompt_are_drawn_by_the_seed(fake, responses):
     assert run(fake, responses, "--pairs_per_prompt", "1")[0] == 0
     out = responses.with_name("pairs.jsonl")

@@ -137,5 +137,5 @@ def test_too_few_prompts_or_labels_for_the_folds_are_refused(tmp_path):
         folds_by_prompt(pairs, 5, seed=0)
     rows = [row(f"prompt {k}", similar=int(k == 0)) for k in range(8)]
     pairs = read_pairs(write(tmp_path / "pairs.jsonl", rows))
-    with pytest.raises(DarlingError, match="one label only in 3 of them; in all 1 of 8 are similar"):
+    with pytest.raises(DarlingError, match="1 similar pairs and 7 others"):
         folds_by_prompt(pairs, 4, seed=0)

@@ -66,6 +66,12 @@ def test_the_best_threshold_follows_the_scores():
     assert report.best_threshold(labels, probabilities / 10) == pytest.approx(0.07, abs=0.003)
 
 
+def test_there_is_no_threshold_between_equal_scores():
+    labels = np.array([0] * 60 + [1] * 40)  # in this order, 30 of the 70 that score 0.98 come first
+    probabilities = np.array([0.02] * 30 + [0.98] * 70)
+    assert report.best_threshold(labels, probabilities) == pytest.approx(0.5)
+
+
 def test_partitions_agree_where_all_classes_do_and_not_where_one_pair_joins_two():
     def pair(prompt, a, b, similar):
         return LabelledPair(prompt, a, b, similar, 1)

@@ -123,6 +123,20 @@ def short_pairs(tmp_path):
     return str(path)
 
 
+def test_a_head_with_a_few_long_pairs_among_short_ones(short_pairs, tmp_path, caplog):
+    long = [story(name, "slept") for name in ("cook", "fox", "poet")]
+    rows = [
+        {"prompt": f"Long {k}", "generation_0": t, "generation_1": t + " Then home.", "similar": k % 2}
+        for k, t in enumerate(long)
+    ]
+    with open(short_pairs, "a") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    out = tmp_path / "head"
+    assert main([short_pairs, "-o", str(out), "--folds", "3", "--dtype", "float32"]) == 0
+    assert "of long responses: too few" in caplog.text
+    assert json.loads((out / "report.json").read_text())["measures"]["accuracy"]["value"] > 0.7
+
+
 def test_a_head_from_short_answers_alone(short_pairs, tmp_path, caplog):
     out = tmp_path / "head"
     assert main([short_pairs, "-o", str(out), "--folds", "3", "--dtype", "float32"]) == 0
@@ -302,6 +316,24 @@ def test_a_killed_training_goes_on_from_its_last_epoch(tree_pairs, bert, tmp_pat
     assert min(step for step in steps if step) > 15
 
 
+def test_what_was_trained_is_not_lost_when_the_report_fails(tree_pairs, bert, tmp_path, monkeypatch):
+    out, trained, train = tmp_path / "trained", [], transformers.Trainer.train
+
+    def recording(trainer, resume_from_checkpoint=None):
+        trained.append(resume_from_checkpoint is not None)
+        return train(trainer, resume_from_checkpoint=resume_from_checkpoint)
+
+    monkeypatch.setattr(transformers.Trainer, "train", recording)
+    with monkeypatch.context() as broken:
+        broken.setattr("darling_plugin.training.report.write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(cross(tree_pairs, bert, out, "--test_folds", "2"))
+    assert trained == [False] * 3  # two folds and the model to keep
+    assert main(cross(tree_pairs, bert, out, "--test_folds", "2")) == 0
+    assert trained[3:] == [True]  # the folds are done, the model to keep is picked up
+    assert (out / "report.json").exists() and not list(out.glob("**/checkpoint*"))
+
+
 def test_two_processes_by_accelerate_write_one_model(tree_pairs, bert, tmp_path):
     out = tmp_path / "trained"
     launch = [
@@ -353,6 +385,29 @@ def test_bf16_trains_in_bfloat16(tree_pairs, bert, tmp_path, monkeypatch):
 def test_what_cannot_be_trained_is_said(tree_pairs, bert, tmp_path, capsys, more, message):
     assert main(cross(tree_pairs, bert, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--lora_rank", "16"), "options of --kind head"),
+        (("--kind", "cross-encoder", "--base", "b", "--dtype", "float32"), "options of --kind cross-encoder"),
+        (("--kind", "cross-encoder", "--base", "b", "--epochs", "0"), "--epochs of 1 or more"),
+        (("--test_folds", "0"), "--test_folds from 1 to 5"),
+        (("--folds", "1"), "two folds or more"),
+        (("--encoder", "/nowhere"), "a sentence encoder in /nowhere"),
+    ],
+)
+def test_what_would_be_ignored_or_cannot_work_is_refused_and_corrected(
+    story_pairs, tmp_path, capsys, monkeypatch, more, message
+):
+    out = ["-o", str(tmp_path / "out")]
+    assert main([story_pairs, *out, *more]) == 2
+    assert message in capsys.readouterr().err
+    # The corrected command may use the same folder.
+    monkeypatch.setattr("darling_plugin.training.train._train_head", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([story_pairs, *out])
 
 
 def test_a_wrong_command_leaves_no_folder_behind(tree_pairs, tmp_path):
