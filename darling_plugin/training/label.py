@@ -152,7 +152,7 @@ def _key(pair: Pair) -> _Key:
 
 
 def _done(files: Files) -> dict[_Key, dict[str, Any]]:
-    """The lines that an earlier run wrote; a last one that it could not finish is cut off."""
+    """The lines that an earlier run wrote, but for a last one that it could not finish."""
     done = {}
     for path in files:
         if not path.exists():
@@ -169,8 +169,6 @@ def _done(files: Files) -> dict[_Key, dict[str, Any]]:
             except (ValueError, KeyError, TypeError) as error:
                 needed = "an output of darling-label-pairs to go on with"
                 raise DarlingError(needed, f"{path}, line {number}: {error!r}", "name another -o") from error
-        if whole != content:
-            path.write_bytes(whole)
     return done
 
 
@@ -196,6 +194,10 @@ def _estimate(pairs: list[Pair], arguments: argparse.Namespace) -> str:
 def _label(judge: Judge, task: str, pairs: list[Pair], files: Files, concurrency: int) -> dict[str, int]:
     """Asks about every pair in both orders and writes each as soon as it is answered."""
     counts = dict.fromkeys(("similar", "different", "disagreed", "unanswered"), 0)
+    for path in files:  # an earlier run's last line that it could not finish is cut off
+        content = path.read_bytes() if path.exists() else b""
+        if not content.endswith(b"\n") and content:
+            path.write_bytes(content[: content.rfind(b"\n") + 1])
     left = iter(pairs)
     threads = ThreadPoolExecutor(concurrency)
     handles = Files(*(open(path, "a", encoding="utf-8") for path in files))  # noqa: SIM115  (closed below)

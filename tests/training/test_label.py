@@ -160,15 +160,19 @@ def test_no_more_requests_at_once_than_asked_for(fake, responses):
     assert fake.most_at_once == 3
 
 
-@pytest.mark.parametrize("name", ["responses.jsonl", "precious.json"])
+@pytest.mark.parametrize("name", ["responses.jsonl", "precious.json", "by_hand.jsonl"])
 def test_a_file_of_someone_else_is_left_as_it_is(fake, responses, capsys, name):
     out = responses.with_name(name)
     if name == "precious.json":
         out.write_text('{"precious": true}')  # no line end
+    if name == "by_hand.jsonl":
+        row = json.dumps({"prompt": "p", "generation_0": "a", "generation_1": "b", "similar": 1})
+        out.write_text(f"{row}\n{row}")
     before = out.read_bytes()
     for more in ((), ("--estimate_only",)):
         assert main([str(responses), "-o", str(out), "--url", fake.url, *more]) == 2
-        assert "darling-label-pairs to go on with" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "darling-label-pairs to go on with" in said or "labels of the task open alone" in said
     assert out.read_bytes() == before and not fake.requests
 
 
