@@ -3,7 +3,8 @@
     python benchmarks/cross_encoders.py
 
 - `minilm`: all-MiniLM-L6-v2's encoder (6 layers, hidden 384) under a classification head, fine-tuned on NoveltyBench's
-  human-labelled pairs where ../shared/data has them, else with a random head. 200 pairs are held out.
+  human-labelled pairs where ../shared/data has them, else with a random head. 200 pairs are held out: no base to train
+  on these pairs again.
 - `modernbert-base`: answerdotai/ModernBERT-base's architecture (22 layers, hidden 768) with random weights.
 
 Both read a pair as the official code writes it, CLS first SEP second SEP, without segment ids, through MiniLM's

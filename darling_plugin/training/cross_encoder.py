@@ -164,6 +164,12 @@ def _load(settings: Settings) -> tuple[Any, Any]:
             f"{settings.base}: {error}",
             "correct --base, or download it first: huggingface-cli download <Hub name>",
         ) from error
+    if hasattr(model.config, TRAINED):
+        logger.warning(
+            "%s has itself been trained by darling-train-partition: if it was on any of these pairs, what is reported "
+            "of this training is worth nothing",
+            settings.base,
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -74,11 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help="its name there; not needed where the server has one only")
     add("--task", choices=tuple(QUESTIONS), default="open", help="what counts as the same; default: open. maths: "
         "whether two solutions take the same approach")  # fmt: skip
-    add("--pairs_per_prompt", type=int, help="drawn at random; default: all")
+    add("--pairs_per_prompt", type=int, help="of each line, drawn at random; default: all")
     add("--seed", type=int, default=0, help="of that draw")
     add("--max_chars", type=int, default=MAX_CHARS, help=f"of each text, the middle is left out; default: {MAX_CHARS}")
     add("--concurrency", type=int, default=CONCURRENCY, help=f"pairs at a time; default: {CONCURRENCY}")
-    add("--input_price", type=float, help="of a million tokens, for the estimate")
+    add("--input_price", type=float, help="of a million tokens; with --output_price, for the estimate")
     add("--output_price", type=float, help="of a million tokens")
     add("--estimate_only", action="store_true", help="say what it would cost, and stop")
     return parser
@@ -90,6 +90,8 @@ def _run(arguments: argparse.Namespace) -> int:
     files = Files(out, *(out.with_name(f"{out.stem}.{name}{out.suffix}") for name in Files._fields[1:]))
     if arguments.concurrency < 1:
         raise DarlingError("--concurrency of 1 or more", f"{arguments.concurrency}", "raise it")
+    if (arguments.input_price is None) != (arguments.output_price is None):
+        raise DarlingError("--input_price and --output_price", "one of them", "add the other, or leave out both")
     done = _done(files)
     _check_goes_on(done, out, "task", arguments.task)
     if arguments.model:
@@ -105,8 +107,8 @@ def _run(arguments: argparse.Namespace) -> int:
     _check_goes_on(done, out, "model", judge.model)
     counts = _label(judge, arguments.task, left, files, arguments.concurrency)
     print(
-        f"{counts['similar']} similar, {counts['different']} different, {counts['disagreed']} with two answers that "
-        f"disagree ({counts['disagreed'] / len(left):.1%}), {counts['unanswered']} without an answer"
+        f"asked now: {counts['similar']} similar, {counts['different']} different, {counts['disagreed']} with two "
+        f"answers that disagree ({counts['disagreed'] / len(left):.1%}), {counts['unanswered']} without an answer"
     )
     return 1 if files.unanswered.exists() else 0
 
@@ -186,7 +188,7 @@ def _estimate(pairs: list[Pair], arguments: argparse.Namespace) -> str:
     tokens_in, tokens_out = 2 * chars / CHARS_A_TOKEN, 2 * len(pairs) * ANSWER_TOKENS
     text = f"{2 * len(pairs)} requests to go, about {tokens_in:.3g} tokens in and at most {tokens_out} out"
     if arguments.input_price is not None:
-        cost = (tokens_in * arguments.input_price + tokens_out * (arguments.output_price or 0)) / 1e6
+        cost = (tokens_in * arguments.input_price + tokens_out * arguments.output_price) / 1e6
         text += f", about {cost:.2f} by your prices"
     return text
 

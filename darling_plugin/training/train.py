@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -223,6 +224,10 @@ def _check_cross_encoder(arguments: argparse.Namespace, pairs: list[LabelledPair
     if torch.cuda.device_count() > 1 and PartialState().num_processes == 1:
         do = "accelerate launch --num_processes N -m darling_plugin.training.train ..., or CUDA_VISIBLE_DEVICES=0"
         raise DarlingError("a process for each GPU", f"one, and {torch.cuda.device_count()} GPUs", do)
+    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") != "false"]
+    if sharded:
+        do = "leave it out of accelerate launch and its config; where the base is too large, pass --lora_rank"
+        raise DarlingError("the whole model on each GPU", f"accelerate set up for {sharded[0]}", do)
     if not arguments.base:
         raise DarlingError("--base, the model to start from", "none", "name one, such as answerdotai/ModernBERT-base")
     if arguments.folds < 3:

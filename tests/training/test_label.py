@@ -154,6 +154,11 @@ def test_the_estimate_comes_first_and_can_be_all(fake, responses, capsys):
     assert tokens == pytest.approx(sent / 4, rel=0.05)
 
 
+def test_an_estimate_by_half_the_prices_is_refused(fake, responses, capsys):
+    status, out = run(fake, responses, "--output_price", "3")
+    assert status == 2 and not out.exists() and "--input_price and --output_price" in capsys.readouterr().err
+
+
 def test_no_more_requests_at_once_than_asked_for(fake, responses):
     fake.delay = 0.05
     run(fake, responses, "--concurrency", "3")

@@ -17,7 +17,7 @@ from darling_plugin import training
 from darling_plugin.partition import Group, Pair, load_partition_model
 from darling_plugin.partition.cross_encoder import CrossEncoder, _probability_equivalent
 from darling_plugin.partition.embedding import _default_model_path
-from darling_plugin.training import cross_encoder
+from darling_plugin.training import cross_encoder, report
 from darling_plugin.training.head import SHORT_ANSWERS, HeadTrainer
 from darling_plugin.training.pairs import LabelledPair, read_pairs
 from darling_plugin.training.train import main
@@ -28,6 +28,12 @@ ANSWERS = [
     ("Rome", "It is Rome.", "Oslo"),
     ("a cat", "cat", "a fox"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """The bootstrap of a report takes seconds, and test_report.py tests it."""
+    monkeypatch.setattr(report, "RESAMPLES", 20)
 
 
 @pytest.fixture
@@ -410,6 +416,12 @@ def test_what_would_be_ignored_or_cannot_work_is_refused_and_corrected(
         main([story_pairs, *out])
 
 
+def test_sharded_training_is_refused(story_pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main([story_pairs, "-o", str(tmp_path / "out"), "--kind", "cross-encoder", "--base", "b"]) == 2
+    assert "accelerate set up for FSDP" in capsys.readouterr().err
+
+
 def test_a_wrong_command_leaves_no_folder_behind(tree_pairs, tmp_path):
     assert main([tree_pairs, "-o", str(tmp_path / "out"), "--kind", "cross-encoder"]) == 2
     assert main([tree_pairs, "-o", str(tmp_path / "out"), "--test_folds", "9"]) == 2
@@ -419,6 +431,14 @@ def test_a_wrong_command_leaves_no_folder_behind(tree_pairs, tmp_path):
 def test_a_base_with_other_labels_gets_a_new_last_layer(tree_pairs, tmp_path):
     base = make_classifier(tmp_path / "one", "modernbert-1")
     assert main(cross(tree_pairs, base, tmp_path / "out", "--epochs", "1")) == 0
+
+
+def test_a_base_that_may_know_the_pairs_is_warned_of(tree_pairs, bert, tmp_path, caplog):
+    quick = ("--epochs", "1", "--test_folds", "1")
+    assert main(cross(tree_pairs, bert, tmp_path / "once", *quick)) == 0
+    assert "has itself been trained" not in caplog.text
+    assert main(cross(tree_pairs, str(tmp_path / "once"), tmp_path / "twice", *quick)) == 0
+    assert f"{tmp_path / 'once'} has itself been trained by darling-train-partition" in caplog.text
 
 
 def test_bad_pairs_end_it_before_any_training(tmp_path, capsys):
