@@ -37,7 +37,8 @@ or a group: {"prompt": "Name a fruit", "responses": ["Apple!", "An apple", "Kiwi
 
 OUT is then a partition model, as in --darling.partition_model head:OUT or cross-encoder:OUT, with report.json,
 predictions.jsonl, roc.png, reliability.png and scores.png beside it. The numbers are those of pairs whose prompts were
-not trained on. A training of a cross-encoder that was killed goes on when the same command is given again.
+not trained on. A training that was killed goes on when the same command is given again, of a head with the folds that
+are left.
 
 exit status: 0; 2 for input or usage that was wrong; 130 after Ctrl-C
 """
@@ -189,6 +190,8 @@ def _train_head(
     trainer = HeadTrainer(pairs, encoder, folds=arguments.folds, seed=arguments.seed, dtype=arguments.dtype)
     everything = np.arange(len(pairs))
     for k, part in enumerate(tqdm(folds[:count], desc="folds", dynamic_ncols=True)):
+        if str(k) in progress.folds:
+            continue
         head = trainer.fit(np.setdiff1d(everything, part))
         progress.add(k, trainer.predict(head, part), head.threshold)
     head = trainer.fit(everything)

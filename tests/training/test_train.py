@@ -116,6 +116,31 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
         assert model.partition([Group("Say something.", list(group))])[0].tolist() == [0, 0, 1]
 
 
+def test_a_head_that_was_killed_goes_on_with_the_folds_that_are_left(story_pairs, tmp_path, monkeypatch):
+    fitted, fit = [], HeadTrainer.fit
+
+    def killed_in_the_third(self, at):
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append(len(at))
+        return fit(self, at)
+
+    out = tmp_path / "head"
+    command = [story_pairs, "-o", str(out), "--folds", "3", "--dtype", "float32"]
+    monkeypatch.setattr(HeadTrainer, "fit", killed_in_the_third)
+    assert main(command) == 130
+    assert main([*command, "--seed", "1"]) == 2
+    monkeypatch.setattr(HeadTrainer, "fit", lambda self, at: fitted.append(len(at)) or fit(self, at))
+    assert main(command) == 0
+    assert sorted(fitted) == [26, 27, 27, 40]
+    whole = tmp_path / "whole"
+    assert main([story_pairs, "-o", str(whole), *command[3:]]) == 0
+    rows = [map(json.loads, (each / "predictions.jsonl").read_text().splitlines()) for each in (out, whole)]
+    for found, expected in zip(*rows, strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert not (out / "training.json").exists()
+
+
 @pytest.fixture
 def short_pairs(tmp_path):
     """Answers of a word or two, as in the command's own help."""
