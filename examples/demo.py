@@ -62,7 +62,10 @@ def run(model: Path, out: Path, steps: int, console: Console) -> int:
 def _update(progress: Progress, task: int, output: str) -> None:
     done = max((int(step) for step in STEP.findall(output)), default=0)
     phase = next((description for mark, description in reversed(PHASES) if mark in output), "starting Ray")
-    progress.update(task, completed=done, description=f"step {done} done" if done else phase)
+    description = f"step {done} done" if done else phase
+    if not progress.console.is_terminal and description != progress.tasks[task].description:
+        progress.console.print(description)  # where no bar is drawn, as in a file
+    progress.update(task, completed=done, description=description)
 
 
 def main() -> None:

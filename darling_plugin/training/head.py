@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError
@@ -51,7 +51,8 @@ class TrainedHead:
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"encoder": encoder, "features": FEATURES, "threshold": self.threshold}
         metadata = {name: json.dumps(value) for name, value in settings.items()}
-        save_file({name: each.contiguous() for name, each in self.weights.items()}, folder / FILE, metadata)
+        # save_file would make a file that its owner alone can read.
+        (folder / FILE).write_bytes(save({name: each.contiguous() for name, each in self.weights.items()}, metadata))
 
 
 class HeadTrainer:

@@ -99,6 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     left = [pair for pair in pairs if _key(pair) not in done]
     print(f"{len(pairs)} pairs, {len(pairs) - len(left)} of them labelled before; {_estimate(left, arguments)}")
     if arguments.estimate_only:
+        print("the server was not asked whether it is there")
         return 0
     if not left:
         return 1 if files.unanswered.exists() else 0

@@ -153,7 +153,7 @@ def _pairs_of(row: Any, columns: Columns, line: int) -> list[LabelledPair]:
         if not all(isinstance(text, str) and text.strip() for text in responses):
             raise _Fault("responses that are not all non-empty text")
         if not all(isinstance(label, int) and label >= 0 for label in labels):
-            raise _Fault("labels that are not all classes from 0")
+            raise _Fault("labels that are not all whole numbers, a class each, from 0")
         both = zip(responses, labels, strict=True)
         return [
             LabelledPair(prompt, a, b, int(of_a == of_b), line)
@@ -164,7 +164,7 @@ def _pairs_of(row: Any, columns: Columns, line: int) -> list[LabelledPair]:
     if not (first.strip() and second.strip()):
         raise _Fault("an empty response")
     if row.get(columns.label) is None:
-        raise _Fault(f"no {columns.label}")
+        raise _Fault(f"no value of {columns.label}")
     label = row[columns.label]
     if isinstance(label, str) or label not in (0, 1):
         raise _Fault(f"{columns.label} neither 0 nor 1")
@@ -175,7 +175,7 @@ def _pairs_of(row: Any, columns: Columns, line: int) -> list[LabelledPair]:
 
 def _text(row: dict[str, Any], name: str) -> str:
     if not isinstance(row.get(name), str):
-        raise _Fault(f"{name} that is no text" if row.get(name) is not None else f"no {name}")
+        raise _Fault(f"{name} that is no text" if row.get(name) is not None else f"no value of {name}")
     return row[name]
 
 

@@ -192,7 +192,7 @@ def _plot(folder: Path, labels: np.ndarray, probabilities: np.ndarray, threshold
     said, found, counts = (np.array(each) for each in zip(*reliability(labels, probabilities), strict=True))
     plot.plot([0, 1], [0, 1], ":", color="grey")
     error = 1.96 * np.sqrt(found * (1 - found) / counts)
-    plot.errorbar(said, found, error, fmt="o-", capsize=2)
+    plot.errorbar(said, found, [np.minimum(error, found), np.minimum(error, 1 - found)], fmt="o-", capsize=2)
     figure.savefig(folder / "reliability.png", dpi=120)
 
     figure, plot = axes("Scores by label", "P(similar)", "pairs")

@@ -23,6 +23,11 @@ def demo(tmp_path_factory) -> tuple[Path, str]:
     return out, done.stdout
 
 
+def test_the_demo_says_how_far_it_is_where_it_draws_no_bar(demo):
+    lines = demo[1].splitlines()
+    assert all(lines.count(f"step {step} done") == 1 for step in range(1, STEPS)), demo[1]
+
+
 def test_the_demos_partitions_recomputed(demo):
     records = recompute.check(demo[0])
     assert [record["step"] for record in records] == [1] * 8 + [2] * 8

@@ -57,13 +57,13 @@ def test_a_prompt_with_a_pair_that_has_no_label_is_no_group(tmp_path):
     [
         ("{", "not a JSON object in UTF-8"),
         ("[1]", "not a JSON object in UTF-8"),
-        ({"prompt": "p", "generation_0": "a", "generation_1": "b"}, "no similar"),
-        (row(similar=None), "no similar"),
+        ({"prompt": "p", "generation_0": "a", "generation_1": "b"}, "no value of similar"),
+        (row(similar=None), "no value of similar"),
         (row(similar=2), "similar neither 0 nor 1"),
         (row(similar=0.5), "similar neither 0 nor 1"),
         (row(similar="1"), "similar neither 0 nor 1"),
         (row(similar=[1]), "similar neither 0 nor 1"),
-        (row(first=None), "no generation_0"),
+        (row(first=None), "no value of generation_0"),
         (row(prompt=3), "prompt that is no text"),
         (row(second=" \n"), "an empty response"),
         (row(first="a", second=" a"), "identical responses with similar 0"),
@@ -74,7 +74,7 @@ def test_a_prompt_with_a_pair_that_has_no_label_is_no_group(tmp_path):
             "responses and labels that are no lists of one length",
         ),
         ({"prompt": "p", "responses": ["a", ""], "labels": [0, 1]}, "responses that are not all non-empty text"),
-        ({"prompt": "p", "responses": ["a", "b"], "labels": [0, None]}, "labels that are not all classes from 0"),
+        ({"prompt": "p", "responses": ["a", "b"], "labels": [0, None]}, "labels that are not all whole numbers"),
     ],
 )
 def test_faults_are_counted_with_their_lines(tmp_path, bad, fault):
