@@ -107,6 +107,7 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
         "reliability.png",
         "scores.png",
     }
+    assert (out / "head.safetensors").stat().st_mode == (out / "report.json").stat().st_mode  # others can read it
     model = load_partition_model(f"head:{out}")
     same, other = story("old sailor", "sailed home"), story("tired fox", "wept")
     labels = model.partition([Group("Story 50", [same, same.replace("before dawn", "at 2 in the morning"), other])])
