@@ -53,7 +53,7 @@ def test_yes_means_the_same_in_both_orders_and_the_trainer_reads_it(fake, respon
     assert all(p == pytest.approx(0.9 if row["similar"] else 0.1) for row in rows_of(out) for p in row["p"])
     assert sum(pair.similar for pair in read_pairs(str(out))) == 2
     printed = capsys.readouterr().out
-    assert "2 similar, 4 different, 0 with two answers that disagree (0.0%), 0 without an answer" in printed
+    assert "asked now: 2 similar, 4 different, 0 with two answers that disagree (0.0%), 0 without an answer" in printed
     # Every pair once in each order, after the judge's own trial of two requests.
     shown = [body["messages"][0]["content"] for body, _ in fake.requests[2:]]
     assert len(shown) == len(set(shown)) == 12
@@ -146,7 +146,7 @@ def test_the_estimate_comes_first_and_can_be_all(fake, responses, capsys):
     status, out = run(fake, responses, "--estimate_only", "--input_price", "1000000", "--output_price", "0")
     said = capsys.readouterr().out
     assert status == 0 and not fake.requests and not out.exists()
-    assert "6 pairs, 0 of them labelled before; 12 requests to go" in said
+    assert "6 pairs, 0 of them labelled before; 12 requests to go" in said and "server was not asked" in said
     tokens = float(said.split("about ")[1].split(" tokens")[0])
     assert float(said.split("about ")[2].split(" by")[0]) == pytest.approx(tokens, rel=0.01)
     run(fake, responses)

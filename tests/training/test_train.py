@@ -442,10 +442,11 @@ def test_what_would_be_ignored_or_cannot_work_is_refused_and_corrected(
         main([story_pairs, *out])
 
 
-def test_sharded_training_is_refused(story_pairs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_sharded_training_is_refused(story_pairs, tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
     assert main([story_pairs, "-o", str(tmp_path / "out"), "--kind", "cross-encoder", "--base", "b"]) == 2
-    assert "accelerate set up for FSDP" in capsys.readouterr().err
+    assert f"accelerate set up for {kind}" in capsys.readouterr().err
 
 
 def test_a_wrong_command_leaves_no_folder_behind(tree_pairs, tmp_path):
