@@ -115,3 +115,20 @@ PAIRS = [
     ("Give the list.", "[1,2]", "[1, 2]", SAME),
     ("Give the list.", "[1,2]", "[1,3]", TWO),
 ]  # fmt: skip
+
+# Different answers in one sentence that is longer than a short answer: (prompt, sentence, answers).
+SENTENCES = [
+    ("Give an example of a round object.", "One example of a thing that is round is a {}.",
+     ["football", "clock tower", "bowling ball", "coin", "wheel"]),
+    ("Which fruit do you like best?", "One fruit that many people like to eat in summer is the {}.",
+     ["mango", "apple", "watermelon", "cherry", "fig"]),
+    ("What is your favourite city?", "My favourite city in the world, if I have to pick one, would be {}.",
+     ["Paris", "Rome", "Tokyo", "Lagos", "Lima"]),
+    ("Give me a girl's name.", "A lovely name for a girl that is easy to say would be {}.",
+     ["Emma", "Olivia", "Ada", "Chloe", "Zara"]),
+    ("Name a mammal.", "An example of a mammal that lives on land and eats grass is the {}.",
+     ["cow", "horse", "elephant", "zebra", "sheep"]),
+    ("Pick a number between 1 and 100.", "The number that I would pick between 1 and 100 is {}.",
+     ["7", "42", "13", "88", "57"]),
+    ("Is a whale a fish?", "As everybody who has been to school knows, a whale {} a fish.", ["is", "is not"]),
+]  # fmt: skip

@@ -1,16 +1,18 @@
 import json
 import re
-from itertools import permutations
+from collections import Counter
+from itertools import combinations, permutations
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from short_answers import PAIRS
+from short_answers import PAIRS, SENTENCES
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.partition.head import FILE, SHIPPED
-from darling_plugin.partition.pair_features import CHUNK_TOKENS, FEATURES, LONG, SHORT, Encoded
+from darling_plugin.partition.pair_features import CHUNK_TOKENS, FEATURES, KINDS, Encoded
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +31,38 @@ def test_short_answers_are_one_class_or_two(default, prompt, first, second, same
     assert labels == ([0, 0] if same else [0, 1])
 
 
+@pytest.mark.parametrize(("prompt", "sentence", "answers"), SENTENCES)
+def test_different_answers_in_one_sentence_are_classes_of_their_own(default, prompt, sentence, answers):
+    labels = default.partition([Group(prompt, [sentence.format(answer) for answer in answers])])[0]
+    assert labels.tolist() == list(range(len(answers)))
+
+
+def test_sentences_of_a_small_model_are_told_apart_by_what_they_answer(exact):
+    """SmolLM2's, labelled by the answer named: pairs that are one class or two, and what the card says of them."""
+    groups = [json.loads(line) for line in (Path(__file__).parent / "sentences.jsonl").read_text().splitlines()]
+    found = exact.similarities([Group(group["prompt"], group["responses"]) for group in groups])
+    wrong, count = Counter(), Counter()
+    for group, similarities in zip(groups, found, strict=True):
+        for i, j in combinations(range(len(group["labels"])), 2):
+            same = group["labels"][i] == group["labels"][j]
+            count[same] += 1
+            wrong[same] += (float(similarities[i, j]) > exact.threshold) != same
+    assert count == {True: 186, False: 707}
+    assert wrong[True] < 0.2 * count[True] and wrong[False] < 0.08 * count[False]
+
+
 def test_a_few_words_beside_a_long_response_are_judged_as_long_ones_are(default):
     long = " ".join(STORIES)
     labels = default.partition([Group("Tell me something.", [long, "Don't leave now.", "Unabracusabook", "her cubs"])])
     assert labels[0].tolist() == [0, 1, 2, 3]
 
 
-def test_the_table_of_short_answers_is_long_and_none_of_its_prompts_is_trained_on():
-    trained_on = {json.loads(line)["prompt"] for line in (SHIPPED / "short_answers.jsonl").read_text().splitlines()}
-    assert len(PAIRS) >= 60 and len(trained_on) > 40
-    assert not trained_on & {prompt for prompt, *_ in PAIRS}
+def test_the_table_of_short_answers_is_long_and_no_prompt_of_the_tests_is_trained_on():
+    trained_on = {json.loads(line)["prompt"] for line in (SHIPPED / "pairs.jsonl").read_text().splitlines()}
+    sentences = [json.loads(line) for line in (Path(__file__).parent / "sentences.jsonl").read_text().splitlines()]
+    assert len(PAIRS) >= 60 and len(trained_on) > 100
+    tested = {prompt for prompt, *_ in (*PAIRS, *SENTENCES)} | {group["prompt"] for group in sentences}
+    assert not trained_on & tested
 
 
 STORIES = [
@@ -123,7 +147,8 @@ def test_words_have_numbers_in_digits(text, words):
 
 def test_the_shipped_weights_are_small_and_the_card_gives_their_figures(default):
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 5e6
-    report, card = json.loads((SHIPPED / "report.json").read_text()), (SHIPPED / "README.md").read_text()
+    report = json.loads((SHIPPED / "report.json").read_text())
+    card = " ".join((SHIPPED / "README.md").read_text().split())
     assert f"threshold is {default.threshold:.3f}" in card
     for name, measured in report["measures"].items():
         row = (
@@ -131,15 +156,19 @@ def test_the_shipped_weights_are_small_and_the_card_gives_their_figures(default)
         )
         assert row in card, row
     assert report["measures"]["calibration_error"]["value"] < 0.05
-    assert f"{report['short_answers']['right']} of the {report['short_answers']['pairs']} pairs are told right" in card
-    assert f"all {len(PAIRS)} pairs in" in card
+    pairs = [json.loads(line) for line in (SHIPPED / "pairs.jsonl").read_text().splitlines()]
+    prompts, similar = {pair["prompt"] for pair in pairs}, sum(pair["similar"] for pair in pairs)
+    assert f"{len(pairs)} pairs of short answers and sentences to {len(prompts)} prompts, {similar} similar" in card
+    for kind, told in report["packaged"].items():
+        assert f"{told['right']} of the {told['pairs']} packaged pairs of {kind}" in card
+    assert f"All {len(PAIRS)} pairs in" in card
     rows = [row for row in report["thresholds"] if f"| {row['threshold']} |" in card]
     assert len(rows) > 3
     for row in rows:
         assert f"| {row['threshold']} | {row['similar_joined']:.0%} | {row['different_joined']:.0%} |" in card
     weights = load_file(SHIPPED / FILE)
-    assert weights["weight"].shape == (2, len(FEATURES))
-    for row, names in enumerate((LONG, SHORT)):
+    assert weights["weight"].shape == (len(KINDS), len(FEATURES))
+    for row, names in enumerate(KINDS.values()):
         assert {name for name, w in zip(FEATURES, weights["weight"][row], strict=True) if w} <= set(names)
 
 

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS = 48  # about 35 words: sentence encoders blur what is longer
 
-# Short answers, which have weights of their own: the shorter response has at most 8 words and the longer at most 24.
-# These weights know no longer ones, among whose words those of a short text are found by chance.
+# A pair's kind, which has weights of its own, by the words of its shorter and of its longer response: short answers,
+# sentences, in which an answer stands among words that do not matter, and long responses, all others. The first two
+# know no longer ones, among whose words those of a short text are found by chance.
 SHORT_ANSWER, BESIDE_SHORT = 8, 24
+SENTENCE, BESIDE_SENTENCE = 24, 32
 
-# LONG and SHORT name the features that each kind of pair has weights for.
+# What each kind of pair has weights for.
 LONG = (
     "match_low",
     "match_low_apart",
@@ -60,8 +62,20 @@ SHORT = (
     "symbols_differ",
     "negated",
     "spelling",
+    "rare_tokens",
 )
-FEATURES = (*LONG, *(name for name in SHORT if name not in LONG))
+SENTENCES = (
+    "match_low",
+    "pooled_apart",
+    "token_pairs",
+    "rare_tokens",
+    "rare_shared",
+    "rare_added",
+    "same_form",
+    "only_negated",
+)
+FEATURES = tuple(dict.fromkeys((*LONG, *SHORT, *SENTENCES)))
+KINDS = {"long responses": LONG, "sentences": SENTENCES, "short answers": SHORT}
 
 # Number words, English alone: "twenty-one" and "one hundred" are read, "two thousand and six" is not.
 _TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
@@ -105,6 +119,7 @@ CAPITAL = re.compile(r"\b[A-Z]\w+")
 # What structured answers stress: bold text, headings, the beginning of a list item up to a colon or full stop.
 HEADING = re.compile(r"\*\*([^*\n]+)\*\*|^#+ (.+)$|^\s*(?:\d+[.)]|[-*•])\s+([^:.\n]{2,60})[:.]", re.MULTILINE)
 RARE = 3.9  # least idf of a rare token: at most 2 % of the responses have it
+COMMON = 2.0  # idf of a token that 14 % of the responses have
 
 
 @dataclass(frozen=True)
@@ -169,10 +184,10 @@ def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
 
 
 def probability(weights: dict[str, torch.Tensor], prompt: Encoded, responses: Sequence[Encoded]) -> torch.FloatTensor:
-    """(n, n), P(equivalent) of each two: sigmoid(w . x + b), w and b by is_short."""
+    """(n, n), P(equivalent) of each two: sigmoid(w . x + b), w and b by kinds."""
     features = pair_features(prompt, responses, weights["idf"])
-    long, short = (features @ weights["weight"].T + weights["bias"]).unbind(-1)
-    return torch.where(is_short(responses), short, long).sigmoid()
+    of_each_kind = features @ weights["weight"].T + weights["bias"]
+    return of_each_kind.gather(-1, kinds(responses)[..., None]).squeeze(-1).sigmoid()
 
 
 def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.FloatTensor) -> torch.FloatTensor:
@@ -219,26 +234,33 @@ def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.Floa
     values["length_ratio"] = (length.log1p()[:, None] - length.log1p()).abs()
     values["lines"] = _mean_of_logs(lines)
 
-    short = is_short(responses)
-    for name in SHORT:
+    for name in FEATURES:
         if name not in values:
             values[name] = torch.zeros(n, n)
-    if short.any():
-        _short_answers(prompt, responses, short, values)
+    kind = kinds(responses)
+    if kind.any():
+        _of_few_words(prompt, responses, kind, values)
+    for i, j in (kind == list(KINDS).index("sentences")).nonzero().tolist():
+        values["rare_shared"][i, j] = max(map(weight, set(apart[i]) & set(apart[j])), default=0.0)
+        rarest = (max(map(weight, set(apart[k]) - set(apart[other])), default=0.0) for k, other in ((i, j), (j, i)))
+        values["rare_added"][i, j] = min(rarest)
+    values["only_negated"] = values["negated"] * (values["rare_added"] < COMMON)
     return torch.stack([values[name].float() for name in FEATURES], dim=-1)
 
 
-def is_short(responses: Sequence[Encoded]) -> torch.BoolTensor:
-    """(n, n): whether the shorter of the two has at most SHORT_ANSWER words, and the longer at most BESIDE_SHORT."""
+def kinds(responses: Sequence[Encoded]) -> torch.LongTensor:
+    """(n, n): which of KINDS each two are, by their lengths in words."""
     length = torch.tensor([len(each.words) for each in responses])
     shorter, longer = torch.minimum(length[:, None], length), torch.maximum(length[:, None], length)
-    return (shorter <= SHORT_ANSWER) & (longer <= BESIDE_SHORT)
+    short = (shorter <= SHORT_ANSWER) & (longer <= BESIDE_SHORT)
+    sentences = (shorter <= SENTENCE) & (longer <= BESIDE_SENTENCE)
+    return short.long() + sentences.long()
 
 
-def _short_answers(
-    prompt: Encoded, responses: Sequence[Encoded], short: torch.BoolTensor, values: dict[str, torch.Tensor]
+def _of_few_words(
+    prompt: Encoded, responses: Sequence[Encoded], kind: torch.LongTensor, values: dict[str, torch.Tensor]
 ) -> None:
-    """Fills in the features that only short answers have."""
+    """Fills in the features that short answers and sentences alone have."""
     asked = set(prompt.words)
     # Where all words are fillers the last is the answer: "The answer is A".
     content = [[w for w in each.words if w not in FILLERS] or each.words[-1:] for each in responses]
@@ -259,9 +281,11 @@ def _short_answers(
     negated = torch.tensor([any(w in NEGATIONS or w.endswith("n't") for w in each.words) for each in responses])
     values["negated"] = negated[:, None] != negated
     form = [" ".join(own) or each.text.strip() for own, each in zip(content, responses, strict=True)]
-    for i, j in short.nonzero().tolist():
+    for i, j in kind.nonzero().tolist():
         if i < j:
             values["same_form"][i, j] = values["same_form"][j, i] = float(form[i] == form[j])
+    for i, j in (kind == list(KINDS).index("short answers")).nonzero().tolist():
+        if i < j:
             ratio = SequenceMatcher(None, *sorted((form[i], form[j])), autojunk=False).ratio()
             values["spelling"][i, j] = values["spelling"][j, i] = ratio
 

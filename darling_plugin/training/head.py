@@ -1,9 +1,10 @@
-"""Trains the linear-cost head: two logistic regressions on pair features, by cross-validation over prompts."""
+"""Trains the linear-cost head: three logistic regressions on pair features, by cross-validation over prompts."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,10 @@ from darling_plugin.partition.embedding import Embedding
 from darling_plugin.partition.head import FILE, SHIPPED
 from darling_plugin.partition.pair_features import (
     FEATURES,
-    LONG,
-    SHORT,
+    KINDS,
     Encoded,
     encode,
-    is_short,
+    kinds,
     pair_features,
     probability,
 )
@@ -31,8 +31,9 @@ from darling_plugin.training.report import best_threshold
 
 logger = logging.getLogger(__name__)
 
-SHORT_ANSWERS = SHIPPED / "short_answers.jsonl"
+PACKAGED = SHIPPED / "pairs.jsonl"
 TEXTS_AT_ONCE = 256
+PAIRS_AT_ONCE = 16
 STRENGTHS = np.logspace(-3, 1, 9)  # inverse of the L2 penalty, chosen by the log loss of held-out prompts
 
 
@@ -40,12 +41,12 @@ STRENGTHS = np.logspace(-3, 1, 9)  # inverse of the L2 penalty, chosen by the lo
 class TrainedHead:
     """What head.safetensors holds: the tensors of pair_features.probability, and the threshold.
 
-    short_answers: how many of the packaged pairs are told right in cross-validation over their prompts, of how many.
+    packaged: by kind, the pairs in this package that are told right in cross-validation over their prompts, of all.
     """
 
     weights: dict[str, torch.Tensor]
     threshold: float
-    short_answers: tuple[int, int]
+    packaged: dict[str, tuple[int, int]]
 
     def save(self, folder: Path, encoder: str | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,15 +70,13 @@ class HeadTrainer:
         self, pairs: Sequence[LabelledPair], encoder: str | None, *, folds: int, seed: int, dtype: str | None = None
     ) -> None:
         self.pairs, self.folds, self.seed = list(pairs), folds, seed
-        # Few data sets have many short answers, and those that have none still meet them in use. Of a prompt that is
-        # among the pairs none may be trained on while that is tested.
+        # Few data sets have many short answers and sentences, and those that have none still meet them in use. Of a
+        # prompt that is among the pairs none may be trained on while that is tested.
         prompts = {pair.prompt for pair in self.pairs}
-        self.short_answers = [pair for pair in read_pairs(str(SHORT_ANSWERS)) if pair.prompt not in prompts]
+        self.packaged = [pair for pair in read_pairs(str(PACKAGED)) if pair.prompt not in prompts]
         model = Embedding(encoder, dtype=dtype)
         self.vocabulary = len(model.model.tokenizer)
-        texts = list(
-            dict.fromkeys(t for p in (*self.pairs, *self.short_answers) for t in (p.prompt, p.first, p.second))
-        )
+        texts = list(dict.fromkeys(t for p in (*self.pairs, *self.packaged) for t in (p.prompt, p.first, p.second)))
         self._encoded: dict[str, Encoded] = {}
         with tqdm(total=len(texts), unit=" texts", desc="encoding", dynamic_ncols=True) as bar:
             for k in range(0, len(texts), TEXTS_AT_ONCE):
@@ -87,23 +86,24 @@ class HeadTrainer:
     def fit(self, at: Sequence[int]) -> TrainedHead:
         """A head from the pairs with these indices; penalty and threshold by cross-validation within them.
 
-        Where the pairs of one kind, short or long, are too few for that, its weights are learned from all of them.
+        Where the pairs of one kind are too few for that, its weights are learned from all of them.
         """
         pairs = [self.pairs[k] for k in at]
         idf = self._idf(pairs)
         labels, held_out = _labels(pairs), np.empty(len(pairs))
-        short = np.array([self._is_short(pair) for pair in pairs])
-        weight, bias = torch.zeros(2, len(FEATURES)), torch.zeros(2)
-        kinds = (("long responses", LONG, ~short, []), ("short answers", SHORT, short, self.short_answers))
-        for row, (kind, names, of_kind, more) in enumerate(kinds):
-            own = np.flatnonzero(of_kind)
+        kind_of, kind_of_packaged = self._kinds(pairs), self._kinds(self.packaged)
+        weight, bias = torch.zeros(len(KINDS), len(FEATURES)), torch.zeros(len(KINDS))
+        told: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for row, (kind, names) in enumerate(KINDS.items()):
+            own = np.flatnonzero(kind_of == row)
             at_own = np.arange(len(own))  # where they are in learned_from
+            more = [self.packaged[k] for k in np.flatnonzero(kind_of_packaged == row)]
             learned_from = [*(pairs[k] for k in own), *more]
             try:
                 parts = folds_by_prompt(learned_from, self.folds, self.seed)
             except DarlingError:
                 logger.warning(
-                    "%d of %d pairs are of %s: too few, they are judged as all are", of_kind.sum(), len(pairs), kind
+                    "%d of %d pairs are of %s: too few, they are judged as all are", len(own), len(pairs), kind
                 )
                 at_own, learned_from, more = own, pairs, []
                 parts = folds_by_prompt(pairs, self.folds, self.seed)
@@ -111,12 +111,14 @@ class HeadTrainer:
             x, y = self._features(learned_from, idf)[:, columns], _labels(learned_from)
             coefficients, bias[row], out = _logistic(x, y, parts)
             weight[row, columns] = torch.tensor(coefficients, dtype=torch.float32)
-            held_out[own], packaged = out[at_own], out[len(out) - len(more) :]
+            held_out[own] = out[at_own]
+            if more:
+                told[kind] = out[-len(more) :], _labels(more)
         # For the pairs that were given: those in this package are told right at any threshold near one half.
         threshold = best_threshold(labels, held_out)
-        right = (packaged > threshold) == _labels(more)
+        packaged = {kind: (int(((p > threshold) == y).sum()), len(y)) for kind, (p, y) in told.items()}
         weights = {"weight": weight, "bias": bias, "idf": idf.half()}
-        return TrainedHead(weights, threshold, (int(right.sum()), len(right)))
+        return TrainedHead(weights, threshold, packaged)
 
     def predict(self, head: TrainedHead, at: Sequence[int]) -> np.ndarray:
         """(len(at),) P(similar) of the pairs with these indices."""
@@ -129,8 +131,8 @@ class HeadTrainer:
     def _texts(self, pair: LabelledPair) -> list[Encoded]:
         return [self._encoded[text] for text in (pair.prompt, pair.first, pair.second)]
 
-    def _is_short(self, pair: LabelledPair) -> bool:
-        return bool(is_short(self._texts(pair)[1:])[0, 1])
+    def _kinds(self, pairs: Sequence[LabelledPair]) -> np.ndarray:
+        return np.array([int(kinds(self._texts(pair)[1:])[0, 1]) for pair in pairs], dtype=int)
 
     def _idf(self, pairs: Sequence[LabelledPair]) -> torch.FloatTensor:
         """(V,) log((N + 1) / (k + 1)): of N responses k have that token."""
@@ -141,11 +143,19 @@ class HeadTrainer:
         return ((len(responses) + 1) / (counts + 1)).log()
 
     def _features(self, pairs: Sequence[LabelledPair], idf: torch.FloatTensor) -> np.ndarray:
-        rows = []
-        for pair in pairs:
-            prompt, *responses = self._texts(pair)
-            rows.append(pair_features(prompt, responses, idf)[0, 1])
-        return torch.stack(rows).double().numpy()
+        """(len(pairs), len(FEATURES)); of one prompt some pairs at a time, for that is cheaper than each by itself."""
+        of_prompt: dict[str, list[int]] = defaultdict(list)
+        for k, pair in enumerate(pairs):
+            of_prompt[pair.prompt].append(k)
+        found = torch.empty(len(pairs), len(FEATURES), dtype=torch.float64)
+        for prompt, at in of_prompt.items():
+            for start in range(0, len(at), PAIRS_AT_ONCE):
+                some = at[start : start + PAIRS_AT_ONCE]
+                texts = list(dict.fromkeys(text for k in some for text in (pairs[k].first, pairs[k].second)))
+                features = pair_features(self._encoded[prompt], [self._encoded[text] for text in texts], idf)
+                for k in some:
+                    found[k] = features[texts.index(pairs[k].first), texts.index(pairs[k].second)]
+        return found.numpy()
 
 
 def _labels(pairs: Sequence[LabelledPair]) -> np.ndarray:

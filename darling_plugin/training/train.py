@@ -196,9 +196,9 @@ def _train_head(
         progress.add(k, trainer.predict(head, part), head.threshold)
     head = trainer.fit(everything)
     head.save(arguments.output, encoder)
-    right, count = head.short_answers
-    _say(f"packaged pairs of short answers: {right} of {count} told right, by cross-validation over their prompts")
-    return {"short_answers": {"right": right, "pairs": count}}
+    for kind, (right, count) in head.packaged.items():
+        _say(f"packaged pairs of {kind}: {right} of {count} told right, by cross-validation over their prompts")
+    return {"packaged": {kind: {"right": right, "pairs": count} for kind, (right, count) in head.packaged.items()}}
 
 
 def _check_head(arguments: argparse.Namespace, pairs: list[LabelledPair], tested: list[list[int]]) -> None:

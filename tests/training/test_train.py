@@ -18,7 +18,7 @@ from darling_plugin.partition import Group, Pair, load_partition_model
 from darling_plugin.partition.cross_encoder import CrossEncoder, _probability_equivalent
 from darling_plugin.partition.embedding import _default_model_path
 from darling_plugin.training import cross_encoder, report
-from darling_plugin.training.head import SHORT_ANSWERS, HeadTrainer
+from darling_plugin.training.head import PACKAGED, HeadTrainer
 from darling_plugin.training.pairs import LabelledPair, read_pairs
 from darling_plugin.training.train import main
 
@@ -27,6 +27,11 @@ ANSWERS = [
     ("seven", "7", "eight"),
     ("Rome", "It is Rome.", "Oslo"),
     ("a cat", "cat", "a fox"),
+]
+WHOLE_SENTENCES = [
+    "One example of a city that I would like to see is Lisbon.",
+    "I would go to Lisbon, which is beautiful in the spring.",
+    "One example of a city that I would like to see is Nairobi.",
 ]
 
 
@@ -68,7 +73,11 @@ def trainable(folder, kind):
 
 
 def story(subject, ending):
-    return f"The {subject} went down to the harbour before dawn, waited there for the ferry, and in the end {ending}."
+    """37 words and more: longer than what counts as a sentence."""
+    return (
+        f"The {subject} went down to the harbour before dawn, waited there for the ferry, and in the end {ending}. "
+        "Nobody had asked for it, but everybody in the small town spoke of nothing else for weeks."
+    )
 
 
 @pytest.fixture
@@ -95,9 +104,10 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
     assert "40 pairs of 40 prompts, 26 similar" in printed and f"head:{out}" in printed
     report = json.loads((out / "report.json").read_text())
     assert report["measures"]["roc_auc"]["value"] > 0.9
-    packaged = report["short_answers"]
-    assert packaged["pairs"] > 900 and 0.9 < packaged["right"] / packaged["pairs"] < 1
-    assert f"{packaged['right']} of {packaged['pairs']} told right" in printed
+    assert list(report["packaged"]) == ["sentences", "short answers"]
+    for kind, packaged in report["packaged"].items():
+        assert packaged["pairs"] > 700 and 0.8 < packaged["right"] / packaged["pairs"] < 1
+        assert f"packaged pairs of {kind}: {packaged['right']} of {packaged['pairs']} told right" in printed
     written = {file.name for file in out.iterdir()}
     assert written == {
         "head.safetensors",
@@ -112,8 +122,8 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
     same, other = story("old sailor", "sailed home"), story("tired fox", "wept")
     labels = model.partition([Group("Story 50", [same, same.replace("before dawn", "at 2 in the morning"), other])])
     assert labels[0].tolist() == [0, 0, 1]
-    # Short answers come from the pairs in this package, whatever else a head is trained on.
-    for group in ANSWERS:
+    # Short answers and sentences come from the pairs in this package, whatever else a head is trained on.
+    for group in (*ANSWERS, WHOLE_SENTENCES):
         assert model.partition([Group("Say something.", list(group))])[0].tolist() == [0, 0, 1]
 
 
@@ -183,10 +193,10 @@ def test_a_head_from_short_answers_alone(short_pairs, tmp_path, caplog):
 
 def test_packaged_pairs_of_a_prompt_that_is_tested_on_are_not_trained_on():
     prompt = "Name a fruit."
-    packaged = read_pairs(str(SHORT_ANSWERS))
+    packaged = read_pairs(str(PACKAGED))
     assert any(pair.prompt == prompt for pair in packaged)
     trainer = HeadTrainer([LabelledPair(prompt, "Fig", "Figs", 1, 1)], None, folds=3, seed=0)
-    assert {pair.prompt for pair in trainer.short_answers} == {pair.prompt for pair in packaged} - {prompt}
+    assert {pair.prompt for pair in trainer.packaged} == {pair.prompt for pair in packaged} - {prompt}
 
 
 def test_another_encoder_in_a_folder_is_found_from_anywhere(story_pairs, tmp_path, monkeypatch):
