@@ -31,6 +31,20 @@ def test_short_answers_are_one_class_or_two(default, prompt, first, second, same
     assert labels == ([0, 0] if same else [0, 1])
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+        "<s>[INST] {} [/INST]",
+    ],
+)
+def test_short_answers_to_prompts_in_a_chat_template(default, template):
+    found = default.partition([Group(template.format(prompt), [first, second]) for prompt, first, second, _ in PAIRS])
+    assert [pair for pair, labels in zip(PAIRS, found, strict=True) if (labels[1] == 0) != pair[-1]] == []
+
+
 @pytest.mark.parametrize(("prompt", "sentence", "answers"), SENTENCES)
 def test_different_answers_in_one_sentence_are_classes_of_their_own(default, prompt, sentence, answers):
     labels = default.partition([Group(prompt, [sentence.format(answer) for answer in answers])])[0]
@@ -139,6 +153,8 @@ def test_texts_that_have_no_words_are_compared_too(default):
         ("$5", ["dollar", "5"]),
         ("20 °C, or 3.14", ["20", "degree", "c", "or", "3.14"]),
         ("It’s the boss", ["it's", "the", "boss"]),
+        ("<|im_start|>user\nIs x<3?<|im_end|>", ["user", "is", "x", "<", "3"]),
+        ("<b>Rome</b> x < 3 > y", ["rome", "x", "<", "3", ">", "y"]),
     ],
 )
 def test_words_have_numbers_in_digits(text, words):

@@ -114,6 +114,7 @@ WORD = re.compile(
     "|[\u2600-\u27bf\U0001f300-\U0001faff]",
     re.MULTILINE,
 )
+TAG = re.compile(r"</?\w+>|<\|\w+\|>")  # HTML's, and those of chat templates, in which a prompt comes from training
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?:\D|$))")
 CAPITAL = re.compile(r"\b[A-Z]\w+")
 # What structured answers stress: bold text, headings, the beginning of a list item up to a colon or full stop.
@@ -141,7 +142,7 @@ class Encoded:
         """Case-folded, plurals' s left out, numbers in digits: "Minus twenty-one cats" is ["-21", "cat"]."""
         found: list[str] = []
         value: int | None = None  # of the number words just before
-        for word in WORD.findall(self.text.casefold().replace("’", "'").replace("−", "-")):
+        for word in WORD.findall(TAG.sub(" ", self.text.casefold()).replace("’", "'").replace("−", "-")):
             number = NUMBERS.get(word)
             if value and (word == "hundred" or (value in TENS and number and number < 10)):
                 value = value * 100 if word == "hundred" else value + number
