@@ -12,7 +12,7 @@ from short_answers import PAIRS, SENTENCES
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.partition.head import FILE, SHIPPED
-from darling_plugin.partition.pair_features import CHUNK_TOKENS, FEATURES, KINDS, Encoded
+from darling_plugin.partition.pair_features import CHUNK_TOKENS, FEATURES, KINDS, Encoded, encode, kinds, pair_features
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,8 @@ def test_short_answers_are_one_class_or_two(default, prompt, first, second, same
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
         "<|im_start|>assistant\n",
         "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
-        "<s>[INST] {} [/INST]",
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n{} [/INST]",
+        "<｜begin▁of▁sentence｜><｜User｜>{}<｜Assistant｜>",
     ],
 )
 def test_short_answers_to_prompts_in_a_chat_template(default, template):
@@ -51,18 +52,62 @@ def test_different_answers_in_one_sentence_are_classes_of_their_own(default, pro
     assert labels.tolist() == list(range(len(answers)))
 
 
-def test_sentences_of_a_small_model_are_told_apart_by_what_they_answer(exact):
-    """SmolLM2's, labelled by the answer named: pairs that are one class or two, and what the card says of them."""
+def test_sentences_of_a_small_model_are_told_apart_as_the_card_says(exact):
     groups = [json.loads(line) for line in (Path(__file__).parent / "sentences.jsonl").read_text().splitlines()]
     found = exact.similarities([Group(group["prompt"], group["responses"]) for group in groups])
     wrong, count = Counter(), Counter()
     for group, similarities in zip(groups, found, strict=True):
         for i, j in combinations(range(len(group["labels"])), 2):
             same = group["labels"][i] == group["labels"][j]
-            count[same] += 1
-            wrong[same] += (float(similarities[i, j]) > exact.threshold) != same
-    assert count == {True: 186, False: 707}
-    assert wrong[True] < 0.2 * count[True] and wrong[False] < 0.08 * count[False]
+            kind = "about" if group["prompt"].startswith("Write") else "same" if same else "different"
+            count[kind] += 1
+            wrong[kind] += (float(similarities[i, j]) > exact.threshold) != same
+    card = (SHIPPED / "README.md").read_text()
+    for kind, row in (
+        ("same", "same answer, split"),
+        ("different", "different answers, joined"),
+        ("about", "different sentences about something, joined"),
+    ):
+        said, of = map(int, re.search(rf"\| {row} \| (\d+) of (\d+) pairs", card).groups())
+        assert count[kind] == of and abs(wrong[kind] - said) <= 3  # other processors round otherwise
+
+
+@pytest.mark.parametrize(
+    ("sentence", "word", "other", "same"),
+    [
+        ("As far as I know from living with two of them, dogs don't like rain.", "don't", "do not", True),
+        ("The number that I would choose is 5, because it is my lucky number.", "5", "15", False),
+        ("The type that I would use for this in C++ is vector<int>.", "int", "float", False),
+    ],
+)
+def test_a_word_in_a_sentence_that_counts_or_does_not(default, sentence, word, other, same):
+    labels = default.partition([Group("What do you think?", [sentence, sentence.replace(word, other)])])[0]
+    assert labels.tolist() == [0, 0 if same else 1]
+
+
+@pytest.mark.parametrize(
+    ("shorter", "longer", "kind"),
+    [
+        (8, 24, "short answers"),
+        (9, 24, "sentences"),
+        (8, 25, "sentences"),
+        (24, 32, "sentences"),
+        (25, 32, "long responses"),
+        (24, 33, "long responses"),
+        (1, 33, "long responses"),
+    ],
+)
+def test_the_kind_of_a_pair_is_that_of_its_lengths(shorter, longer, kind):
+    texts = [Encoded(" ".join(["word"] * count), None, None, None) for count in (longer, shorter)]
+    found = kinds(texts)
+    assert torch.equal(found, found.T) and list(KINDS)[found[0, 1]] == kind
+
+
+def test_a_response_compared_with_itself_is_on_the_diagonal(exact):
+    for text in ("Fig", "One fruit that many people like to eat in summer is the fig.", " ".join(STORIES)):
+        encoded = encode(exact.encoder, ["Name a fruit.", text])
+        found = pair_features(encoded["Name a fruit."], [encoded[text]] * 2, exact._weights["idf"])
+        assert torch.allclose(found[0, 1], found[0, 0])
 
 
 def test_a_few_words_beside_a_long_response_are_judged_as_long_ones_are(default):
@@ -153,8 +198,7 @@ def test_texts_that_have_no_words_are_compared_too(default):
         ("$5", ["dollar", "5"]),
         ("20 °C, or 3.14", ["20", "degree", "c", "or", "3.14"]),
         ("It’s the boss", ["it's", "the", "boss"]),
-        ("<|im_start|>user\nIs x<3?<|im_end|>", ["user", "is", "x", "<", "3"]),
-        ("<b>Rome</b> x < 3 > y", ["rome", "x", "<", "3", ">", "y"]),
+        ("It won't, can't and didn't.", ["it", "will", "not", "can", "not", "and", "did", "not"]),
     ],
 )
 def test_words_have_numbers_in_digits(text, words):

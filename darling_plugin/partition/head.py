@@ -28,9 +28,9 @@ class Head(SimilarityModel):
 
         P(equivalent) = sigmoid(w . x + b)
 
-    There are three of w and b, by the words of the shorter and of the longer response: for short answers (at most 8 and
-    24), sentences (at most 24 and 32), and all others. The folder has them with the encoder's name and the threshold
-    that was chosen in training.
+    There are three of w and b, by the words of the shorter and of the longer response: for short answers (at most 8
+    and 24), sentences (at most 24 and 32), and all others. The folder has them with the encoder's name and the
+    threshold that was chosen in training.
 
     Args:
         threshold: default: the one in the folder.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -61,7 +60,6 @@ SHORT = (
     "numbers_differ",
     "symbols_differ",
     "negated",
-    "spelling",
     "rare_tokens",
 )
 SENTENCES = (
@@ -72,6 +70,8 @@ SENTENCES = (
     "rare_shared",
     "rare_added",
     "same_form",
+    "numbers_agree",
+    "numbers_differ",
     "only_negated",
 )
 FEATURES = tuple(dict.fromkeys((*LONG, *SHORT, *SENTENCES)))
@@ -85,7 +85,8 @@ NUMBERS = {word: number for number, word in enumerate(_ONES.split())}
 TENS = {10 * number: word for number, word in enumerate(_TENS.split(), start=2)}
 NUMBERS |= {word: number for number, word in TENS.items()}
 SIGNS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "%": "percent", "°": "degree", "minus": "minus"}
-NEGATIONS = {"no", "not", "never", "none", "nothing", "cannot", "neither", "nor", "without", "false", "nope"}
+NEGATIONS = {"no", "not", "never", "none", "nothing", "neither", "nor", "without", "false", "nope"}
+NOT = {"won't": "will not", "can't": "can not", "cannot": "can not", "n't": " not"}
 # Words that say nothing in a short answer.
 FILLERS = set(
     "a an the is are was be it its it's this that i i'm i'd i'll my me we you your of to in on for and as at with "
@@ -114,7 +115,6 @@ WORD = re.compile(
     "|[\u2600-\u27bf\U0001f300-\U0001faff]",
     re.MULTILINE,
 )
-TAG = re.compile(r"</?\w+>|<\|\w+\|>")  # HTML's, and those of chat templates, in which a prompt comes from training
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?:\D|$))")
 CAPITAL = re.compile(r"\b[A-Z]\w+")
 # What structured answers stress: bold text, headings, the beginning of a list item up to a colon or full stop.
@@ -142,18 +142,21 @@ class Encoded:
         """Case-folded, plurals' s left out, numbers in digits: "Minus twenty-one cats" is ["-21", "cat"]."""
         found: list[str] = []
         value: int | None = None  # of the number words just before
-        for word in WORD.findall(TAG.sub(" ", self.text.casefold()).replace("’", "'").replace("−", "-")):
+        text = self.text.casefold().replace("’", "'").replace("−", "-")
+        for short, spelled in NOT.items():
+            text = text.replace(short, spelled)
+        for word in WORD.findall(text):
             number = NUMBERS.get(word)
             if value and (word == "hundred" or (value in TENS and number and number < 10)):
                 value = value * 100 if word == "hundred" else value + number
                 found[-1] = str(value)
                 continue
             value = number
-            text = _spelling(word) if number is None else str(number)
-            if text[0].isdigit() and found[-1:] in (["minus"], ["negative"]):
-                found[-1] = f"-{text}"
+            spelling = _spelling(word) if number is None else str(number)
+            if spelling[0].isdigit() and found[-1:] in (["minus"], ["negative"]):
+                found[-1] = f"-{spelling}"
             else:
-                found.append(text)
+                found.append(spelling)
         return found
 
 
@@ -240,11 +243,15 @@ def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.Floa
             values[name] = torch.zeros(n, n)
     kind = kinds(responses)
     if kind.any():
-        _of_few_words(prompt, responses, kind, values)
-    for i, j in (kind == list(KINDS).index("sentences")).nonzero().tolist():
-        values["rare_shared"][i, j] = max(map(weight, set(apart[i]) & set(apart[j])), default=0.0)
-        rarest = (max(map(weight, set(apart[k]) - set(apart[other])), default=0.0) for k, other in ((i, j), (j, i)))
-        values["rare_added"][i, j] = min(rarest)
+        _of_few_words(prompt, responses, values)
+    members = [set(own) for own in apart]
+    for i, j in (kind == list(KINDS).index("sentences")).triu().nonzero().tolist():
+        rarest = [
+            max(map(weight, some), default=0.0)
+            for some in (members[i] & members[j], members[i] - members[j], members[j] - members[i])
+        ]
+        values["rare_shared"][i, j] = values["rare_shared"][j, i] = rarest[0]
+        values["rare_added"][i, j] = values["rare_added"][j, i] = min(rarest[1:])
     values["only_negated"] = values["negated"] * (values["rare_added"] < COMMON)
     return torch.stack([values[name].float() for name in FEATURES], dim=-1)
 
@@ -258,9 +265,7 @@ def kinds(responses: Sequence[Encoded]) -> torch.LongTensor:
     return short.long() + sentences.long()
 
 
-def _of_few_words(
-    prompt: Encoded, responses: Sequence[Encoded], kind: torch.LongTensor, values: dict[str, torch.Tensor]
-) -> None:
+def _of_few_words(prompt: Encoded, responses: Sequence[Encoded], values: dict[str, torch.Tensor]) -> None:
     """Fills in the features that short answers and sentences alone have."""
     asked = set(prompt.words)
     # Where all words are fillers the last is the answer: "The answer is A".
@@ -277,33 +282,30 @@ def _of_few_words(
     both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
     values["numbers_agree"] = both & (numbers.jaccard == 1)
     values["numbers_differ"] = both & (numbers.shared == 0)
+    # A prompt's < and > may be those of its chat template's marks.
+    asked -= {"<", ">"}
     symbols = _overlap([[w for w in each.words if w in SYMBOLS and w not in asked] for each in responses])
     values["symbols_differ"] = (symbols.totals[:, None] > 0) & (symbols.totals > 0) & (symbols.shared == 0)
-    negated = torch.tensor([any(w in NEGATIONS or w.endswith("n't") for w in each.words) for each in responses])
+    negated = torch.tensor([any(w in NEGATIONS for w in each.words) for each in responses])
     values["negated"] = negated[:, None] != negated
-    form = [" ".join(own) or each.text.strip() for own, each in zip(content, responses, strict=True)]
-    for i, j in kind.nonzero().tolist():
-        if i < j:
-            values["same_form"][i, j] = values["same_form"][j, i] = float(form[i] == form[j])
-    for i, j in (kind == list(KINDS).index("short answers")).nonzero().tolist():
-        if i < j:
-            ratio = SequenceMatcher(None, *sorted((form[i], form[j])), autojunk=False).ratio()
-            values["spelling"][i, j] = values["spelling"][j, i] = ratio
+    forms = [" ".join(own) or each.text.strip() for own, each in zip(content, responses, strict=True)]
+    form = torch.tensor([forms.index(each) for each in forms])
+    values["same_form"] = form[:, None] == form
 
 
 def _best_matches(chunks: list[torch.Tensor], sizes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """(n, n) each: the mean over i's chunks of the best cosine in j, and how far from its place that is found."""
-    n, counts = len(chunks), [len(own) for own in chunks]
-    together = torch.cat(chunks)
-    owner = torch.repeat_interleave(torch.arange(n), torch.tensor(counts))
-    place = torch.cat([torch.arange(count) / max(count - 1, 1) for count in counts])
+    n, counts = len(chunks), torch.tensor([len(own) for own in chunks])
+    padded = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True)  # (n, C, d)
+    missing = torch.arange(padded.shape[1]) >= counts[:, None]
+    last = (counts - 1).clamp(min=1)
     match, drift = torch.empty(n, n), torch.empty(n, n)
     for i, own in enumerate(chunks):
-        weights, places = sizes[i] / sizes[i].sum(), place[owner == i]
-        best, there = zip(*((own @ other.T).max(1) for other in together.split(counts)), strict=True)
-        match[i] = torch.stack(best) @ weights
-        where = torch.stack([place[owner == j][at] for j, at in enumerate(there)])
-        drift[i] = (where - places).abs() @ weights
+        cosines = (own @ padded.flatten(0, 1).T).view(len(own), n, -1).masked_fill(missing, -torch.inf)
+        best, there = cosines.max(-1)
+        weights = sizes[i] / sizes[i].sum()
+        match[i] = weights @ best
+        drift[i] = weights @ (there / last - (torch.arange(len(own)) / last[i])[:, None]).abs()
     return match, drift
 
 
