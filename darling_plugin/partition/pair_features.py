@@ -261,7 +261,7 @@ def kinds(responses: Sequence[Encoded]) -> torch.LongTensor:
     length = torch.tensor([len(each.words) for each in responses])
     shorter, longer = torch.minimum(length[:, None], length), torch.maximum(length[:, None], length)
     short = (shorter <= SHORT_ANSWER) & (longer <= BESIDE_SHORT)
-    sentences = (shorter <= SENTENCE) & (longer <= BESIDE_SENTENCE)
+    sentences = (shorter <= SENTENCE) & (longer <= BESIDE_SENTENCE)  # of the lengths of short answers too
     return short.long() + sentences.long()
 
 
