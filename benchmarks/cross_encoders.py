@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from darling_plugin.partition.embedding import _default_model_path
+from darling_plugin.partition.models.embedding import _default_model_path
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models" / "benchmarks"

@@ -116,7 +116,7 @@ def cost(spec: str) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    from darling_plugin.partition.embedding import _default_model_path
+    from darling_plugin.partition.models.embedding import _default_model_path
 
     tokenizer = AutoTokenizer.from_pretrained(_default_model_path())
     bursts = {words: make_groups(tokenizer, GROUPS, (tokens, tokens)) for words, tokens in SIZES.items()}

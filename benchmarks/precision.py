@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from darling_plugin.partition import Group, Pair, load_partition_model
 from darling_plugin.partition.clustering import cluster
-from darling_plugin.partition.embedding import _default_model_path
+from darling_plugin.partition.models.embedding import _default_model_path
 
 GROUPS, TOKENS, CLOSE = 24, 200, 0.02
 DTYPES = ("float32", "bfloat16")

@@ -11,7 +11,7 @@ from typing import Any
 from darling_plugin.errors import DarlingError
 
 ENTRY_POINT_GROUP = "darling_plugin.plugins"
-BUILT_IN_MODULES = ("darling_plugin.partition", "darling_plugin.reward", "darling_plugin.advantage")
+BUILT_IN_MODULES = ("darling_plugin.partition.models", "darling_plugin.reward", "darling_plugin.advantage")
 
 
 def nearest(name: str, known: list[str]) -> str:

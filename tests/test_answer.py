@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, answer, check_partition_spec, load_partition_model, measure
+from darling_plugin.partition import Group, check_partition_spec, load_partition_model, measure
+from darling_plugin.partition.models import answer
 
 HANGS_ALWAYS = r"It is \boxed{9^{9^{9^{9}}}}."
 
@@ -145,7 +146,7 @@ def test_a_worker_that_dies_at_work_costs_that_response_alone(model, monkeypatch
 
 
 def _die_of_poison(text):
-    from darling_plugin.partition.answer import _read
+    from darling_plugin.partition.models.answer import _read
 
     return _exit() if "poison" in text else _read(text)
 
@@ -247,7 +248,9 @@ def test_a_script_ends_and_leaves_no_process(tmp_path):
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     hanging = f"model.partition([Group('p', [{HANGS_ALWAYS!r}, 'x'])])"
-    process = run_script(tmp_path, f"from darling_plugin.partition import answer; answer.DEADLINE = 60; {hanging}")
+    process = run_script(
+        tmp_path, f"from darling_plugin.partition.models import answer; answer.DEADLINE = 60; {hanging}"
+    )
     time.sleep(2)
     left = psutil.Process(process.pid).children(recursive=True)
     process.kill()

@@ -11,7 +11,8 @@ from transformers import (
 )
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, Pair, cross_encoder, load_partition_model
+from darling_plugin.partition import Group, Pair, load_partition_model
+from darling_plugin.partition.models import cross_encoder
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then"]
 MAX_POSITIONS = 48

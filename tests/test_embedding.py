@@ -5,7 +5,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, embedding, load_partition_model
+from darling_plugin.partition import Group, load_partition_model
+from darling_plugin.partition.models import embedding
 
 
 @pytest.fixture(scope="module")

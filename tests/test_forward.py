@@ -12,9 +12,10 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, Pair, forward, load_partition_model
-from darling_plugin.partition.device import COMPILE_AFTER
-from darling_plugin.partition.forward import CausalForward, PackedForward, PaddedForward, choose_forward
+from darling_plugin.partition import Group, Pair, load_partition_model
+from darling_plugin.partition.engine import forward
+from darling_plugin.partition.engine.device import COMPILE_AFTER
+from darling_plugin.partition.engine.forward import CausalForward, PackedForward, PaddedForward, choose_forward
 
 MAX_LENGTH = 80
 TEXTS = some_texts(9, 60)
@@ -416,7 +417,7 @@ def test_a_sliding_window_of_a_causal_model_is_not_packed():
 @pytest.mark.parametrize("kind", ["bert", "roberta", "qwen3"], scope="function")
 @pytest.mark.parametrize("max_length", [8, 9, 21, 200])
 def test_pairs_are_what_the_tokenizer_makes_of_them(kind, max_length):
-    from darling_plugin.partition.pair_tokens import PairTokens
+    from darling_plugin.partition.engine.pair_tokens import PairTokens
 
     tokenizer = make_tokenizer(kind)
     pairs = [Pair("p", *two) for two in combinations(["", "cat", *some_texts(7, 20)], 2)]
@@ -428,7 +429,7 @@ def test_pairs_are_what_the_tokenizer_makes_of_them(kind, max_length):
 
 
 def test_each_response_is_tokenised_once(monkeypatch):
-    from darling_plugin.partition import pair_tokens
+    from darling_plugin.partition.engine import pair_tokens
 
     tokenizer = make_tokenizer("bert")
     seen, tokenise = [], type(tokenizer)._encode_plus
@@ -449,7 +450,7 @@ def test_each_response_is_tokenised_once(monkeypatch):
 
 
 def test_the_limit_of_a_response_and_the_special_tokens():
-    from darling_plugin.partition.pair_tokens import PairTokens
+    from darling_plugin.partition.engine.pair_tokens import PairTokens
 
     tokenizer = make_tokenizer("qwen3")
     tokens = PairTokens(tokenizer, 100, max_response_length=3, special_tokens=("<cls>", "<sep>", "<pad>"))

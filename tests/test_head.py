@@ -11,8 +11,16 @@ from short_answers import PAIRS, SENTENCES
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, load_partition_model
-from darling_plugin.partition.head import FILE, SHIPPED
-from darling_plugin.partition.pair_features import CHUNK_TOKENS, FEATURES, KINDS, Encoded, encode, kinds, pair_features
+from darling_plugin.partition.models.head.features import (
+    CHUNK_TOKENS,
+    FEATURES,
+    KINDS,
+    Encoded,
+    encode,
+    kinds,
+    pair_features,
+)
+from darling_plugin.partition.models.head.model import FILE, SHIPPED
 
 
 @pytest.fixture(scope="module")

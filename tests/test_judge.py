@@ -6,7 +6,8 @@ import pytest
 from chat_servers import FRUITS, MARKED, fruit
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, Pair, judge, load_partition_model
+from darling_plugin.partition import Group, Pair, load_partition_model
+from darling_plugin.partition.models import judge
 
 
 @pytest.fixture

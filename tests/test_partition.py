@@ -23,7 +23,7 @@ from darling_plugin.partition import (
     measure,
 )
 from darling_plugin.partition.clustering import cluster
-from darling_plugin.partition.lexical import Lexical
+from darling_plugin.partition.models.lexical import Lexical
 from darling_plugin.registry import register_partition_model
 from darling_plugin.user_code import import_user_code
 
@@ -661,7 +661,11 @@ def test_options_may_follow_as_a_query(mine):
             "no module named 'no_such_package'(.|\n)*registered partition model: .*cross-encoder",
         ),
         ("darling_plugin.no_such:Class", {}, "no module named 'darling_plugin.no_such'"),
-        ("darling_plugin.partition.lexical:Lexicl", {}, "no such name; partition models defined there: Lexical"),
+        (
+            "darling_plugin.partition.models.lexical:Lexicl",
+            {},
+            "no such name; partition models defined there: Lexical",
+        ),
         ("collections:OrderedDict", {}, "subclass of darling_plugin.partition.PartitionModel"),
         ("{mine}:Missing", {}, "there: Mine, WithPath, AnyOption, Unfinished"),
         ("{mine}:NotAModel", {}, "subclass of .*PartitionModel"),

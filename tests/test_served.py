@@ -28,8 +28,9 @@ from transformers import (
 )
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, Pair, load_partition_model, served
-from darling_plugin.partition.served import Served
+from darling_plugin.partition import Group, Pair, load_partition_model
+from darling_plugin.partition.models import served
+from darling_plugin.partition.models.served import Served
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then"]
 MAX_LENGTH = 48

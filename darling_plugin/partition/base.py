@@ -56,6 +56,13 @@ class Pair(NamedTuple):
 class PartitionModel(ABC):
     """Sorts each group's responses into classes that count as "saying the same"."""
 
+    @classmethod  # noqa: B027  (a model may have nothing to check)
+    def check_arguments(cls, *arguments: Any, **options: Any) -> None:
+        """Raises DarlingError for arguments of `__init__` that cannot work, where that shows without building it.
+
+        Called before a run starts, once the names fit the signature. Here: nothing is checked.
+        """
+
     @abstractmethod
     def partition(self, groups: Sequence[Group]) -> list[torch.LongTensor]:
         """One tensor (n,) a group: the class index >= 0 of each response, meaningful within its group only."""

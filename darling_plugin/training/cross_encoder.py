@@ -14,8 +14,8 @@ import torch
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair
-from darling_plugin.partition.cross_encoder import TRAINED, CrossEncoder
-from darling_plugin.partition.pair_tokens import PairTokens
+from darling_plugin.partition.engine.pair_tokens import PairTokens
+from darling_plugin.partition.models.cross_encoder import TRAINED, CrossEncoder
 from darling_plugin.training.pairs import LabelledPair
 from darling_plugin.training.report import best_threshold
 

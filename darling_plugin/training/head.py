@@ -15,9 +15,8 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.embedding import Embedding
-from darling_plugin.partition.head import FILE, SHIPPED
-from darling_plugin.partition.pair_features import (
+from darling_plugin.partition.models.embedding import Embedding
+from darling_plugin.partition.models.head.features import (
     FEATURES,
     KINDS,
     Encoded,
@@ -26,6 +25,7 @@ from darling_plugin.partition.pair_features import (
     pair_features,
     probability,
 )
+from darling_plugin.partition.models.head.model import FILE, SHIPPED
 from darling_plugin.training.pairs import LabelledPair, folds_by_prompt, read_pairs
 from darling_plugin.training.report import best_threshold
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from darling_plugin import __version__
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.cross_encoder import CrossEncoder
+from darling_plugin.partition.models.cross_encoder import CrossEncoder
 from darling_plugin.training import cross_encoder, report
 from darling_plugin.training.head import HeadTrainer
 from darling_plugin.training.pairs import Columns, LabelledPair, folds_by_prompt, read_pairs

@@ -23,4 +23,4 @@ def test_the_wildchat_recipe_trains_a_step(tmp_path):
     assert all(0 < reward < 1 for record in records for reward in record["reward"])
     assert (out / "model" / "model.safetensors").is_file()
     run = json.loads((out / "run.json").read_text())
-    assert run["partition_model"]["class"] == "darling_plugin.partition.presets.DarlingModernBert"
+    assert run["partition_model"]["class"] == "darling_plugin.partition.models.released.DarlingModernBert"

@@ -388,7 +388,7 @@ def test_what_a_process_learns_of_the_one_before(tmp_path):
 def test_what_was_loaded_is_described(configured):
     described = asyncio.run(make_actor(configured, threshold=0.4, clustering="greedy").describe())
     assert described == {
-        "class": "darling_plugin.partition.lexical.Lexical",
+        "class": "darling_plugin.partition.models.lexical.Lexical",
         "threshold": 0.4,
         "clustering": "greedy",
     }

@@ -123,7 +123,7 @@ def test_a_stopped_run_goes_on_where_it_was(fake, responses, capsys):
 
 
 def test_a_server_that_fails_stops_it_and_what_was_answered_is_kept(fake, responses, capsys, monkeypatch):
-    monkeypatch.setattr("darling_plugin.partition.judge.RETRIES", 0)
+    monkeypatch.setattr("darling_plugin.partition.models.judge.RETRIES", 0)
     fake.delay = 0.01
     ask, asked = label.Judge.probability_same, []
 

@@ -15,8 +15,8 @@ from tiny_classifiers import WORDS, make_classifier, some_texts
 
 from darling_plugin import training
 from darling_plugin.partition import Group, Pair, load_partition_model
-from darling_plugin.partition.cross_encoder import CrossEncoder, _probability_equivalent
-from darling_plugin.partition.embedding import _default_model_path
+from darling_plugin.partition.models.cross_encoder import CrossEncoder, _probability_equivalent
+from darling_plugin.partition.models.embedding import _default_model_path
 from darling_plugin.training import cross_encoder, report
 from darling_plugin.training.head import PACKAGED, HeadTrainer
 from darling_plugin.training.pairs import LabelledPair, read_pairs

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel
@@ -44,6 +45,10 @@ class Lexical(PairwiseModel):
                 "give a number, or leave the colon and what follows out",
             )
         self.size = None if size is None else int(size)
+
+    @classmethod
+    def check_arguments(cls, *arguments: Any, **options: Any) -> None:
+        cls(*arguments, **options)  # costs nothing, and refuses an argument that is no number
 
     def similarity(self, pairs: Sequence[Pair]) -> list[float]:
         ngrams = cache(lambda text: _ngrams(text, self.size))  # for this call only: a response is in n-1 pairs

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from darling_plugin.partition.embedding import Embedding
+    from darling_plugin.partition.models.embedding import Embedding
 
 CHUNK_TOKENS = 48  # about 35 words: sentence encoders blur what is longer
 

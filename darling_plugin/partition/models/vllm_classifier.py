@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel
-from darling_plugin.partition.cross_encoder import TRAINED, _probability_equivalent
+from darling_plugin.partition.models.cross_encoder import TRAINED, _probability_equivalent
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class VLLMClassifier(PairwiseModel):
     ) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
-        from darling_plugin.partition.pair_tokens import PairTokens
+        from darling_plugin.partition.engine.pair_tokens import PairTokens
 
         own = AutoTokenizer.from_pretrained(tokenizer or path)
         config = AutoConfig.from_pretrained(path)

@@ -54,8 +54,8 @@ class CrossEncoder(PairwiseModel):
         dtype: str | None = None,
         compile_after: float | None = None,
     ) -> None:
-        from darling_plugin.partition.forward import choose_forward
-        from darling_plugin.partition.pair_tokens import PairTokens
+        from darling_plugin.partition.engine.forward import choose_forward
+        from darling_plugin.partition.engine.pair_tokens import PairTokens
 
         self.both_orders = both_orders
         self.tokenizer, self.model = load_classifier(path, tokenizer or path, dtype)
@@ -93,7 +93,7 @@ def load_classifier(path: str, tokenizer_path: str, dtype: str | None) -> tuple[
     """Tokenizer and sequence classifier, on the GPU where there is one, with a padding token both agree on."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from darling_plugin.partition.device import device_and_dtype
+    from darling_plugin.partition.engine.device import device_and_dtype
 
     device, kind = device_and_dtype(dtype)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from darling_plugin.partition.base import Pair
-from darling_plugin.partition.cross_encoder import CrossEncoder
+from darling_plugin.partition.models.cross_encoder import CrossEncoder
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, Pair, load_partition_model
-from darling_plugin.partition.presets import short_answers_agree
+from darling_plugin.partition.models.released import short_answers_agree
 
 LONG = "the cat sat on the mat"
 

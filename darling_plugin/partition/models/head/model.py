@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 FILE = "head.safetensors"
-SHIPPED = Path(__file__).with_name("default")
+SHIPPED = Path(__file__).parents[2] / "default"
 
 
 @register_partition_model("head")
@@ -47,14 +47,14 @@ class Head(SimilarityModel):
         dtype: str | None = None,
         compile_after: float | None = None,
     ) -> None:
-        from darling_plugin.partition.embedding import Embedding
+        from darling_plugin.partition.models.embedding import Embedding
 
         self._weights, settings = read_head(Path(path))
         super().__init__(threshold=settings["threshold"] if threshold is None else threshold, clustering=clustering)
         self.encoder = Embedding(settings["encoder"], dtype=dtype, compile_after=compile_after)
 
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
-        from darling_plugin.partition.pair_features import encode, probability
+        from darling_plugin.partition.models.head.features import encode, probability
 
         encoded = encode(self.encoder, [text for group in groups for text in (group.prompt, *group.responses)])
         return [
@@ -87,7 +87,7 @@ def read_head(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights, and settings: encoder (None: all-MiniLM-L6-v2's package), features, threshold."""
     from safetensors import SafetensorError, safe_open
 
-    from darling_plugin.partition.pair_features import FEATURES
+    from darling_plugin.partition.models.head.features import FEATURES
 
     needed, do = f"a folder with {FILE}, as darling-train-partition writes it", "correct the path, or train a head"
     try:
