@@ -1,0 +1,1 @@
+"""The small learned head: `default`, and those that darling-train-partition makes."""
