@@ -3,8 +3,8 @@
 Each shim says what stood in the way and when it can go. Nothing here is imported or active without the flag, but for
 the stand-in of flash-attn that `--help` needs.
 
-Every run starts by proving its weight sync: vLLM starts with random weights, the trainer's are sent, and the
-log-probabilities of the two must agree; they are compared again after every later sync.
+Every run starts by proving its weight sync: vLLM starts with random weights, the trainer's are sent, and
+weight_sync.py compares the two; again after every later sync.
 """
 
 import importlib.machinery
@@ -45,11 +45,6 @@ DROP_FLAGS = (
 # OpenRLHF reserves a GPU and a CPU for every model and engine. On a CPU both are only names, and these are enough for
 # the recipes at hand. Can go when OpenRLHF's resources can be set.
 LOGICAL_RESOURCES = {"num_gpus": 64, "num_cpus": 64}
-
-# Of the log-probabilities' spread. Both sides compute in bfloat16, which made up to 2 %; a head that did not arrive
-# before the first step made 100 %, one that stayed behind in training 6 %.
-TOLERANCE = 0.05
-CHECK_TEXT = "The quick brown fox jumps over the lazy dog."
 
 _installed = False
 
@@ -190,12 +185,18 @@ class _GlooGroup:
 
         self._group = stateless_init_torch_distributed_process_group(address, port, rank, world_size, "gloo")
 
-    def broadcast(self, tensor: Any, src: int, stream: None) -> None:
+    def broadcast(self, tensor: Any, src: int, stream: None) -> Any:
+        """Returns the tensor's fingerprints, made where it was sent."""
         import torch
+
+        from darling_plugin.openrlhf import weight_sync
 
         options = torch.distributed.BroadcastOptions()
         options.rootRank, options.rootTensor = src, 0
-        self._group.broadcast([tensor], options).wait()
+        fingerprints = weight_sync.tensor_fingerprints(tensor)
+        for each in (tensor, fingerprints):
+            self._group.broadcast([each], options).wait()
+        return fingerprints
 
 
 def _weight_sync_group(module: ModuleType) -> None:
@@ -216,18 +217,26 @@ def _vllm_worker(module: ModuleType) -> None:
     import torch
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-    def update_weight(worker: Any, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> None:
+    from darling_plugin.openrlhf import weight_sync
+
+    def update_weight(worker: Any, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> Any:
+        comparison, received, sent = worker.__dict__.setdefault("darling", (weight_sync.Comparison(), [], {}))
+        if name == weight_sync.REPORT:
+            return comparison
         weight = torch.empty(shape, dtype=dtype)
-        worker._model_update_group.broadcast(weight, src=0, stream=None)
-        received = worker.__dict__.setdefault("darling_received", [])
+        sent[name] = worker._model_update_group.broadcast(weight, src=0, stream=None)
         received.append((name, weight))
         if empty_cache:  # set with the last tensor
+            model = worker.model_runner.get_model()
             worker.model_runner.reload_weights(weights_iterator=iter(received))
-            received.clear()
             # A head tied to the embedding gets no weight of its own, so the reload leaves its repacked copy as it was.
-            for layer in worker.model_runner.get_model().modules():
+            for layer in model.modules():
                 if isinstance(layer, ParallelLMHead):
                     layer.quant_method.process_weights_after_loading(layer)
+            comparison.make(sent, model)
+            received.clear()
+            sent.clear()
+        return None
 
     module.WorkerWrap.update_weight = update_weight
 
@@ -249,72 +258,28 @@ def _vllm_arguments(module: ModuleType) -> None:
 def _trainer(module: ModuleType) -> None:
     """Checks the weight sync: before the first step, with a sync of its own, and after every later one.
 
-    With partial rollout only before the first step. Can go when CPU vLLM takes weights one by one, as on a GPU.
+    With partial rollout the log-probabilities are compared before the first step alone. Can go when CPU vLLM takes
+    weights one by one, as on a GPU.
     """
+    from darling_plugin.openrlhf import weight_sync
 
     def init_checkpoint_states(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> Any:
         states = wrapped(*args, **kwargs)
         trainer.broadcast_to_vllm()
         if pauses_engines(trainer):
-            check(trainer)
+            weight_sync.check(trainer, module.logger, log_probabilities=True)
         return states
 
     def broadcast_to_vllm(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> None:
         wrapped(*args, **kwargs)
-        if not pauses_engines(trainer):
-            check(trainer)
+        weight_sync.check(trainer, module.logger, log_probabilities=not pauses_engines(trainer))
 
     def pauses_engines(trainer: Any) -> bool:
         # Partial rollout syncs while generation is paused: asking vLLM anything before it resumes would hang.
         return trainer.args.train.partial_rollout_enable
 
-    def check(trainer: Any) -> None:
-        gap = log_probability_gap(trainer)
-        module.logger.info(f"CPU mode: weights synced, log-probabilities of vLLM and the trainer differ by {gap:.2%}")
-        if not gap <= TOLERANCE:
-            raise DarlingError(
-                f"vLLM and the trainer to agree on log-probabilities after a weight sync, within {TOLERANCE:.0%}",
-                f"a difference of {gap:.2%} of their spread",
-                "this model's weights do not reach CPU vLLM whole: report the model, run it on a GPU",
-            )
-
     wrap(module.BasePPOTrainer, "init_checkpoint_states", init_checkpoint_states)
     wrap(module.BasePPOTrainer, "broadcast_to_vllm", broadcast_to_vllm)
-
-
-def log_probability_gap(trainer: Any) -> float:
-    """The largest difference between a vLLM engine's log-probabilities of some next tokens and the trainer's.
-
-    As a share of how far the trainer's lie apart: bfloat16 rounds large logits more. The trainer divides its logits by
-    the sampling temperature and vLLM's prompt log-probabilities do not, so both are compared relative to their mean
-    over the tokens, where the temperature is a mere factor.
-    """
-    import ray
-    import torch
-    from vllm import SamplingParams
-
-    prompt = trainer.tokenizer(text=CHECK_TEXT, add_special_tokens=False)["input_ids"]
-    candidates = list(dict.fromkeys(prompt))
-    sequences = torch.tensor([[*prompt, token] for token in candidates])
-    workers = len(trainer.actor_model_group._actor_handlers)
-    refs = trainer.actor_model_group.async_run_method_batch(
-        method_name="forward",
-        sequences=[sequences] * workers,
-        attention_mask=[torch.ones_like(sequences)] * workers,
-        action_mask=[torch.ones(len(candidates), 1)] * workers,
-    )
-    temperature = trainer.args.rollout.temperature
-    ours = ray.get(refs)[0][0].flatten().float() * temperature
-    ours -= ours.mean()
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-    gap = 0.0
-    for engine in trainer.vllm_engines:
-        # One after the other: runs of one seed stay alike when the number of vLLM's steps does not hang on timing.
-        outputs = [ray.get(engine.generate.remote(sequence, params)) for sequence in sequences.tolist()]
-        theirs = torch.tensor([o.prompt_logprobs[-1][t].logprob for o, t in zip(outputs, candidates, strict=True)])
-        difference = ours - (theirs - theirs.mean())
-        gap = max(gap, (difference.abs().max() / ours.abs().max()).item())
-    return gap
 
 
 SHIMS: dict[str, Callable[[ModuleType], None]] = {

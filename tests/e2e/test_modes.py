@@ -8,7 +8,7 @@ import pytest
 import recompute
 import tiny_model
 
-from darling_plugin.openrlhf.cpu import TOLERANCE
+from darling_plugin.openrlhf.weight_sync import TOLERANCE
 
 REPOSITORY = Path(__file__).parents[2]
 

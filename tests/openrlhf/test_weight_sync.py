@@ -1,0 +1,118 @@
+"""The proof of a weight sync: rows as sent against rows as vLLM computes with, on layers like CPU vLLM's."""
+
+import pytest
+import torch
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.openrlhf import weight_sync
+
+
+class Repacked(torch.nn.Module):
+    """A linear layer as CPU vLLM leaves it: an empty weight, and a kernel that holds the real one."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.kernel = weight.to(torch.bfloat16)
+        self.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.bfloat16))
+        self.input_size = weight.shape[1]
+
+    def cpu_linear(self, inputs, weight, bias):
+        return inputs @ self.kernel.T
+
+
+def sent_and_loaded(seed=0):
+    """Tensors as a trainer sends them, and a model that has joined two of them, as vLLM does, and kept a norm."""
+    generator = torch.Generator().manual_seed(seed)
+    sent = {
+        "q.weight": torch.randn(48, 40, generator=generator),
+        "k.weight": torch.randn(16, 40, generator=generator),
+        "norm.weight": torch.randn(40, generator=generator),
+    }
+    model = torch.nn.Module()
+    model.qk = Repacked(torch.cat([sent["q.weight"], sent["k.weight"]]))
+    model.norm = torch.nn.Module()
+    model.norm.weight = torch.nn.Parameter(sent["norm.weight"].to(torch.bfloat16))
+    return sent, model
+
+
+def compared(comparison, sent, model):
+    comparison.make({name: weight_sync.tensor_fingerprints(each) for name, each in sent.items()}, model)
+    return comparison.differing
+
+
+def test_what_arrived_whole_does_not_differ_from_what_was_sent_in_float32_or_bfloat16():
+    for dtype in (torch.float32, torch.bfloat16):
+        sent, model = sent_and_loaded()
+        comparison = weight_sync.Comparison()
+        assert compared(comparison, {name: each.to(dtype) for name, each in sent.items()}, model) == {}
+        assert comparison.unfollowed == {} and comparison.tensors == 3
+
+
+@pytest.mark.parametrize("left_behind", ["q.weight", "k.weight", "norm.weight"])
+def test_a_tensor_left_behind_is_named_though_the_step_was_small(left_behind):
+    sent, model = sent_and_loaded()
+    comparison = weight_sync.Comparison()
+    compared(comparison, sent, model)
+    trained = {name: each * 1.02 for name, each in sent.items()}
+    for name, each in trained.items():
+        if name != left_behind and name in ("q.weight", "k.weight"):
+            rows = slice(0, 48) if name == "q.weight" else slice(48, 64)
+            model.qk.kernel[rows] = each.to(torch.bfloat16)
+        elif name != left_behind:
+            model.norm.weight.data = each.to(torch.bfloat16)
+    differing = compared(comparison, trained, model)
+    assert left_behind in differing
+    assert not differing.keys() & (sent.keys() - {left_behind})
+
+
+def test_one_row_of_another_step_is_enough():
+    sent, model = sent_and_loaded()
+    comparison = weight_sync.Comparison()
+    compared(comparison, sent, model)
+    model.qk.kernel[5] *= 1.02
+    assert compared(comparison, sent, model) == {"q.weight": "1 of 48 rows", "qk, repacked": "1 of 64 rows"}
+
+
+def test_what_the_first_sync_cannot_follow_is_left_to_the_log_probabilities():
+    sent, model = sent_and_loaded()
+    comparison = weight_sync.Comparison()
+    lost = {**sent, "lm_head.weight": torch.ones(8, 40)}
+    assert compared(comparison, lost, model) == {}
+    assert comparison.unfollowed == {"lm_head.weight": "8 of 8 rows"}
+
+
+def test_the_error_of_log_probabilities_is_relative_to_their_spread():
+    ours = torch.tensor([-1.0, -2.0, -3.0, -6.0])
+    assert weight_sync.relative_error(ours, ours) == 0
+    assert weight_sync.relative_error(ours.mean().expand(4), ours) == pytest.approx(1)
+    assert weight_sync.relative_error(torch.full((4,), float("nan")), ours) != 0
+
+
+class Logger:
+    def info(self, text):
+        self.said = text
+
+
+@pytest.mark.parametrize(
+    ("gaps", "stops"), [([0.03], False), ([0.3, 0.03], False), ([0.3, 0.3], True), ([float("nan")] * 2, True)]
+)
+def test_a_second_look_at_another_text_comes_before_the_run_is_stopped(monkeypatch, gaps, stops):
+    texts = []
+    monkeypatch.setattr(
+        weight_sync, "log_probability_gap", lambda trainer, text: texts.append(text) or gaps[len(texts) - 1]
+    )
+    monkeypatch.setattr(weight_sync, "comparisons", lambda trainer: [weight_sync.Comparison()])
+    if stops:
+        with pytest.raises(DarlingError, match="to agree on log-probabilities"):
+            weight_sync.check(None, Logger(), log_probabilities=True)
+    else:
+        weight_sync.check(None, Logger(), log_probabilities=True)
+    assert texts == list(weight_sync.CHECK_TEXTS[: len(gaps)])
+
+
+def test_tensors_that_differ_stop_the_run_and_are_named(monkeypatch):
+    comparison = weight_sync.Comparison()
+    comparison.differing = {"model.norm.weight": "2 of 2 rows"}
+    monkeypatch.setattr(weight_sync, "comparisons", lambda trainer: [comparison])
+    with pytest.raises(DarlingError, match=r"other weights in model\.norm\.weight \(2 of 2 rows\)"):
+        weight_sync.check(None, Logger(), log_probabilities=False)
