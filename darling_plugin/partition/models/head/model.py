@@ -24,7 +24,7 @@ class Head(SimilarityModel):
     """P(equivalent) by a logistic head on features of the pair: `head:<folder>`, as darling-train-partition writes it.
 
     A response is cut into chunks of 48 tokens, and a sentence encoder reads each chunk once, however many responses
-    there are. With x the features of a pair (pair_features.py; the prompt takes part in them)::
+    there are. With x the features of a pair (features.py; the prompt takes part in them)::
 
         P(equivalent) = sigmoid(w . x + b)
 

@@ -1,0 +1,32 @@
+import pytest
+
+from darling_plugin.partition.models.head.words import words_of
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Twenty-one cats", ["21", "cat"]),
+        ("forty two", ["42"]),
+        ("one hundred", ["100"]),
+        ("ten five", ["10", "5"]),
+        ("Minus nine", ["-9"]),
+        ("x = -7", ["x", "=", "-7"]),
+        ("x-3 or 2n - 1", ["x", "-", "3", "or", "2", "n", "-", "1"]),
+        ("x >= 3, y != 4", ["x", "≥", "3", "y", "≠", "4"]),
+        ("2*3 * 4", ["2", "×", "3", "×", "4"]),
+        ("> A quotation", ["a", "quotation"]),
+        ("C++, C# and an A- in F#.", ["c++", "c#", "and", "an", "a-", "in", "f#"]),
+        ("1,000.50 and −.5", ["1000.5", "and", "-0.5"]),
+        ("2/3 at 12:30, 1,5", ["2/3", "at", "12:30", "1", "5"]),
+        ("This cat's toys", ["this", "cat's", "toy"]),
+        ("我喜欢AI", ["我", "喜", "欢", "ai"]),
+        ("10-20 km", ["10", "20", "km"]),
+        ("$5", ["dollar", "5"]),
+        ("20 °C, or 3.14", ["20", "degree", "c", "or", "3.14"]),
+        ("It’s the boss", ["it's", "the", "boss"]),
+        ("It won't, can't and didn't.", ["it", "will", "not", "can", "not", "and", "did", "not"]),
+    ],
+)
+def test_words_have_numbers_in_digits(text, words):
+    assert words_of(text) == words
