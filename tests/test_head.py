@@ -11,6 +11,7 @@ from short_answers import PAIRS, SENTENCES
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, load_partition_model
+from darling_plugin.partition.models.head import features
 from darling_plugin.partition.models.head.features import (
     CHUNK_TOKENS,
     FEATURES,
@@ -80,17 +81,33 @@ def test_sentences_of_a_small_model_are_told_apart_as_the_card_says(exact):
         assert count[kind] == of and abs(wrong[kind] - said) <= 3  # other processors round otherwise
 
 
-@pytest.mark.parametrize(
-    ("sentence", "word", "other", "same"),
-    [
-        ("As far as I know from living with two of them, dogs don't like rain.", "don't", "do not", True),
-        ("The number that I would choose is 5, because it is my lucky number.", "5", "15", False),
-        ("The type that I would use for this in C++ is vector<int>.", "int", "float", False),
-    ],
-)
+WORDS = [
+    ("As far as I know from living with two of them, dogs don't like rain.", "don't", "do not", True),
+    ("The number that I would choose is 5, because it is my lucky number.", "5", "15", False),
+    ("The type that I would use for this in C++ is vector<int>.", "int", "float", False),
+]
+
+
+@pytest.mark.parametrize(("sentence", "word", "other", "same"), WORDS)
 def test_a_word_in_a_sentence_that_counts_or_does_not(default, sentence, word, other, same):
     labels = default.partition([Group("What do you think?", [sentence, sentence.replace(word, other)])])[0]
     assert labels.tolist() == [0, 0 if same else 1]
+
+
+MARGIN = 0.1  # of logits; between CPUs and dtypes the pairs asserted here moved by up to 0.035
+
+
+def test_what_is_asserted_lies_further_from_the_threshold_than_another_cpu_or_dtype_moves_it(default, exact):
+    asserted = [(prompt, [first, second]) for prompt, first, second, _ in PAIRS]
+    asserted += [(prompt, [sentence.format(each) for each in answers]) for prompt, sentence, answers in SENTENCES]
+    asserted += [("What do you think?", [text, text.replace(word, other)]) for text, word, other, _ in WORDS]
+    groups = [Group(prompt, responses) for prompt, responses in asserted]
+    for model in (default, exact):
+        threshold = torch.tensor(model.threshold).logit()
+        for group, similarities in zip(groups, model.similarities(groups), strict=True):
+            rows, columns = torch.triu_indices(*similarities.shape, offset=1)
+            distance = (similarities[rows, columns].logit() - threshold).abs()
+            assert distance.min() > MARGIN, group
 
 
 @pytest.mark.parametrize(
@@ -155,6 +172,27 @@ def test_the_order_of_two_responses_makes_no_difference(exact):
         alone = exact.similarities([Group(prompt, [responses[i], responses[j]])])[0]
         # Alone, a pair is encoded in another batch: the same to rounding.
         assert alone[0, 1] == pytest.approx(float(whole[i, j]), abs=1e-4)
+
+
+def test_a_group_in_another_order_has_the_same_similarities_to_the_last_bit(default, exact):
+    prompt, responses = "Write a very short story.", [*STORIES, "A fox.", "Captain Obi", " ".join(STORIES)]
+    for model in (default, exact):
+        whole = model.similarities([Group(prompt, responses)])[0]
+        for order in ([5, 4, 3, 2, 1, 0], [2, 0, 1, 5, 3, 4]):
+            other = model.similarities([Group(prompt, [responses[k] for k in order])])[0]
+            assert torch.equal(other, whole[order][:, order])
+
+
+def test_each_two_responses_are_computed_once_whatever_a_cpu_rounds(exact, monkeypatch):
+    # A CPU that rounds [i, j] otherwise than [j, i], as one did.
+    noise = 1e-3 * torch.randn(8, 8, 1, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        features, "pair_features", lambda *args: (found := pair_features(*args)) + noise[: len(found), : len(found)]
+    )
+    prompt, responses = "Write a very short story.", [*STORIES, "A fox.", "Captain Obi"]
+    whole = exact.similarities([Group(prompt, responses)])[0]
+    assert torch.equal(whole, whole.T)
+    assert torch.equal(exact.similarities([Group(prompt, responses[::-1])])[0], whole.flip(0, 1))
 
 
 def test_each_chunk_of_each_distinct_text_is_encoded_once(exact, monkeypatch):

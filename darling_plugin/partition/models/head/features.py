@@ -107,7 +107,7 @@ class Encoded:
 
 def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
     """Each distinct text, tokenised once and each of its chunks encoded once, all in one call of the encoder."""
-    texts = list(dict.fromkeys(texts))
+    texts = sorted(set(texts))  # so that an encoder's batches, and their rounding, do not depend on the order
     if not texts:
         return {}
     ids = encoder.token_ids(texts)
@@ -119,10 +119,19 @@ def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
 
 
 def probability(weights: dict[str, torch.Tensor], prompt: Encoded, responses: Sequence[Encoded]) -> torch.FloatTensor:
-    """(n, n), P(equivalent) of each two: sigmoid(w . x + b), w and b by kinds."""
-    features = pair_features(prompt, responses, weights["idf"])
+    """(n, n), P(equivalent) of each two: sigmoid(w . x + b), w and b by kinds.
+
+    Symmetric, and the same in whatever order the responses come, to the last bit on any CPU: they are put in order by
+    their texts, and each two are computed once.
+    """
+    in_order = sorted(range(len(responses)), key=lambda k: responses[k].text)
+    ordered = [responses[k] for k in in_order]
+    features = pair_features(prompt, ordered, weights["idf"])
     of_each_kind = features @ weights["weight"].T + weights["bias"]
-    return of_each_kind.gather(-1, kinds(responses)[..., None]).squeeze(-1).sigmoid()
+    computed = of_each_kind.gather(-1, kinds(ordered)[..., None]).squeeze(-1).sigmoid()
+    once = computed.triu() + computed.triu(1).T
+    place = torch.tensor(in_order).argsort()
+    return once[place][:, place]
 
 
 def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.FloatTensor) -> torch.FloatTensor:
