@@ -22,3 +22,15 @@ def registered_names_stay_as_they_were():
         registry._entries = entries
     for name in [name for name in sys.modules if name.startswith("darling_user_")]:
         del sys.modules[name]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What this machine computes with: a failure elsewhere is read beside it. pytest's own closing line comes after."""
+    import torch
+
+    features = ("avx512", "avx512_bf16", "amx_tile", "amx_fp16")
+    there = [name for name in features if getattr(torch.cpu, f"_is_{name}_supported")()]
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+    settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    words = [f"{os.cpu_count()} CPUs", torch.backends.cpu.get_cpu_capability(), *there, f"torch {torch.__version__}"]
+    terminalreporter.write_line(f"ran on: {', '.join([*words, *settings])}")
