@@ -25,7 +25,7 @@ def registered_names_stay_as_they_were():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What this machine computes with, for a failure elsewhere to be read beside it. pytest's closing line comes after."""
+    """What this machine computes with, for a failure elsewhere; pytest's own closing line comes after it."""
     import torch
 
     features = ("avx512", "avx512_bf16", "amx_tile", "amx_fp16")
