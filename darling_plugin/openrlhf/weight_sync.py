@@ -2,7 +2,7 @@
 
 Row by row, exactly: CPU vLLM repacks its matrices, but an input that is 1 in one column and 0 elsewhere makes any
 kernel give that column back without rounding. Each row of a tensor as sent must be a row that vLLM computes with, and
-the other way round. Which tensors can be followed like that, the first sync shows.
+the other way round. Which tensors can be followed like that, their first sync shows.
 
 And end to end: both sides' log-probabilities of some text must agree but for rounding. That finds what is wrong from
 the first sync on, such as a tensor that vLLM does not load.
@@ -87,17 +87,26 @@ class Comparison:
 
     def __init__(self) -> None:
         self.tensors = 0
-        self.unfollowed: dict[str, str] | None = None
+        self.followed: set[str] = set()
+        self.unfollowed: dict[str, str] = {}
         self.differing: dict[str, str] = {}
 
     def make(self, sent: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
-        """Compares after a sync. `sent`: each tensor's fingerprints, made where the trainer sent it."""
+        """Compares after a sync. `sent`: each tensor's fingerprints, made where the trainer sent it.
+
+        Whether a tensor can be followed shows at the first sync in which it is not 0 throughout, as new biases are:
+        zeros are found anywhere.
+        """
         loaded = loaded_fingerprints(model)
         unlike = missing(sent, loaded.values()) | missing(loaded, sent.values())
-        if self.unfollowed is None:
-            self.unfollowed = unlike
         self.tensors = len(sent)
-        self.differing = {name: rows for name, rows in unlike.items() if name not in self.unfollowed}
+        self.differing = {name: rows for name, rows in unlike.items() if name in self.followed}
+        for name, rows in {**sent, **loaded}.items():
+            if rows.any() and name not in self.followed and name not in self.unfollowed:
+                if name in unlike:
+                    self.unfollowed[name] = unlike[name]
+                else:
+                    self.followed.add(name)
 
 
 def check(trainer: Any, logger: Any, *, log_probabilities: bool) -> None:
@@ -114,7 +123,7 @@ def check(trainer: Any, logger: Any, *, log_probabilities: bool) -> None:
             f"other weights in {listed(differing)}",
             "this model's weights do not reach CPU vLLM whole: report the model, run it on a GPU",
         )
-    unfollowed = {name: rows for report in reports for name, rows in (report.unfollowed or {}).items()}
+    unfollowed = {name: rows for report in reports for name, rows in report.unfollowed.items()}
     followed = f"{reports[0].tensors} tensors, {len(unfollowed)} of them not to be followed"
     if not log_probabilities:
         logger.info(f"CPU mode: weights synced, {followed}")

@@ -81,6 +81,20 @@ def test_what_the_first_sync_cannot_follow_is_left_to_the_log_probabilities():
     assert comparison.unfollowed == {"lm_head.weight": "8 of 8 rows"}
 
 
+def test_a_bias_of_zeros_says_nothing_of_whether_it_can_be_followed():
+    sent, model = sent_and_loaded()
+    model.biases = torch.nn.Module()
+    model.biases.bias = torch.nn.Parameter(torch.zeros(96, dtype=torch.bfloat16))
+    comparison = weight_sync.Comparison()
+    compared(comparison, {**sent, "q.bias": torch.zeros(64), "odd.bias": torch.zeros(20)}, model)
+    # Trained, the one that vLLM has cut elsewhere is not taken for one that did not arrive; the other is followed.
+    trained = {**sent, "q.bias": torch.arange(1.0, 65), "odd.bias": torch.arange(1.0, 21)}
+    model.biases.bias.data[:64] = trained["q.bias"].to(torch.bfloat16)
+    assert compared(comparison, trained, model) == {}
+    assert list(comparison.unfollowed) == ["odd.bias"]
+    assert "q.bias" in compared(comparison, {**trained, "q.bias": trained["q.bias"] * 2}, model)
+
+
 def test_the_error_of_log_probabilities_is_relative_to_their_spread():
     ours = torch.tensor([-1.0, -2.0, -3.0, -6.0])
     assert weight_sync.relative_error(ours, ours) == 0

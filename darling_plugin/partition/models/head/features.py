@@ -122,16 +122,16 @@ def probability(weights: dict[str, torch.Tensor], prompt: Encoded, responses: Se
     """(n, n), P(equivalent) of each two: sigmoid(w . x + b), w and b by kinds.
 
     Symmetric, and the same in whatever order the responses come, to the last bit on any CPU: they are put in order by
-    their texts, and each two are computed once.
+    their texts, and of each two the entry above the diagonal counts for both.
     """
     in_order = sorted(range(len(responses)), key=lambda k: responses[k].text)
     ordered = [responses[k] for k in in_order]
     features = pair_features(prompt, ordered, weights["idf"])
     of_each_kind = features @ weights["weight"].T + weights["bias"]
     computed = of_each_kind.gather(-1, kinds(ordered)[..., None]).squeeze(-1).sigmoid()
-    once = computed.triu() + computed.triu(1).T
+    mirrored = computed.triu() + computed.triu(1).T
     place = torch.tensor(in_order).argsort()
-    return once[place][:, place]
+    return mirrored[place][:, place]
 
 
 def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.FloatTensor) -> torch.FloatTensor:
