@@ -19,7 +19,7 @@ COLUMNS = 16  # of a matrix that are compared
 PIECE = 32  # elements of a vector, such as a bias, that are compared as one row: vLLM joins the biases of q, k and v
 REPORT = "darling: what did the last sync leave?"  # in place of a tensor's name; see :func:`check`
 # Of the log-probabilities' spread. Rounding made at most 3.1 % in 351 healthy syncs in bfloat16 and 7.2 % in 159 of a
-# trainer in float16 (docs/how-it-works.md); the log-probabilities of another model make about 100 %.
+# trainer in float16 (docs/how-it-works.md); a tiny model's head that vLLM was never given made 104 and 110 %.
 TOLERANCE = 0.25
 CHECK_TEXTS = (  # the second is for a second look
     "In 1969 two people walked on the Moon while a third waited in orbit, and half a billion watched. If 3 apples "
