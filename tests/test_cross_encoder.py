@@ -136,7 +136,7 @@ def test_the_prompt_is_not_shown(model):
     ],
 )
 def test_class_1_means_equivalent(logits, expected):
-    got = cross_encoder._probability_equivalent(torch.tensor(logits))
+    got = cross_encoder.probability_equivalent(torch.tensor(logits))
     assert got.tolist() == pytest.approx(expected, abs=1e-6)
 
 

@@ -40,7 +40,7 @@ def test_compiled_layers_embed_the_same():
         load_partition_model("embedding", dtype="float32", compile_after=tokens) for tokens in (float("inf"), 0)
     )
     assert torch.allclose(compiled.embed(texts), plain.embed(texts), atol=1e-4)
-    assert compiled._forward._compiled and not plain._forward._compiled
+    assert compiled._forward.compile_later.compiled and not plain._forward.compile_later.compiled
 
 
 def test_embeddings_come_in_order_and_do_not_depend_on_the_batch(minilm):

@@ -420,6 +420,16 @@ def test_a_threshold_must_be_set_and_finite():
     assert FirstLetter.threshold == 0.5
 
 
+def test_a_class_may_have_a_clustering_of_its_own():
+    class Own(PairwiseModel):
+        threshold, clustering = 0.5, "greedy"
+
+        def similarity(self, pairs):
+            return [1.0 for _ in pairs]
+
+    assert (Own().clustering, Own(clustering="pairwise").clustering) == ("greedy", "pairwise")
+
+
 def test_clustering_is_checked_and_used():
     groups = [Group("p", ["a", "b", "c", "d"])]
     chain = ["ab", "bc", "cd"]

@@ -26,7 +26,7 @@ def test_thresholds_and_lengths_of_the_released_classifiers(name, kind, threshol
     model = load_partition_model(f"{name}:{make_classifier(tmp_path, kind)}")
     assert (model.threshold, model.max_length) == (threshold, max_length)
     (ids,) = model._pair_tokens([Pair("p", "cat " * 3000, "dog")])
-    assert len(ids.head) == 1 + of_response + 1
+    assert len(ids.beginning) == 1 + of_response + 1
     assert load_partition_model(f"{name}:{tmp_path}", threshold=0.4, clustering="greedy").threshold == 0.4
 
 

@@ -3,10 +3,14 @@
 Their weights are large, so that scores differ from pair to pair.
 """
 
+from itertools import combinations
+
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from darling_plugin.partition import Pair, load_partition_model
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then"]
 SPECIAL = ["<pad>", "<unk>", "<cls>", "<sep>"]
@@ -71,3 +75,12 @@ def some_texts(count, longest, seed=1):
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
     return [" ".join(WORDS[k] for k in torch.randint(12, (n,), generator=generator).tolist()) for n in lengths]
+
+
+MAX_LENGTH = 80
+TEXTS = some_texts(9, 60)
+PAIRS = [Pair("p", *two) for two in combinations(TEXTS, 2)]
+
+
+def load(path, **options):
+    return load_partition_model(f"cross-encoder:{path}", max_length=MAX_LENGTH, **options)

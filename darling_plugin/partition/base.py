@@ -11,7 +11,7 @@ from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.clustering import Round, check_clustering, cluster, numbered, rounds
+from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, Round, check_clustering, cluster, numbered, rounds
 
 if TYPE_CHECKING:
     import torch
@@ -76,13 +76,13 @@ class SimilarityModel(PartitionModel):
 
     Args:
         threshold: overrides the class attribute of that name; the comparison is strict.
-        clustering: one of CLUSTERINGS.
+        clustering: overrides the class attribute of that name; one of CLUSTERINGS.
     """
 
     threshold: float
-    clustering: str = "union_find"
+    clustering: str = DEFAULT_CLUSTERING
 
-    def __init__(self, *, threshold: float | None = None, clustering: str = "union_find") -> None:
+    def __init__(self, *, threshold: float | None = None, clustering: str | None = None) -> None:
         if threshold is not None:
             self.threshold = threshold
         found = getattr(self, "threshold", None)
@@ -92,7 +92,7 @@ class SimilarityModel(PartitionModel):
                 f"{found!r}",
                 "set the class attribute `threshold`, or pass --darling.threshold",
             )
-        self.clustering = check_clustering(clustering)
+        self.clustering = check_clustering(self.clustering if clustering is None else clustering)
 
     @abstractmethod
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 CLUSTERINGS = ("union_find", "greedy", "pairwise")
+DEFAULT_CLUSTERING = "union_find"
 
 
 def check_clustering(method: str) -> str:
@@ -26,7 +27,7 @@ def check_clustering(method: str) -> str:
     return method
 
 
-def cluster(equivalent: torch.BoolTensor, method: str = "union_find") -> torch.LongTensor:
+def cluster(equivalent: torch.BoolTensor, method: str = DEFAULT_CLUSTERING) -> torch.LongTensor:
     """Classes of one group, numbered 0, 1, 2, ... by first appearance.
 
     - "union_find": connected components, as the official code trains (a ~ b and b ~ c puts a with c).

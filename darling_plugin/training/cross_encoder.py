@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair
 from darling_plugin.partition.engine.pair_tokens import PairTokens
-from darling_plugin.partition.models.cross_encoder import TRAINED, CrossEncoder
+from darling_plugin.partition.models.cross_encoder import ClassifierSettings, CrossEncoder, longest_pair
 from darling_plugin.training.pairs import LabelledPair
 from darling_plugin.training.report import best_threshold
 
@@ -62,9 +62,12 @@ def train(
 
     set_seed(settings.seed)
     tokenizer, model = _load(settings)
-    special_tokens = _special_tokens(tokenizer)
-    max_length = min(settings.max_length, tokenizer.model_max_length, _positions(model) or settings.max_length)
-    tokens = PairTokens(tokenizer, max_length, special_tokens=special_tokens)
+    classifier = ClassifierSettings(
+        threshold=0.5,
+        max_length=longest_pair(tokenizer, model.config, settings.max_length),
+        special_tokens=_special_tokens(tokenizer),
+    )
+    tokens = PairTokens(tokenizer, classifier.max_length, special_tokens=classifier.special_tokens)
     if settings.lora_rank:
         model = _with_lora(model, settings.lora_rank)
     weights = _class_weights(train_pairs) if settings.class_weights else None
@@ -110,7 +113,7 @@ def train(
         args=arguments,
         train_dataset=_examples(train_pairs, tokens),
         eval_dataset=_examples(validation_pairs, tokens),
-        data_collator=_Collator(tokenizer, tokens.two_types),
+        data_collator=_Collator(tokenizer),
         compute_loss_func=loss,
         callbacks=[EarlyStoppingCallback(settings.patience)],
     )
@@ -127,9 +130,8 @@ def train(
     model = model.cpu()
     del trainer  # and the optimizer's state, before the model is loaded once more
     state = PartialState()
-    facts: dict[str, Any] = {"max_length": max_length, "special_tokens": special_tokens}
     if state.is_main_process:
-        _save(folder, model, tokenizer, {**facts, "threshold": 0.5, "logit_shift": 0.0})
+        _save(folder, model, tokenizer, classifier)
     state.wait_for_everyone()
     # By the engine that will use it, with its dtype, its order and its cutting.
     engine = CrossEncoder(str(folder))
@@ -139,9 +141,9 @@ def train(
         raise DarlingError("a training that converges", "weights that are no numbers", "lower --learning_rate")
     slope, intercept = _calibration(labels, probabilities)
     if state.is_main_process:
-        facts["logit_shift"] = _calibrate(_last_layer(model), slope, intercept)
-        facts["threshold"] = best_threshold(labels, _sigmoid(slope * _logit(probabilities) + intercept))
-        _save(folder, model, tokenizer, facts)
+        shift = _calibrate(_last_layer(model), slope, intercept)
+        threshold = best_threshold(labels, _sigmoid(slope * _logit(probabilities) + intercept))
+        _save(folder, model, tokenizer, replace(classifier, threshold=threshold, logit_shift=shift))
     state.wait_for_everyone()
 
 
@@ -164,7 +166,7 @@ def _load(settings: Settings) -> tuple[Any, Any]:
             f"{settings.base}: {error}",
             "correct --base, or download it first: huggingface-cli download <Hub name>",
         ) from error
-    if hasattr(model.config, TRAINED):
+    if ClassifierSettings.written(model.config):
         logger.warning(
             "%s has itself been trained by darling-train-partition: if it was on any of these pairs, what is reported "
             "of this training is worth nothing",
@@ -176,21 +178,14 @@ def _load(settings: Settings) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def _positions(model: Any) -> int | None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions and "roberta" in model.config.model_type:  # it counts from the place after its padding token's
-        positions -= model.config.pad_token_id + 1
-    return positions
-
-
-def _special_tokens(tokenizer: Any) -> list[str] | None:
+def _special_tokens(tokenizer: Any) -> tuple[str, str, str] | None:
     """Before, between and after two responses where the tokenizer itself would put nothing between them."""
     pair = tokenizer("One.", "another")
     sides = pair.sequence_ids(0)
     if None in sides[sides.index(0) : sides.index(1)]:
         return None
     first = tokenizer.bos_token or tokenizer.eos_token
-    return [first, tokenizer.eos_token, tokenizer.eos_token]
+    return first, tokenizer.eos_token, tokenizer.eos_token
 
 
 def _with_lora(model: Any, rank: int) -> Any:
@@ -212,26 +207,24 @@ def _examples(pairs: Sequence[LabelledPair], tokens: PairTokens) -> list[dict[st
     """Each pair in both orders."""
     ordered = [Pair(p.prompt, *two) for p in pairs for two in ((p.first, p.second), (p.second, p.first))]
     labels = [pair.similar for pair in pairs for _ in range(2)]
-    rows = tokens(ordered)
     return [
-        {"input_ids": row.ids, "token_type_ids": row.types, "labels": label}
-        for row, label in zip(rows, labels, strict=True)
+        {"input_ids": each.ids, "token_type_ids": each.types, "labels": label}
+        for each, label in zip(tokens(ordered), labels, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class _Collator:
     tokenizer: Any
-    two_types: bool
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        keys = ("input_ids", "token_type_ids") if self.two_types else ("input_ids",)
+        keys = [key for key in ("input_ids", "token_type_ids") if rows[0][key] is not None]
         batch = self.tokenizer.pad([{key: row[key].tolist() for key in keys} for row in rows], return_tensors="pt")
         return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def _save(folder: Path, model: Any, tokenizer: Any, facts: dict[str, Any]) -> None:
-    setattr(model.config, TRAINED, facts)
+def _save(folder: Path, model: Any, tokenizer: Any, classifier: ClassifierSettings) -> None:
+    classifier.write(model.config)
     model.config.label2id, model.config.id2label = {"different": 0, "similar": 1}, {0: "different", 1: "similar"}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -15,7 +15,7 @@ from tiny_classifiers import WORDS, make_classifier, some_texts
 
 from darling_plugin import training
 from darling_plugin.partition import Group, Pair, load_partition_model
-from darling_plugin.partition.models.cross_encoder import CrossEncoder, _probability_equivalent
+from darling_plugin.partition.models.cross_encoder import CrossEncoder, probability_equivalent
 from darling_plugin.partition.models.embedding import _default_model_path
 from darling_plugin.training import cross_encoder, report
 from darling_plugin.training.head import PACKAGED, HeadTrainer
@@ -317,7 +317,7 @@ def test_calibration_in_the_last_layer_is_platts(bias):
     before = model(x)
     shift = cross_encoder._calibrate(cross_encoder._last_layer(model), slope, intercept)
     assert shift == (0.0 if bias else intercept)
-    after = _probability_equivalent(model(x), shift)
+    after = probability_equivalent(model(x), shift)
     expected = slope * (before[:, 1] - before[:, 0]) + intercept
     assert torch.allclose(after, expected.sigmoid(), atol=1e-5)
 

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair
+from darling_plugin.partition.engine.inputs import ModelInput
 
 KEPT = 100_000  # responses whose ids are kept between rounds; then all are forgotten
-
-
-@dataclass(frozen=True)
-class PairIds:
-    """A pair's ids in two parts, (h,) and (t,) int64. Pairs of one call that begin alike share one head array."""
-
-    head: np.ndarray  # what the tokenizer puts before a pair, the first response, what it puts between the two
-    tail: np.ndarray  # the second response, what the tokenizer puts after a pair
-
-    def __len__(self) -> int:
-        return len(self.head) + len(self.tail)
-
-    @property
-    def ids(self) -> np.ndarray:
-        return np.concatenate([self.head, self.tail])
-
-    @property
-    def types(self) -> np.ndarray:
-        """Token types of models that have them: 0 in the head, 1 in the tail."""
-        return np.repeat([0, 1], [len(self.head), len(self.tail)])
 
 
 class PairTokens:
@@ -55,8 +35,8 @@ class PairTokens:
     ) -> None:
         self._tokenizer = tokenizer
         self._ids: dict[str, np.ndarray] = {}
-        self._heads: dict[tuple[str, int], np.ndarray] = {}
-        self.two_types = False
+        self._beginnings: dict[tuple[str, int], np.ndarray] = {}
+        self._two_types = False
         if special_tokens is None:
             around = self._find_template()
         else:
@@ -94,10 +74,10 @@ class PairTokens:
         first, second = side.index(0), side.index(1)
         types = pair.get("token_type_ids")
         # The separator after a response counts as part of it in the tokenizers that tell the two apart.
-        self.two_types = types is not None and types[second] != types[first]
+        self._two_types = types is not None and types[second] != types[first]
         return [ids[:first], ids[first + len(alone[0]) : second], ids[second + len(alone[1]) :]]
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[PairIds]:
+    def __call__(self, pairs: Sequence[Pair]) -> list[ModelInput]:
         """The ids of each pair, in order."""
         self._tokenise(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
         return [self._join(pair) for pair in pairs]
@@ -108,12 +88,12 @@ class PairTokens:
             return
         if len(self._ids) + len(new) > KEPT:
             self._ids.clear()
-            self._heads.clear()
+            self._beginnings.clear()
             new = list(texts)
         for text, ids in zip(new, self._tokenizer(new, add_special_tokens=False)["input_ids"], strict=True):
             self._ids[text] = np.array(ids[: self._max_response_length], dtype=np.int64)
 
-    def _join(self, pair: Pair) -> PairIds:
+    def _join(self, pair: Pair) -> ModelInput:
         first, second = self._ids[pair.first], self._ids[pair.second]
         if len(first) + len(second) > self._room:
             shorter = min(len(first), len(second), self._room // 2)
@@ -121,6 +101,8 @@ class PairTokens:
             a, b = (longer, shorter) if len(first) > len(second) else (shorter, longer)
             first, second = first[:a], second[:b]
         key = pair.first, len(first)
-        if key not in self._heads:
-            self._heads[key] = np.concatenate([self._before, first, self._between])
-        return PairIds(self._heads[key], np.concatenate([second, self._after]))
+        if key not in self._beginnings:
+            self._beginnings[key] = np.concatenate([self._before, first, self._between])
+        beginning, own = self._beginnings[key], np.concatenate([second, self._after])
+        types = np.repeat([0, 1], [len(beginning), len(own)]) if self._two_types else None
+        return ModelInput(own, beginning, types)

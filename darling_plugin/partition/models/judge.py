@@ -97,7 +97,7 @@ class Judge(PairwiseModel):
         max_chars: int = 8000,
         both_orders: bool = True,
         threshold: float | None = None,
-        clustering: str = "union_find",
+        clustering: str | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         if task not in QUESTIONS:

@@ -35,7 +35,7 @@ class Lexical(PairwiseModel):
     threshold = 0.5
 
     def __init__(
-        self, size: str | None = None, *, threshold: float | None = None, clustering: str = "union_find"
+        self, size: str | None = None, *, threshold: float | None = None, clustering: str | None = None
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         if size is not None and not re.fullmatch("[1-9][0-9]*", size):

@@ -32,7 +32,7 @@ class Released(CrossEncoder):
         path: str | None = None,
         *,
         threshold: float | None = None,
-        clustering: str = "union_find",
+        clustering: str | None = None,
         both_orders: bool = False,
         tokenizer: str | None = None,
         dtype: str | None = None,

@@ -81,7 +81,7 @@ class Served(PairwiseModel):
         urls: str,
         *,
         threshold: float | None = None,
-        clustering: str = "union_find",
+        clustering: str | None = None,
         tokenizer: str | None = None,
         max_length: int | None = None,
     ) -> None:

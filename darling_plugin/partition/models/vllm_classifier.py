@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel
-from darling_plugin.partition.models.cross_encoder import TRAINED, _probability_equivalent
+from darling_plugin.partition.models.cross_encoder import ClassifierSettings, longest_pair, probability_equivalent
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class VLLMClassifier(PairwiseModel):
         path: str,
         *,
         threshold: float | None = None,
-        clustering: str = "union_find",
+        clustering: str | None = None,
         max_length: int | None = None,
         max_response_length: int | None = None,
         tokenizer: str | None = None,
@@ -61,16 +61,15 @@ class VLLMClassifier(PairwiseModel):
 
         from darling_plugin.partition.engine.pair_tokens import PairTokens
 
-        own = AutoTokenizer.from_pretrained(tokenizer or path)
+        loaded_tokenizer = AutoTokenizer.from_pretrained(tokenizer or path)
         config = AutoConfig.from_pretrained(path)
-        trained = getattr(config, TRAINED, {})
-        super().__init__(threshold=trained.get("threshold") if threshold is None else threshold, clustering=clustering)
-        max_length = max_length or trained.get("max_length") or 2048
-        self._logit_shift = trained.get("logit_shift", 0.0)
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
-        self.max_length = min(max_length, own.model_max_length, positions)
-        three = _three(special_tokens) or trained.get("special_tokens")
-        self._pair_tokens = PairTokens(own, self.max_length, max_response_length, three)
+        settings = ClassifierSettings.read(config).replaced(
+            threshold=threshold, max_length=max_length, special_tokens=_three_tokens(special_tokens)
+        )
+        super().__init__(threshold=settings.threshold, clustering=clustering)
+        self._logit_shift = settings.logit_shift
+        self.max_length = longest_pair(loaded_tokenizer, config, settings.max_length)
+        self._pair_tokens = PairTokens(loaded_tokenizer, self.max_length, max_response_length, settings.special_tokens)
         _check_classifier(config, path)
 
         vllm = _import_vllm(path)
@@ -106,7 +105,8 @@ class VLLMClassifier(PairwiseModel):
         self._logits = vllm.PoolingParams(use_activation=False)
         # Transformers' causal classifiers read the last token that is not padding, vLLM reads the last one. Some
         # tokenizers end a text with the very token that they pad with.
-        self._unread = own.eos_token_id if own.pad_token_id is None else own.pad_token_id
+        pad_id = loaded_tokenizer.pad_token_id
+        self._unread = loaded_tokenizer.eos_token_id if pad_id is None else pad_id
 
     def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
         import torch
@@ -124,7 +124,7 @@ class VLLMClassifier(PairwiseModel):
         )
         scores = torch.empty(len(pairs))
         logits = torch.stack([output.outputs.data for output in outputs]).float()
-        scores[order] = _probability_equivalent(logits, self._logit_shift)
+        scores[order] = probability_equivalent(logits, self._logit_shift)
         return scores
 
     def _read(self, ids: list[int]) -> list[int]:
@@ -134,7 +134,7 @@ class VLLMClassifier(PairwiseModel):
         return ids[:end]
 
 
-def _three(tokens: str | None) -> tuple[str, str, str] | None:
+def _three_tokens(tokens: str | None) -> tuple[str, str, str] | None:
     if tokens is None:
         return None
     three = tuple(tokens.split(","))

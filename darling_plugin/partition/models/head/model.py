@@ -43,7 +43,7 @@ class Head(SimilarityModel):
         path: str,
         *,
         threshold: float | None = None,
-        clustering: str = "union_find",
+        clustering: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
     ) -> None:
@@ -74,7 +74,7 @@ class Default(Head):
         self,
         *,
         threshold: float | None = None,
-        clustering: str = "union_find",
+        clustering: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
     ) -> None:

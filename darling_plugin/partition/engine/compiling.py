@@ -1,0 +1,77 @@
+"""When the layers of a model go through torch.compile, and how."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from darling_plugin.errors import DarlingError
+
+logger = logging.getLogger(__name__)
+
+# Tokens that take at least about as long to score as the layers to compile: no run is held up for longer than it has
+# run. That of "cuda" is an estimate, no GPU was at hand.
+COMPILE_AFTER = {"cuda": 30_000_000, "cpu": 300_000}
+
+
+def check_compile_after(tokens: float | None, device: str) -> float:
+    """How many tokens are scored before torch.compile is used: `tokens` itself, or by default COMPILE_AFTER."""
+    if tokens is None:
+        return COMPILE_AFTER[device]
+    if isinstance(tokens, bool) or not isinstance(tokens, int | float) or not tokens >= 0:
+        raise DarlingError("a number of tokens from 0 to Infinity as compile_after", repr(tokens), "correct it")
+    return tokens
+
+
+class CompileLater:
+    """Compiles the layers of `base` once `tokens` tokens have been scored.
+
+    By tokens and not by time: the same calls are compiled at the same point, and round alike.
+    """
+
+    def __init__(self, base: Any, tokens: float) -> None:
+        self.base, self.tokens_left, self.compiled = base, tokens, False
+
+    def before_scoring(self, tokens: int) -> None:
+        """Call it before each call that scores `tokens` tokens: compiles if the calls before were enough."""
+        if not self.compiled and self.tokens_left <= 0:
+            self.compiled = True
+            compile_layers(self.base)
+        self.tokens_left -= tokens
+
+
+def compile_layers(base: Any) -> None:
+    """Has torch.compile make what runs in the layers of `base`, when they are called next.
+
+    An encoder with biases is compiled whole on a CPU, with its weights as constants, since its linear layers can then
+    add the biases themselves; other layers share what is compiled for the first of each kind. Where compiling fails,
+    all of them go on as they were.
+    """
+    options = {"freezing": True} if base.device.type == "cpu" and hasattr(base, "encoder") else None
+    modules = [base.encoder] if options else layers_of(base)
+    plain = {module: module.forward for module in modules}
+
+    def or_plain(module: torch.nn.Module) -> Callable[..., Any]:
+        fast = torch.compile(plain[module], dynamic=True, options=options)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return fast(*args, **kwargs)
+            except TorchDynamoException as error:
+                logger.warning("torch.compile failed, going on without it: %s", error)
+                for each in modules:
+                    each.forward = plain[each]
+                return plain[module](*args, **kwargs)
+
+        return forward
+
+    for module in modules:
+        module.forward = or_plain(module)
+
+
+def layers_of(base: Any) -> Sequence[torch.nn.Module]:
+    return next(module for module in base.modules() if isinstance(module, torch.nn.ModuleList))

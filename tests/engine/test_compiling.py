@@ -1,0 +1,64 @@
+"""When layers are compiled, how often, and what becomes of it without a compiler."""
+
+import pytest
+import torch
+from tiny_classifiers import PAIRS, load
+from torch._dynamo.utils import counters
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.engine import compiling
+from darling_plugin.partition.engine.compiling import COMPILE_AFTER
+
+
+@pytest.fixture
+def graphs():
+    """How many graphs torch.compile has made, from nothing."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen3"], scope="module")
+def test_compiled_layers_say_the_same_and_are_compiled_once_for_all_lengths(path, kind, expected, graphs):
+    model = load(path, dtype="float32", compile_after=0)
+    assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    made = graphs()
+    assert made == {"bert": 1, "modernbert": 3, "qwen3": 1}[kind]  # ModernBERT: the first, a global, a sliding one
+    for some in (PAIRS[:1], PAIRS[3:11], PAIRS[::2]):
+        where = [PAIRS.index(pair) for pair in some]
+        assert torch.allclose(model.similarity(some), expected[where], atol=2e-4)
+    assert graphs() == made
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"], scope="module")
+def test_without_a_compiler_the_layers_stay_as_they_are(path, expected, graphs, caplog):
+    model = load(path, dtype="float32", compile_after=0)
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    assert caplog.text.count("torch.compile failed, going on without it") == 1, "once for all layers"
+    caplog.clear()
+    assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    assert not caplog.text, "it is not tried again"
+
+
+def test_layers_are_compiled_once_enough_tokens_are_scored(of_kind, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(compiling, "compile_layers", compiled.append)
+    model = of_kind("bert")
+    tokens = sum(map(len, model._pair_tokens(PAIRS[:2])))
+    model = of_kind("bert", compile_after=3 * tokens)
+    for calls in range(1, 7):
+        model.similarity(PAIRS[:2])
+        assert len(compiled) == (calls > 3), calls
+    never = of_kind("bert", compile_after=float("inf"))
+    never.similarity(PAIRS)
+    never.similarity(PAIRS)
+    assert len(compiled) == 1
+    assert of_kind("bert")._forward.compile_later.tokens_left == COMPILE_AFTER["cpu"]
+
+
+@pytest.mark.parametrize("bad", ["never", True, -1, float("nan")])
+def test_a_compile_after_that_is_no_number_of_tokens_is_refused(of_kind, bad):
+    with pytest.raises(DarlingError, match="a number of tokens from 0 to Infinity as compile_after"):
+        of_kind("bert", compile_after=bad)
