@@ -1,0 +1,260 @@
+"""The dialects of `served:`, for classifiers that read two texts: vLLM's /classify and /score, and /predict of
+text-embeddings-inference (TEI)."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.base import RANGE_TOLERANCE, Pair, describe
+from darling_plugin.partition.servers.pool import BATCH_SIZE, Dialect
+from darling_plugin.partition.servers.server import WRONG_FORM, BadAnswer, Server
+
+MAX_LENGTH = 2048  # tokens of a pair, as in cross_encoder
+LEAST_LENGTH = 8  # room for special tokens and one of each side
+SUM_TOLERANCE = 0.02  # the classes' probabilities may come from half precision
+# Without the last flag vLLM (0.29) never answers a causal classifier's pair of exactly max_model_len tokens that it
+# reads in two parts.
+START_COMMAND = (
+    "python3 -m vllm.entrypoints.openai.api_server --model <path> --runner pooling --convert classify "
+    "--no-enable-chunked-prefill"
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedClassifier:
+    """What a server holds; all servers of a pool must hold the same."""
+
+    api: str  # "vllm" or "tei"
+    labels: int  # classes; with two or more, class 1 means equivalent
+    equivalent: str | None  # the label of class 1, which TEI names instead of numbering
+    max_length: int  # tokens of a pair
+    batch_size: int  # pairs a request
+    root: str | None = field(default=None, compare=False, repr=False)  # path or Hub name that vLLM was started with
+
+
+async def learn_classifier(server: Server) -> ServedClassifier:
+    """What a vLLM or TEI server holds; BadAnswer if that is no classifier."""
+    info = await server.ask("/info", optional=True)
+    if isinstance(info, dict) and "model_type" in info:
+        return TeiPredict.held_by(info)
+    return VllmDialect.held_by(await server.ask("/v1/models"), await server.ask("/classify", {"input": "a"}))
+
+
+class ClassifierDialect(Dialect):
+    """P(equivalent) of pairs, from the classes' probabilities."""
+
+    def __init__(self, held: ServedClassifier) -> None:
+        self.labels = held.labels
+        self.batch_size = held.batch_size
+
+    @abstractmethod
+    def rows(self, answer: Any) -> list[list[float]]:
+        """The classes' probabilities of each pair, by the classes' numbers."""
+
+    def read(self, answer: Any, pairs: Sequence[Pair]) -> list[float]:
+        needed = f"{self.labels} probabilities for each of {len(pairs)} pairs"
+        try:
+            rows = self.rows(answer)
+            if len(rows) != len(pairs):
+                raise ValueError("another number of pairs")
+            good = [_is_distribution(row, self.labels) for row in rows]
+        except WRONG_FORM as error:
+            raise BadAnswer(needed, answer) from error
+        if not all(good):
+            worst = good.index(False)
+            raise BadAnswer(needed, rows[worst], describe(pairs[worst]))
+        return [row[min(1, self.labels - 1)] for row in rows]
+
+
+class TextsDialect(ClassifierDialect):
+    """One whose server is sent the two texts, and tokenises and cuts the pair itself."""
+
+    def encode(self, pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+        return [(pair.first, pair.second) for pair in pairs]
+
+    def length(self, texts: tuple[str, str]) -> int:
+        return len(texts[0]) + len(texts[1])
+
+
+class VllmDialect(ClassifierDialect):
+    """What vLLM's two have in common."""
+
+    @staticmethod
+    def held_by(models: dict, probe: dict) -> ServedClassifier:
+        """From the answers of /v1/models, and of /classify to a single text."""
+        try:
+            card = next(card for card in models["data"] if not card.get("parent"))  # one with a parent is an adapter
+            labels = len(probe["data"][0]["probs"])
+            return ServedClassifier("vllm", labels, None, int(card["max_model_len"]), BATCH_SIZE, card.get("root"))
+        except (StopIteration, *WRONG_FORM) as error:
+            raise BadAnswer("a vLLM classify server", [models, probe]) from error
+
+    @staticmethod
+    def in_order(answer: dict) -> list[dict]:
+        items = sorted(answer["data"], key=lambda item: item["index"])
+        if [item["index"] for item in items] != list(range(len(items))):
+            raise ValueError("indices that do not count from 0")
+        return items
+
+
+class VllmClassify(VllmDialect):
+    """vLLM, sent token ids."""
+
+    path = "/classify"
+
+    def __init__(self, held: ServedClassifier, tokenizer: Any, max_length: int) -> None:
+        from darling_plugin.partition.engine.pair_tokens import PairTokens
+
+        super().__init__(held)
+        self._pair_tokens = PairTokens(tokenizer, max_length)
+
+    def encode(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        return [pair.ids.tolist() for pair in self._pair_tokens(pairs)]
+
+    def length(self, ids: list[int]) -> int:
+        return len(ids)
+
+    def body(self, encoded: Sequence[list[int]]) -> dict:
+        return {"input": encoded, "use_activation": True}
+
+    def rows(self, answer: dict) -> list[list[float]]:
+        return [item["probs"] for item in self.in_order(answer)]
+
+
+class VllmScore(VllmDialect, TextsDialect):
+    """vLLM, sent texts; for models with one label."""
+
+    path = "/score"
+
+    def __init__(self, held: ServedClassifier, max_length: int) -> None:
+        super().__init__(held)
+        self.max_length = max_length
+
+    def body(self, encoded: Sequence[tuple[str, str]]) -> dict:
+        first, second = zip(*encoded, strict=True)
+        length = self.max_length
+        return {"text_1": first, "text_2": second, "truncate_prompt_tokens": length, "use_activation": True}
+
+    def rows(self, answer: dict) -> list[list[float]]:
+        return [[item["score"]] for item in self.in_order(answer)]
+
+
+class TeiPredict(TextsDialect):
+    """TEI, sent texts."""
+
+    path = "/predict"
+
+    def __init__(self, held: ServedClassifier) -> None:
+        super().__init__(held)
+        self.equivalent = held.equivalent
+
+    @staticmethod
+    def held_by(info: dict) -> ServedClassifier:
+        """From the answer of /info."""
+        try:
+            names = next(info["model_type"][kind] for kind in ("classifier", "reranker") if kind in info["model_type"])
+            labels = {int(number): name for number, name in names["id2label"].items()}
+            equivalent = labels[min(1, len(labels) - 1)]
+            if len(set(labels.values())) < len(labels):
+                raise ValueError("two classes of one name")
+            batch_size = min(BATCH_SIZE, int(info["max_client_batch_size"]))
+            return ServedClassifier("tei", len(labels), equivalent, int(info["max_input_length"]), batch_size)
+        except (StopIteration, *WRONG_FORM) as error:
+            raise BadAnswer("text-embeddings-inference with a classifier", info) from error
+
+    def body(self, encoded: Sequence[tuple[str, str]]) -> dict:
+        return {"inputs": encoded, "raw_scores": False, "truncate": True}
+
+    def rows(self, answer: list) -> list[list[float]]:
+        """The classes come by falling score: class 1 is put where the other servers have it."""
+        rows = []
+        for row in answer:
+            (equivalent,) = [item["score"] for item in row if item["label"] == self.equivalent]
+            others = [item["score"] for item in row if item["label"] != self.equivalent]
+            rows.append([*others[:1], equivalent, *others[1:]])
+        return rows
+
+
+def choose_dialect(held: ServedClassifier, tokenizer: str | None, max_length: int | None) -> ClassifierDialect:
+    """The one in which the model reads what `cross-encoder` would give it.
+
+    Args:
+        tokenizer: a path or Hub name; None: that of `held.root`, if it is on this machine.
+        max_length: tokens of a pair; None: MAX_LENGTH. Never more than the server's.
+
+    Raises DarlingError where there is none.
+    """
+    if held.api == "tei":
+        if max_length is not None and max_length < held.max_length:
+            raise DarlingError(
+                f"max_length of at least {held.max_length}: text-embeddings-inference cuts pairs there itself",
+                f"max_length={max_length}",
+                "drop max_length, or serve the classifier with vLLM",
+            )
+        return TeiPredict(held)
+    loaded = _load_tokenizer(tokenizer, held.root)
+    length = min(MAX_LENGTH if max_length is None else max_length, held.max_length)
+    if loaded is not None:
+        length = min(length, loaded.model_max_length)
+    if length < LEAST_LENGTH:
+        raise DarlingError(f"max_length of at least {LEAST_LENGTH}: room for two responses", f"{length}", "raise it")
+    if loaded is not None and not _reads_segments(loaded):
+        return VllmClassify(held, loaded, length)
+    if held.labels == 1:
+        return VllmScore(held, length)
+    if loaded is None:
+        raise DarlingError(
+            "the classifier's tokenizer, to build pairs with",
+            f"no tokenizer option, and none can be loaded here from {held.root}, which the server was started with",
+            "name its path or Hub name: served:<url>?tokenizer=<path>",
+        )
+    raise DarlingError(
+        f"a model without segment ids, or with one label, behind vLLM for {loaded.name_or_path}",
+        f"{held.labels} labels, and segment ids (token_type_ids), which vLLM would set to 0",
+        "use cross-encoder:<path>, or serve it with text-embeddings-inference",
+    )
+
+
+def _load_tokenizer(path: str | None, root: str | None) -> Any:
+    """That of `path`; without one, that of `root` if it is on this machine, or None if it is not."""
+    from transformers import AutoTokenizer
+
+    if path is None and root is None:
+        return None
+    try:
+        loaded = AutoTokenizer.from_pretrained(path or root, local_files_only=path is None)
+    except (OSError, ValueError) as error:
+        if path is None:
+            logger.warning("No tokenizer here in %s, which the server was started with: %s", root, error)
+            return None
+        raise DarlingError(f"a tokenizer in {path}", str(error), "correct the tokenizer option") from error
+    if not loaded.is_fast:
+        raise DarlingError(
+            "a fast tokenizer (tokenizer.json)", f"{type(loaded).__name__} of {path or root}", "convert it"
+        )
+    return loaded
+
+
+def _reads_segments(tokenizer: Any) -> bool:
+    """Whether the model has an embedding of the side that a token is on; True where that cannot be known."""
+    from transformers import AutoConfig
+
+    if not any(tokenizer("a", "a").get("token_type_ids", [])):
+        return False
+    try:
+        config = AutoConfig.from_pretrained(tokenizer.name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        return True
+    return getattr(config, "type_vocab_size", 0) > 1  # DeBERTa's tokenizer makes segment ids that it does not read
+
+
+def _is_distribution(row: list[float], labels: int) -> bool:
+    inside = all(-RANGE_TOLERANCE <= value <= 1 + RANGE_TOLERANCE for value in row)  # false for NaN
+    return len(row) == labels and inside and (labels == 1 or abs(sum(row) - 1) < SUM_TOLERANCE)

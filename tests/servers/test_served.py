@@ -1,0 +1,182 @@
+"""`served:` and its dialects: what is asked of vLLM and text-embeddings-inference, and what their answers mean."""
+
+import pytest
+from small_servers import (
+    MAX_LENGTH,
+    WORDS,
+    by_ids,
+    by_texts,
+    ids,
+    known_score,
+    make_tokenizer,
+    some_pairs,
+)
+from transformers import AutoTokenizer, BertConfig, BertTokenizerFast
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import Group, Pair, load_partition_model
+from darling_plugin.partition.models.served import Served
+
+pytestmark = pytest.mark.usefixtures("impatient")
+
+
+def make_bert_tokenizer(folder, segments):
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertConfig(type_vocab_size=segments).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_vllm_gets_the_ids_of_each_pair_cut_like_the_tokenizer_cuts(start_server, tokenizer, labels):
+    server = start_server(labels=labels, root=tokenizer)
+    pairs = some_pairs()
+    expected = by_ids(tokenizer, pairs)
+    assert 10 < sum(len(each) == MAX_LENGTH for each in ids(tokenizer, pairs)) < 90  # some are cut, some are not
+    assert Served(server.url).similarity(pairs) == pytest.approx(expected)
+    assert all(body["use_activation"] for body in server.bodies)
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_text_embeddings_inference_gets_texts_and_class_1_is_found_by_its_name(start_server, labels):
+    server = start_server("tei", labels=labels)
+    pairs = some_pairs()
+    assert Served(server.url).similarity(pairs) == pytest.approx(by_texts(pairs))
+
+
+def test_a_group_is_partitioned_by_the_servers_scores(start_server):
+    server = start_server("tei")
+    responses = ["the cat", "a dog", "the mat", "a tree"]
+    model = load_partition_model(f"served:{server.url}", threshold=0.6)
+    (equivalent,) = model.equivalent([Group("p", responses)])
+    for i in range(4):
+        for j in range(i):
+            assert equivalent[i, j] == (known_score([responses[j], responses[i]]) > 0.6)
+    assert Served.threshold == 0.5
+
+
+def test_no_pairs_ask_nothing(start_server):
+    server = start_server("tei")
+    assert Served(server.url).similarity([]) == []
+    assert server.sizes == []
+
+
+@pytest.mark.parametrize(("asked", "server_length", "used"), [(20, 48, 20), (None, 30, 30), (64, 48, 48)])
+def test_pairs_are_cut_at_max_length_but_never_beyond_the_servers(start_server, tokenizer, asked, server_length, used):
+    server = start_server(max_length=server_length)
+    pairs = some_pairs()
+    model = Served(server.url, tokenizer=tokenizer, max_length=asked)
+    assert model.similarity(pairs) == pytest.approx(by_ids(tokenizer, pairs, used))
+    assert max(len(each) for body in server.bodies for each in body["input"]) == used
+
+
+def test_pairs_are_cut_at_the_tokenizers_own_limit(start_server, tmp_path):
+    make_tokenizer(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path, model_max_length=16).save_pretrained(tmp_path)
+    server = start_server(root=str(tmp_path))
+    Served(server.url).similarity(some_pairs(20))
+    assert max(len(each) for body in server.bodies for each in body["input"]) == 16
+
+
+def test_the_default_is_cut_at_2048_tokens(start_server, tokenizer):
+    server = start_server(root=tokenizer, max_length=8192)
+    Served(server.url).similarity([Pair("p", "cat " * 3000, "dog " * 10)])
+    assert [len(each) for each in server.bodies[0]["input"]] == [2048]
+
+
+def test_a_model_that_reads_segment_ids_is_asked_at_score_or_refused(start_server, tmp_path):
+    pairs = some_pairs()
+    bert = make_bert_tokenizer(tmp_path, segments=2)
+    assert Served(start_server(labels=1, root=bert).url).similarity(pairs) == pytest.approx(by_texts(pairs))
+    with pytest.raises(DarlingError, match="2 labels, and segment ids"):
+        Served(start_server(root=bert).url)
+    (tmp_path / "config.json").unlink()  # then nobody knows
+    with pytest.raises(DarlingError, match="2 labels, and segment ids"):
+        Served(start_server(root=bert).url)
+    # DeBERTa's tokenizer makes segment ids too, and the model has no use for them.
+    make_bert_tokenizer(tmp_path, segments=0)
+    assert Served(start_server(root=bert).url).similarity(pairs) == pytest.approx(by_ids(bert, pairs))
+
+
+@pytest.mark.parametrize("root", ["/no/such/folder", "no-one/no-such-model", None])
+def test_without_a_tokenizer_here_one_label_is_asked_at_score_and_more_are_refused(start_server, root, tokenizer):
+    pairs = some_pairs()
+    one, two = start_server(labels=1, root=root), start_server(labels=2, root=root)
+    assert Served(one.url).similarity(pairs) == pytest.approx(by_texts(pairs))
+    assert all(body["truncate_prompt_tokens"] == MAX_LENGTH and body["use_activation"] for body in one.bodies)
+    with pytest.raises(DarlingError, match=f"{root}, which the server was started with(.|\n)*tokenizer=<path>"):
+        Served(two.url)
+    with pytest.raises(DarlingError, match="a tokenizer in /not/there"):
+        Served(two.url, tokenizer="/not/there")
+    assert Served(two.url, tokenizer=tokenizer).similarity(pairs) == pytest.approx(by_ids(tokenizer, pairs))
+
+
+def test_text_embeddings_inference_cuts_by_itself(start_server):
+    server = start_server("tei", max_length=48)
+    with pytest.raises(DarlingError, match="at least 48(.|\n)*max_length=47"):
+        Served(server.url, max_length=47)
+    Served(server.url, max_length=48)
+
+
+@pytest.mark.parametrize("max_length", [-1, 0, 7])
+def test_max_length_leaves_room_for_both_sides(start_server, tokenizer, max_length):
+    with pytest.raises(DarlingError, match=f"room for two responses(.|\n)*{max_length}"):
+        Served(start_server().url, tokenizer=tokenizer, max_length=max_length)
+
+
+def change(key, value):
+    def fault(answer):
+        answer["data"][0][key] = value
+        return answer
+
+    return fault
+
+
+VLLM_FAULTS = {
+    "not JSON": lambda answer: b"<html>",
+    "null": lambda answer: None,
+    "a list": lambda answer: [],
+    "no data": lambda answer: {"data": None},
+    "a pair missing": lambda answer: {"data": [item for item in answer["data"] if item["index"] < 9]},
+    "a pair twice": lambda answer: {"data": [answer["data"][-1], *answer["data"]]},
+    "a class missing": change("probs", [1.0]),
+    "a class too many": change("probs", [0.5, 0.5, 0.0]),
+    "text": change("probs", ["0.5", "0.5"]),
+    "NaN": change("probs", [float("nan"), 0.5]),
+    "infinite": change("probs", [float("inf"), float("-inf")]),
+    "logits": change("probs", [-2.0, 3.0]),
+    "independent classes": change("probs", [0.9, 0.8]),
+}
+TEI_FAULTS = {
+    "a pair missing": lambda answer: answer[1:],
+    "another label": lambda answer: [[{"score": 0.5, "label": "x"}, {"score": 0.5, "label": "y"}], *answer[1:]],
+    "an error": lambda answer: {"error": "no"},
+    "raw scores": lambda answer: [[{"score": 5.0, "label": name} for name in ("label 0", "label 1")], *answer[1:]],
+    "no score": lambda answer: [[{"label": name} for name in ("label 0", "label 1")], *answer[1:]],
+}
+FAULTS = [("vllm", name) for name in VLLM_FAULTS] + [("tei", name) for name in TEI_FAULTS]
+
+
+@pytest.mark.parametrize(("api", "fault"), FAULTS)
+def test_an_answer_that_is_no_distribution_for_each_pair_is_refused(start_server, tokenizer, api, fault):
+    server = start_server(api, root=tokenizer)
+    model = Served(server.url)
+    server.faults = [(VLLM_FAULTS if api == "vllm" else TEI_FAULTS)[fault]]
+    with pytest.raises(DarlingError, match=server.url):
+        model.similarity(some_pairs(20))
+    assert len(server.sizes) <= 2
+
+
+def test_what_is_no_classify_server_is_said_at_the_start(start_server, tokenizer):
+    server = start_server("neither")
+    server.answer = lambda path, body: (404, {"detail": "Not Found"})
+    with pytest.raises(DarlingError, match="HTTP 404 from .*/v1/models(.|\n)*--convert classify"):
+        Served(server.url)
+    server.answer = lambda path, body: (200, {"data": []})
+    with pytest.raises(DarlingError, match="a vLLM classify server"):
+        Served(server.url)
+    server.answer = lambda path, body: (200, {"model_type": {"embedding": {"pooling": "cls"}}})
+    with pytest.raises(DarlingError, match="with a classifier"):
+        Served(server.url)
+    with pytest.raises(DarlingError, match="with a classifier"):
+        Served(start_server("tei", names=["same", "same"]).url)
