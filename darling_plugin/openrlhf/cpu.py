@@ -7,6 +7,7 @@ Every run starts by proving its weight sync: vLLM starts with random weights, th
 weight_sync.py compares the two; again after every later sync.
 """
 
+import functools
 import importlib.machinery
 import importlib.util
 import os
@@ -43,8 +44,8 @@ DROP_FLAGS = (
 )
 
 # OpenRLHF reserves a GPU and a CPU for every model and engine. On a CPU both are only names, and these are enough for
-# the recipes at hand. Can go when OpenRLHF's resources can be set.
-LOGICAL_RESOURCES = {"num_gpus": 64, "num_cpus": 64}
+# the recipes at hand. Can go when OpenRLHF's resources can be set. The dashboard is ten processes more to start.
+LOGICAL_RESOURCES = {"num_gpus": 64, "num_cpus": 64, "include_dashboard": False}
 
 _installed = False
 
@@ -88,7 +89,7 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in environment.items()}
 
 
-def logical_resources() -> dict[str, int]:
+def logical_resources() -> dict[str, int | bool]:
     """Arguments of ray.init. A cluster that is joined through RAY_ADDRESS must have been started with GPUs in name."""
     return {} if os.environ.get("RAY_ADDRESS") else LOGICAL_RESOURCES
 
@@ -199,6 +200,11 @@ class _GlooGroup:
         return fingerprints
 
 
+def _cpu_info(cpuinfo: ModuleType) -> None:
+    """DeepSpeed asks it three times for what takes a second to find out. Can go when DeepSpeed keeps the answer."""
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
+
+
 def _weight_sync_group(module: ModuleType) -> None:
     """The group that carries weights to vLLM is NCCL's whatever --vllm.sync_backend says. Can go when it listens."""
 
@@ -245,11 +251,16 @@ def _vllm_arguments(module: ModuleType) -> None:
     """vLLM starts with random weights, so that whatever the first weight sync leaves out is noticed by its check.
 
     But for models that see images: OpenRLHF does not sync what it does not train of them. Can go with `_trainer`.
+
+    vLLM's engine also does without a process for its one worker, and without compiling the few small functions that
+    --vllm.enforce_eager leaves to torch.compile: both cost more time than a CPU run spends in them.
     """
 
     def init(wrapped: Callable, arguments: Any, args: tuple, kwargs: dict) -> None:
         if "limit_mm_per_prompt" not in kwargs:
             kwargs["load_format"] = "dummy"
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         wrapped(*args, **kwargs)
 
     wrap(module.AsyncEngineArgs, "__init__", init)
@@ -285,6 +296,7 @@ def _trainer(module: ModuleType) -> None:
 SHIMS: dict[str, Callable[[ModuleType], None]] = {
     "torch": _torch,
     "torch.distributed.device_mesh": _device_mesh,
+    "cpuinfo": _cpu_info,
     "openrlhf.utils.distributed_util": _weight_sync_group,
     "openrlhf.trainer.ray.vllm_worker_wrap": _vllm_worker,
     "vllm.engine.arg_utils": _vllm_arguments,

