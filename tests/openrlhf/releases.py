@@ -35,8 +35,11 @@ def source(version: str) -> Path:
             _pip(
                 "install", "--no-deps", "--only-binary=:all:", "--no-compile", "--target", part, f"openrlhf=={version}"
             )
-            if not folder.exists():  # else another process was faster
+            try:
                 part.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder
