@@ -1,71 +1,112 @@
-"""Every metric the plugin logs, defined once. OpenRLHF shows them as `train/<key>` and `eval/<key>`."""
+"""Every metric that the plugin logs: one function each. OpenRLHF shows them as `train/darling/…` and `eval/darling/…`.
+
+A function that returns None has nothing to say about this step; its key is then left out.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-QUALITY = "darling/quality"  # mean quality, as the reward function or reward model gave it
-DIVERSITY = "darling/diversity"  # mean share of the other responses that lie in other classes, before the floor
-CLASSES = "darling/classes_per_group"  # mean number of classes among a prompt's responses
-ONE_CLASS = "darling/one_class_share"  # share of groups in which all responses say the same
-FLOOR = "darling/floor_share"  # share of responses whose diversity is the floor's or less
-REWARD = "darling/reward"  # mean reward that OpenRLHF trains on, after its length penalties
-QUALITY_ONLY = "darling/quality_only_groups"  # groups trained on quality alone, by --darling.on_error quality_only
-SCORING = "darling/scoring_seconds"  # time the partition actors spent on this step's groups, summed
-WAIT = "darling/scoring_wait_seconds"  # from the end of the last group's generation to the end of the last scoring
+    from darling_plugin.shaping import Groups, Shaped
+
+PREFIX = "darling/"
 
 
-def group_metrics(labels: torch.Tensor, diversity: torch.Tensor, quality: torch.Tensor) -> dict[str, float]:
-    """What the responses alone say, for training and evaluation.
+@dataclass
+class Scoring:
+    """When and how long P groups were partitioned.
 
-    Args:
-        labels: (P, n) class of each response; -1 where it was left out of the partition.
-        diversity: (P, n) in [0, 1].
-        quality: (P, n).
-
-    A response that was left out counts for quality only, and so does a group of such; without any other the diversity
-    metrics are left out.
+    Attributes:
+        generated_at, scored_at: (P,) int64 microseconds on the partition actors' clocks.
+        seconds: (P,) each group's part of the time of the batch it was in.
     """
-    metrics = {QUALITY: quality.mean().item()}
-    partitioned = (labels >= 0).any(dim=-1)
-    if partitioned.any():
-        classes = (labels.amax(dim=-1) + 1)[partitioned].float()
-        metrics[DIVERSITY] = diversity[labels >= 0].mean().item()
-        metrics[CLASSES] = classes.mean().item()
-        metrics[ONE_CLASS] = (classes == 1).float().mean().item()
-    return metrics
+
+    generated_at: torch.Tensor
+    scored_at: torch.Tensor
+    seconds: torch.Tensor
 
 
-def step_metrics(
-    labels: torch.Tensor,
-    diversity: torch.Tensor,
-    quality: torch.Tensor,
-    reward: torch.Tensor,
-    *,
-    floor: float,
-    quality_only: torch.Tensor,
-    generated_at: torch.Tensor,
-    scored_at: torch.Tensor,
-    scoring_seconds: torch.Tensor,
-) -> dict[str, float]:
-    """All metrics of one training step.
+# ── Of training and of evaluation ──
 
-    Args:
-        labels, diversity, quality, reward: (P, n).
-        floor: --darling.diversity_floor.
-        quality_only: (P,) bool, the groups trained on quality alone.
-        generated_at, scored_at: (P,) microseconds on the partition actors' clocks.
-        scoring_seconds: (P,) each group's part of the batches it was scored in.
-    """
-    metrics = group_metrics(labels, diversity, quality)
-    takes_part = labels >= 0
-    if takes_part.any():
-        metrics[FLOOR] = (diversity[takes_part] <= floor).float().mean().item()
-    metrics[REWARD] = reward.mean().item()
-    metrics[QUALITY_ONLY] = float(quality_only.sum().item())
-    metrics[SCORING] = scoring_seconds.sum().item()
-    metrics[WAIT] = max(0.0, (scored_at.max() - generated_at.max()).item() / 1e6)
-    return metrics
+
+def quality(groups: Groups) -> float:
+    """Mean quality, as the reward function or reward model gave it."""
+    return groups.quality.mean().item()
+
+
+def diversity(groups: Groups) -> float | None:
+    """Mean share of the other responses that lie in other classes, before the floor."""
+    takes_part = groups.labels >= 0
+    return groups.diversity[takes_part].mean().item() if takes_part.any() else None
+
+
+def classes_per_group(groups: Groups) -> float | None:
+    """Mean number of classes among a prompt's responses."""
+    classes = _classes(groups)
+    return classes.mean().item() if len(classes) else None
+
+
+def one_class_share(groups: Groups) -> float | None:
+    """Share of groups in which all responses say the same."""
+    classes = _classes(groups)
+    return (classes == 1).float().mean().item() if len(classes) else None
+
+
+def quality_only_groups(groups: Groups) -> float:
+    """Number of groups that could not be partitioned: in training these are trained on their quality alone."""
+    return float(groups.quality_only.sum().item())
+
+
+# ── Of training ──
+
+
+def floor_share(shaped: Shaped, scoring: Scoring) -> float | None:
+    """Share of responses whose diversity is the floor's or less."""
+    takes_part = shaped.groups.labels >= 0
+    at_floor = shaped.groups.diversity[takes_part] <= shaped.diversity_floor
+    return at_floor.float().mean().item() if takes_part.any() else None
+
+
+def reward(shaped: Shaped, scoring: Scoring) -> float:
+    """Mean reward that OpenRLHF trains on, after its length penalties."""
+    return shaped.reward.mean().item()
+
+
+def scoring_seconds(shaped: Shaped, scoring: Scoring) -> float:
+    """Time the partition actors spent on this step's groups, summed."""
+    return scoring.seconds.sum().item()
+
+
+def scoring_wait_seconds(shaped: Shaped, scoring: Scoring) -> float:
+    """From the end of the last group's generation to the end of the last scoring."""
+    return max(0.0, (scoring.scored_at.max() - scoring.generated_at.max()).item() / 1e6)
+
+
+IN_BOTH: tuple[Callable, ...] = (quality, diversity, classes_per_group, one_class_share, quality_only_groups)
+IN_TRAINING: tuple[Callable, ...] = (floor_share, reward, scoring_seconds, scoring_wait_seconds)
+
+
+def training_metrics(shaped: Shaped, scoring: Scoring) -> dict[str, float]:
+    """The metrics of one training step, by key."""
+    return _named(IN_BOTH, shaped.groups) | _named(IN_TRAINING, shaped, scoring)
+
+
+def evaluation_metrics(groups: Groups) -> dict[str, float]:
+    """The metrics of one evaluation, by key; none where a group is one response: it has no others to differ from."""
+    return _named(IN_BOTH, groups) if groups.quality.shape[1] > 1 else {}
+
+
+def _named(functions: tuple[Callable, ...], *arguments: object) -> dict[str, float]:
+    values = {PREFIX + function.__name__: function(*arguments) for function in functions}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _classes(groups: Groups) -> torch.Tensor:
+    """Number of classes of each group of which any response takes part, float32."""
+    partitioned = (groups.labels >= 0).any(dim=-1)
+    return (groups.labels.amax(dim=-1) + 1)[partitioned].float()

@@ -82,65 +82,47 @@ QUALITY_TRANSFORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def shape_reward(
-    quality: torch.Tensor,
-    diversity: torch.Tensor,
-    *,
-    reward: str,
-    quality_transform: str | None,
-    diversity_floor: float,
-) -> torch.Tensor:
-    """The registered `reward` of the transformed quality and of max(Div, diversity_floor).
-
-    The floor (0.1 in the official code) is in no equation of arXiv 2509.02534: it keeps a response's quality visible
-    when all of its group say the same.
+def transform_quality(quality: torch.Tensor, transform: str | None, *, reward: str) -> torch.Tensor:
+    """The quality that the registered `reward` gets, (P, n) -> (P, n).
 
     Args:
-        quality: (P, n) float32.
-        diversity: (P, n) float32 in [0, 1].
-        reward: a name registered with @register_reward.
-        quality_transform: a key of QUALITY_TRANSFORMS. None applies none, and refuses the one combination that would
-            punish diversity: "multiply" with a negative quality.
-        diversity_floor: least diversity that the reward sees.
-
-    Returns:
-        (P, n) float32, finite; a new tensor.
+        transform: a key of QUALITY_TRANSFORMS. None applies none, and refuses the one combination that would punish
+            diversity: "multiply" with a negative quality.
     """
-    import torch
-
-    if quality.ndim != 2 or quality.shape != diversity.shape:
-        raise DarlingError(
-            "quality and diversity of one shape (P, n)",
-            f"quality {tuple(quality.shape)}, diversity {tuple(diversity.shape)}",
-            "pass one row a group, one column a response",
-        )
-    if quality_transform is None:
+    if transform is None:
         _refuse_negative_quality(quality, reward)
-    elif quality_transform not in QUALITY_TRANSFORMS:
+        return quality
+    if transform not in QUALITY_TRANSFORMS:
         known = list(QUALITY_TRANSFORMS)
         raise DarlingError(
             "a known --darling.quality_transform",
-            f"{quality_transform!r}",
-            f"{nearest(quality_transform, known)}known: {', '.join(known)}",
+            f"{transform!r}",
+            f"{nearest(transform, known)}known: {', '.join(known)}",
         )
-    else:
-        quality = QUALITY_TRANSFORMS[quality_transform](quality)
+    return QUALITY_TRANSFORMS[transform](quality)
 
-    shaped = rewards.get(reward)(quality, diversity.clamp(min=diversity_floor))
 
-    if not isinstance(shaped, torch.Tensor) or shaped.shape != quality.shape:
-        found = f"shape {tuple(shaped.shape)}" if isinstance(shaped, torch.Tensor) else type(shaped).__name__
+def compute_reward(quality: torch.Tensor, diversity: torch.Tensor, *, reward: str) -> torch.Tensor:
+    """The registered `reward` of quality and diversity, both (P, n) float32; a new tensor, checked to be alike.
+
+    Raises DarlingError for an unknown name, another shape, or values that are not finite.
+    """
+    import torch
+
+    values = rewards.get(reward)(quality, diversity)
+    if not isinstance(values, torch.Tensor) or values.shape != quality.shape:
+        found = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
         raise DarlingError(f"a tensor {tuple(quality.shape)} from the reward {reward!r}", found, "correct that reward")
     # A copy: the reward may be the quality itself, and whoever changes one in place must not change the other.
-    shaped = shaped.to(torch.float32, copy=True)
-    if not shaped.isfinite().all():
+    values = values.to(torch.float32, copy=True)
+    if not values.isfinite().all():
         raise DarlingError(
             f"finite values from the reward {reward!r}",
-            f"{int((~shaped.isfinite()).sum())} of {shaped.numel()} are NaN or infinite; of the qualities it got, "
+            f"{int((~values.isfinite()).sum())} of {values.numel()} are NaN or infinite; of the qualities it got, "
             f"{int((~quality.isfinite()).sum())}; of the diversities, {int((~diversity.isfinite()).sum())}",
             "correct whichever of the three is the first to be not finite",
         )
-    return shaped
+    return values
 
 
 def _refuse_negative_quality(quality: torch.Tensor, reward: str) -> None:

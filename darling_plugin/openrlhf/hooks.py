@@ -1,46 +1,34 @@
-"""The hooks: OpenRLHF's functions named in seams.py, each wrapped, in the processes that generate and train.
+"""The hooks: what stands around OpenRLHF's functions named in seams.py, in the processes that generate and train.
 
-Seam 1 (START, DISPATCH) sends every prompt's group to a partition actor as soon as it is generated. Seam 2
-(ADVANTAGES) turns quality and diversity into OpenRLHF's rewards and advantages. TRAIN_STEP, EVALUATION and EVALUATED
-log what the two saw; RESUME takes back what a killed run logged after its last checkpoint.
+*start* and *dispatch* send every prompt's group to a partition actor as soon as it is generated. *advantages* hands
+quality and diversity to `shaping.py`, and what comes out to OpenRLHF. *train_step*, *evaluation* and *evaluated* log
+what was seen; *resume* takes back what a killed run logged after its last checkpoint.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
 import ray
 import torch
+from ray.util.queue import Queue
 
-from darling_plugin.advantage import compute_advantage
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.log import append_partitions, rewind_partitions, write_run
-from darling_plugin.metrics import QUALITY_ONLY, group_metrics, step_metrics
-from darling_plugin.openrlhf import partition_actor as carried
-from darling_plugin.openrlhf.partition_actor import PartitionPool, response_text
-from darling_plugin.openrlhf.seams import (
-    ADVANTAGES,
-    DISPATCH,
-    EVALUATED,
-    EVALUATION,
-    RESUME,
-    SEAMS,
-    START,
-    TRAIN_STEP,
-    Seam,
-    is_hooked,
-    wrap,
-)
-from darling_plugin.openrlhf.worker import owner, resolve, shared_placement_group
-from darling_plugin.reward import shape_reward
+from darling_plugin.metrics import Scoring, evaluation_metrics, training_metrics
+from darling_plugin.openrlhf import contract, placement, responses
+from darling_plugin.openrlhf.experiences import Places, as_groups, records, take_measured
+from darling_plugin.openrlhf.partition_actor import PartitionPool
+from darling_plugin.openrlhf.seams import installed_seam, installed_seams, is_hooked, wrap
+from darling_plugin.shaping import shape
 from darling_plugin.user_code import import_user_code
 
-# Of this process's sample generator, for the log lines of an evaluation, whose seam is a plain function.
-_tokenizer: Any = None
+EVALUATION_TIMEOUT = 60.0  # seconds for an evaluation's records, put before OpenRLHF sends its metrics, to be there
 
 
 def install(module: ModuleType) -> None:
@@ -51,185 +39,110 @@ def install(module: ModuleType) -> None:
     config = DarlingConfig.from_environment()
     if config.import_path:
         import_user_code(config.import_path)
-    for seam in SEAMS:
+    for seam in installed_seams():
         if seam.module != module.__name__:
             continue
-        seam.check_function(resolve(seam))
-        if not is_hooked(resolve(seam)):
-            wrap(owner(seam), seam.function, WRAPPERS[seam], hook=True)
+        seam.check_function(seam.resolve())
+        if not is_hooked(seam.resolve()):
+            wrap(seam.owner(), seam.function, WRAPPERS[seam.role], hook=True)
 
 
 def uninstall(module: ModuleType) -> None:
     """Puts OpenRLHF's own functions back into `module`."""
-    for seam in SEAMS:
-        if seam.module == module.__name__ and is_hooked(resolve(seam)):
-            setattr(owner(seam), seam.function, resolve(seam).darling_original)
+    for seam in installed_seams():
+        if seam.module == module.__name__ and is_hooked(seam.resolve()):
+            setattr(seam.owner(), seam.function, seam.resolve().darling_original)
 
 
-# ── Seam 1: a group goes to a partition actor the moment it is generated ──
+# A hook gets the original with this call's arguments in it, the object whose method it is (None for a function), and
+# the arguments by name.
+
+# ── Start and dispatch: a group goes to a partition actor the moment it is generated ──
 
 
-def _start(wrapped: Callable, generator: Any, args: tuple, kwargs: dict) -> None:
+def _start(call_original: Callable, generator: Any, arguments: dict[str, Any]) -> None:
     """SamplesGenerator.__init__: the partition actors start, and fail, before the models to train load."""
-    global _tokenizer
-    wrapped(*args, **kwargs)
+    call_original()
     config = DarlingConfig.from_environment()
-    flags, _tokenizer = generator.args, generator.tokenizer
-    colocated = flags.train.colocate_all and config.gpus_per_partition_actor
+    args = generator.args
     generator.darling_pool = PartitionPool(
         config,
         generator.tokenizer,
-        quality_expected=bool(flags.reward.remote_url or flags.train.agent_func_path),
-        colocate_with=ray.util.get_placement_group(shared_placement_group()) if colocated else None,
+        quality_expected=bool(args.reward.remote_url or args.train.agent_func_path),
+        colocate_with=placement.shared_group(args, config),
     )
     if config.log_dir:
         write_run(
-            config.log_dir,
-            darling=asdict(config),
-            partition_model=generator.darling_pool.description,
-            openrlhf=flags,
+            config.log_dir, darling=asdict(config), partition_model=generator.darling_pool.description, openrlhf=args
         )
+    if config.log_dir and generator.eval_dataloader is not None:
+        # Here and not only by its name: Ray ends an actor that nobody holds.
+        generator.darling_evaluations = Queue(actor_options={"name": _evaluations_name(), "num_cpus": 0})
 
 
-def _dispatch(wrapped: Callable, generator: Any, args: tuple, kwargs: dict) -> list:
+def _dispatch(call_original: Callable, generator: Any, arguments: dict[str, Any]) -> list:
     """SamplesGenerator._dispatch_prompts_to_vllm: each ref is replaced by that of the same group, scored."""
-    refs = wrapped(*args, **kwargs)
-    # Only evaluation says how many samples it wants; training takes the number from the arguments.
-    split = "eval" if "n_samples_per_prompt" in kwargs else "train"
-    return [generator.darling_pool.submit(ref, split=split, max_len=kwargs["max_len"]) for ref in refs]
+    generate_kwargs = arguments["generate_kwargs"]
+    split = contract.split(generate_kwargs, generator.args)
+    max_len = contract.max_len(generate_kwargs)
+    return [generator.darling_pool.submit(ref, split=split, max_len=max_len) for ref in call_original()]
 
 
-# ── Seam 2: quality and diversity -> reward -> advantage ──
+# ── Advantages: quality and diversity -> reward -> advantage ──
 
 
-@dataclass
-class Rollout:
-    """A batch of experiences as groups. `order` is each sample's place, in the order the experiences hold them."""
+def _advantages(call_original: Callable, maker: Any, arguments: dict[str, Any]) -> list[Any]:
+    """RemoteExperienceMaker.compute_advantages_and_returns, given DARLING's rewards in place of the quality.
 
-    order: torch.LongTensor  # (P·n,)
-    sizes: list[int]  # samples an experience
-    n: int
-
-    @classmethod
-    def of(cls, experiences: list[Any], n: int) -> Rollout:
-        order = torch.tensor([index for experience in experiences for index in experience.index])
-        if len(order) % n or not torch.equal(order.sort().values, torch.arange(len(order))):
-            raise DarlingError(
-                f"whole groups of {n} responses, numbered from 0",
-                f"{len(order)} samples with indices {order.tolist()[:20]}",
-                "report this with the OpenRLHF flags in use",
-            )
-        return cls(order, [len(experience.index) for experience in experiences], n)
-
-    def gather(self, values: list[torch.Tensor]) -> torch.Tensor:
-        """One tensor (samples, …) an experience -> (P, n, …)."""
-        together = torch.cat(values)
-        sorted_ = torch.empty_like(together)
-        sorted_[self.order] = together
-        return sorted_.reshape(-1, self.n, *together.shape[1:])
-
-    def scatter(self, groups: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(P, n) -> one tensor (samples,) an experience."""
-        return groups.reshape(-1)[self.order].split(self.sizes)
-
-
-def _take_carried(experiences: list[Any], gather: Callable[[list[torch.Tensor]], torch.Tensor]) -> dict[str, Any]:
-    """Takes the partition actors' findings out of `experience.info`, as (P, n) tensors by key."""
-    missing = [key for key in carried.CARRIED if any(key not in experience.info for experience in experiences)]
-    if missing:
-        raise DarlingError(
-            "every sample to come from a partition actor",
-            f"samples without {', '.join(missing)}",
-            "the hooks are not installed where the samples are generated: start with python3 -m darling_plugin",
-        )
-    keys = [*carried.CARRIED, *([carried.EQUIVALENT] if carried.EQUIVALENT in experiences[0].info else [])]
-    found = {key: gather([experience.info.pop(key) for experience in experiences]) for key in keys}
-    groups = found[carried.GROUP]
-    if not (groups == groups[:, :1]).all():
-        raise DarlingError(
-            "the responses of one prompt in each group",
-            f"groups made of {groups.tolist()[:8]}",
-            "report this with the OpenRLHF flags in use",
-        )
-    return found
-
-
-def _compute_advantages(wrapped: Callable, maker: Any, args: tuple, kwargs: dict) -> list[Any]:
-    """RemoteExperienceMaker.compute_advantages_and_returns, given DARLING's rewards in place of the quality."""
+    Under dr_grpo DARLING's advantages replace those that it makes, too.
+    """
     config = DarlingConfig.from_environment()
-    experiences = _first_argument(*args, **kwargs)
-    rollout = Rollout.of(experiences, maker.args.rollout.n_samples_per_prompt)
-    found = _take_carried(experiences, rollout.gather)
-    labels, diversity = found[carried.LABEL], found[carried.DIVERSITY]
-    quality_only = found[carried.QUALITY_ONLY][:, 0].bool()
+    experiences = arguments["experiences"]
+    places = Places.of_training(experiences, maker.args.rollout.n_samples_per_prompt)
+    measured = take_measured(experiences, places)
+    groups = as_groups(experiences, places, measured)
+    _check_finite(groups.quality, measured[responses.GROUP])
+    token_kl = [experience.kl for experience in experiences]  # the original clears it
 
-    quality = rollout.gather([experience.rewards.flatten() for experience in experiences]).float()
+    def penalize(reward: torch.Tensor) -> torch.Tensor:
+        # The original changes the experiences in place: length penalties first, then its own advantages.
+        for experience, rewards in zip(experiences, places.scatter(reward), strict=True):
+            experience.rewards = rewards
+        call_original()
+        return places.gather([experience.rewards for experience in experiences])
+
+    shaped = shape(groups, config, penalize)
+    if shaped.advantage is not None:
+        _replace_advantages(maker, experiences, places.scatter(shaped.advantage), token_kl)
+    scoring = Scoring(
+        generated_at=measured[responses.GENERATED_AT][:, 0],
+        scored_at=measured[responses.SCORED_AT][:, 0],
+        seconds=measured[responses.SCORING_SECONDS][:, 0],
+    )
+    maker.darling_metrics = training_metrics(shaped, scoring)
+    maker.darling_records = records(experiences, places, groups, measured, shaped) if config.log_dir else []
+    return experiences
+
+
+def _check_finite(quality: torch.Tensor, numbers: torch.Tensor) -> None:
     if not quality.isfinite().all():
         group = int((~quality.isfinite()).any(dim=-1).nonzero()[0])
         raise DarlingError(
             "a finite quality for every response",
-            f"{quality[group].tolist()} for train prompt {int(found[carried.GROUP][group, 0])}",
+            f"{quality[group].tolist()} for train prompt {int(numbers[group, 0])}",
             "look at what the reward model makes of that prompt's responses",
         )
-    # Diversity 1 is neutral: what cannot be partitioned is rewarded, and weighted, by its quality alone.
-    seen_diversity = diversity.masked_fill(quality_only[:, None], 1.0)
-    reward = shape_reward(
-        quality,
-        seen_diversity,
-        reward=config.reward,
-        quality_transform=config.quality_transform,
-        diversity_floor=config.diversity_floor,
-    )
-
-    token_kl = [experience.kl for experience in experiences]  # the original clears it
-    for experience, part in zip(experiences, rollout.scatter(reward), strict=True):
-        experience.rewards = part
-    experiences = wrapped(experiences)
-
-    # OpenRLHF's length penalties, if asked for, have changed the rewards since.
-    unpenalized, reward = reward, rollout.gather([experience.rewards for experience in experiences])
-    advantage = None
-    if config.advantage is not None:  # else OpenRLHF's estimator, which is not dr_grpo, makes the advantages
-        floored = seen_diversity.clamp(min=config.diversity_floor)
-        advantage = compute_advantage(reward, floored, advantage=config.advantage)
-        if config.advantage != "centered":  # dr_grpo itself is "centered"
-            _replace_advantages(maker, experiences, rollout.scatter(advantage), token_kl)
-
-    metrics = step_metrics(
-        labels,
-        diversity,
-        quality,
-        reward,
-        floor=config.diversity_floor,
-        quality_only=quality_only,
-        generated_at=found[carried.GENERATED_AT][:, 0],
-        scored_at=found[carried.SCORED_AT][:, 0],
-        scoring_seconds=found[carried.SCORING_SECONDS][:, 0],
-    )
-    records = []
-    if config.log_dir:
-        spoken = _prompts_and_texts(experiences, maker.tokenizer)
-        by_place = [spoken[k] for k in rollout.order.argsort().tolist()]
-        records = _records(by_place, found, quality, reward, advantage)
-        lengths = rollout.gather([experience.response_length for experience in experiences])
-        truncated = rollout.gather([experience.truncated for experience in experiences]).bool()
-        for group, record in enumerate(records):
-            record["length_penalty"] = (reward - unpenalized)[group].tolist()
-            record["response_length"] = lengths[group].tolist()
-            record["truncated"] = truncated[group].tolist()
-    maker.darling_step = (metrics, records)
-    return experiences
 
 
 def _replace_advantages(
-    maker: Any, experiences: list[Any], values: tuple[torch.Tensor, ...], token_kl: list[torch.Tensor]
+    maker: Any, experiences: list[Any], advantages: tuple[torch.Tensor, ...], token_kl: list[torch.Tensor]
 ) -> None:
     """Spreads an advantage per response over its tokens with OpenRLHF's own functions, as dr_grpo does its own."""
     from openrlhf.models.utils import compute_reward
 
-    for experience, value, kl in zip(experiences, values, token_kl, strict=True):
+    for experience, advantage, kl in zip(experiences, advantages, token_kl, strict=True):
         token_reward = compute_reward(
-            value,
+            advantage,
             maker.kl_ctl.value,
             kl,
             action_mask=experience.action_mask,
@@ -243,60 +156,48 @@ def _replace_advantages(
 # ── Logging ──
 
 
-def _train_step(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> tuple[dict, int]:
+def _train_step(call_original: Callable, trainer: Any, arguments: dict[str, Any]) -> tuple[dict, int]:
     """BasePPOTrainer.train_step: the step's metrics join OpenRLHF's, and its groups go to partitions.jsonl."""
-    status, step = wrapped(*args, **kwargs)
-    metrics, records = trainer.experience_maker.darling_step
-    status.update(metrics)
-    _append(records, step, "train")
+    status, step = call_original()
+    maker = trainer.experience_maker
+    status.update(maker.darling_metrics)
+    _append(maker.darling_records, trainer.tokenizer, step, "train")
     return status, step
 
 
-class EvaluationLogs(dict):
-    """OpenRLHF's metrics of one evaluation, and its groups on their way to the trainer, which knows the step."""
-
-    records: list[dict[str, Any]]
-
-
-def _evaluation(wrapped: Callable, instance: None, args: tuple, kwargs: dict) -> EvaluationLogs:
+def _evaluation(call_original: Callable, _: None, arguments: dict[str, Any]) -> dict[str, float]:
     """compute_eval_metrics: evaluation keeps its raw rewards; its diversity is logged beside them."""
-    logs = EvaluationLogs(wrapped(*args, **kwargs))
-    logs.records = []
-    _, samples, n = _evaluation_arguments(*args, **kwargs)
+    metrics, samples = call_original(), arguments["samples_list"]
     if not samples:
-        return logs
-    config = DarlingConfig.from_environment()
-
-    def gather(values: list[torch.Tensor]) -> torch.Tensor:
-        together = torch.cat(values)
-        return together.reshape(-1, n, *together.shape[1:])
-
-    found = _take_carried(samples, gather)
-    quality = gather([sample.rewards.flatten() for sample in samples]).float()
-    if n > 1:  # a group of one has no others to differ from
-        logs.update(group_metrics(found[carried.LABEL], found[carried.DIVERSITY], quality))
-        logs[QUALITY_ONLY] = found[carried.QUALITY_ONLY][:, 0].sum().item()
-    if config.log_dir:
-        logs.records = _records(_prompts_and_texts(samples, _tokenizer), found, quality, quality, None)
-    return logs
+        return metrics
+    places = Places.of_evaluation(samples, arguments["n_samples_per_prompt"])
+    measured = take_measured(samples, places)
+    groups = as_groups(samples, places, measured)
+    if DarlingConfig.from_environment().log_dir:
+        # OpenRLHF hands its metrics to the trainer, which alone knows the step, and to loggers, which take numbers.
+        queue = ray.get_actor(_evaluations_name())
+        ray.get(queue.put.remote(records(samples, places, groups, measured, None)))
+    return metrics | evaluation_metrics(groups)
 
 
-def _evaluated(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> None:
+def _evaluated(call_original: Callable, trainer: Any, arguments: dict[str, Any]) -> None:
     """BasePPOTrainer.save_best_checkpoint, called after each evaluation: its groups go to partitions.jsonl."""
-    logs, step = _evaluated_arguments(*args, **kwargs)
-    _append(getattr(logs, "records", []), step, "eval")
-    wrapped(*args, **kwargs)
+    if DarlingConfig.from_environment().log_dir and arguments["eval_metrics"]:
+        queue = ray.get_actor(_evaluations_name())
+        evaluated = ray.get(queue.get.remote(timeout=EVALUATION_TIMEOUT))
+        _append(evaluated, trainer.tokenizer, arguments["global_step"], "eval")
+    call_original()
 
 
-def _resume(wrapped: Callable, trainer: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+def _resume(call_original: Callable, trainer: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """BasePPOTrainer.init_checkpoint_states: what a killed run logged after this checkpoint is logged only once."""
-    states = wrapped(*args, **kwargs)
-    log_dir, tensorboard = DarlingConfig.from_environment().log_dir, trainer.tensorboard_logger
-    if trainer.args.ckpt.load_enable:
+    states = call_original()
+    log_dir, args = DarlingConfig.from_environment().log_dir, trainer.args
+    if args.ckpt.load_enable:
         if log_dir:
-            rewind_partitions(log_dir, states["global_step"], evaluates_again=trainer.args.train.async_enable)
-        if tensorboard is not None:
-            _rewind_tensorboard(tensorboard.writer, states["global_step"])
+            rewind_partitions(log_dir, states["global_step"], evaluates_again=args.train.async_enable)
+        if trainer.tensorboard_logger is not None:
+            _rewind_tensorboard(trainer.tensorboard_logger.writer, states["global_step"])
     return states
 
 
@@ -307,70 +208,42 @@ def _rewind_tensorboard(writer: Any, step: int) -> None:
     writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step + 1)
 
 
-def _prompts_and_texts(experiences: list[Any], tokenizer: Any) -> list[tuple[str, str]]:
-    """(prompt, response) of every sample, in the order the experiences hold them; the text the partition model saw."""
-    return [
-        (prompt, response_text(tokenizer, tokens[1:][mask.bool()].tolist()))
-        for experience in experiences
-        for prompt, tokens, mask in zip(experience.prompts, experience.sequences, experience.action_mask, strict=True)
-    ]
+def _evaluations_name() -> str:
+    return placement.job_name("evaluations")
 
 
-def _records(
-    spoken: list[tuple[str, str]],
-    found: dict[str, torch.Tensor],
-    quality: torch.Tensor,
-    reward: torch.Tensor,
-    advantage: torch.Tensor | None,
-) -> list[dict[str, Any]]:
-    """One dict a group, for partitions.jsonl. A group that could not be partitioned has neither labels nor diversity.
-
-    `advantage` is None where OpenRLHF's estimator, and not --darling.advantage, makes it.
-    """
-    records = []
-    n = quality.shape[1]
-    for group, quality_only in enumerate(found[carried.QUALITY_ONLY][:, 0].tolist()):
-        mine, partitioned = spoken[group * n : (group + 1) * n], not quality_only
-        record = {
-            "prompt": mine[0][0],
-            "responses": [text for _, text in mine],
-            "labels": found[carried.LABEL][group].tolist() if partitioned else None,
-            "quality": quality[group].tolist(),
-            "diversity": found[carried.DIVERSITY][group].tolist() if partitioned else None,
-            "reward": reward[group].tolist(),
-            "advantage": None if advantage is None else advantage[group].tolist(),
-        }
-        if carried.EQUIVALENT in found:
-            record["equivalent"] = found[carried.EQUIVALENT][group].bool().tolist() if partitioned else None
-        records.append(record)
-    return records
+def _append(group_records: list[dict[str, Any]], tokenizer: Any, step: int, split: str) -> None:
+    if group_records:
+        lines = [
+            {
+                "step": step,
+                "split": split,
+                **record,
+                "responses": [responses.decode(tokenizer, token_ids) for token_ids in record["responses"]],
+            }
+            for record in group_records
+        ]
+        append_partitions(DarlingConfig.from_environment().log_dir, lines)
 
 
-def _append(records: list[dict[str, Any]], step: int, split: str) -> None:
-    if records:
-        log_dir = DarlingConfig.from_environment().log_dir
-        append_partitions(log_dir, [{"step": step, "split": split, **record} for record in records])
-
-
-# OpenRLHF may pass its arguments by position or by name; Python sorts that out.
-def _first_argument(experiences: list[Any]) -> list[Any]:
-    return experiences
-
-
-def _evaluation_arguments(eval_dataloader: Any, samples_list: list[Any], n_samples_per_prompt: int) -> tuple:
-    return eval_dataloader, samples_list, n_samples_per_prompt
-
-
-def _evaluated_arguments(eval_metrics: dict, global_step: int, client_states: dict | None = None) -> tuple[dict, int]:
-    return eval_metrics, global_step
-
-
-WRAPPERS: dict[Seam, Callable] = {
-    START: _start,
-    DISPATCH: _dispatch,
-    ADVANTAGES: _compute_advantages,
-    TRAIN_STEP: _train_step,
-    EVALUATION: _evaluation,
-    EVALUATED: _evaluated,
-    RESUME: _resume,
+HOOKS: dict[str, Callable] = {
+    "start": _start,
+    "dispatch": _dispatch,
+    "advantages": _advantages,
+    "train_step": _train_step,
+    "evaluation": _evaluation,
+    "evaluated": _evaluated,
+    "resume": _resume,
 }
+
+
+def _as_wrapper(role: str, hook: Callable) -> Callable:
+    def wrapper(wrapped: Callable, instance: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        arguments = installed_seam(role).arguments(wrapped, args, kwargs)
+        return hook(functools.partial(wrapped, *args, **kwargs), instance, arguments)
+
+    return wrapper
+
+
+# The hooks in the form in which `seams.wrap` and patches/ call them.
+WRAPPERS: dict[str, Callable] = {role: _as_wrapper(role, hook) for role, hook in HOOKS.items()}

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import itertools
 import json
 import os
 import runpy
@@ -14,7 +13,7 @@ from typing import Any
 
 from darling_plugin.config import DarlingConfig, build_parser, parse
 from darling_plugin.errors import DarlingError
-from darling_plugin.openrlhf import worker
+from darling_plugin.openrlhf import placement, worker
 from darling_plugin.openrlhf.seams import check_installed_openrlhf
 
 TRAINER = "openrlhf.cli.train_ppo_ray"
@@ -115,8 +114,7 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
             "a reward model, which scores later",
             "use a reward function (--reward.remote_url) or an agent, or drop --darling.correct_only",
         )
-    if flags.colocate_all and config.gpus_per_partition_actor:
-        _check_colocation(flags, config)
+    placement.check_colocation(flags, config)
     return config
 
 
@@ -133,31 +131,6 @@ def _warn_of_std(flags: argparse.Namespace, config: DarlingConfig) -> None:
         f"distinct answers of 10 where not dividing gave 5.49. Without it: {instead}.",
         file=sys.stderr,
     )
-
-
-def _check_colocation(flags: argparse.Namespace, config: DarlingConfig) -> None:
-    """Under --train.colocate_all each model takes 0.2 of each GPU; what they leave is the partition actors'."""
-    # With both flags OpenRLHF gives critic and reward model a placement group of their own, if there is a critic.
-    apart = flags.estimator == "gae" and flags.critic_apart
-    models = {
-        "the policy": True,
-        "the reference": flags.kl > 0,
-        "vLLM": not flags.is_async,
-        "the critic": flags.estimator == "gae" and not apart,
-        "the reward model": not (flags.remote_url or flags.agent_func_path or apart),
-    }
-    there = [name for name, is_there in models.items() if is_there]
-    gpus = flags.nodes * flags.gpus_per_node
-    free = 1 - 0.2 * len(there)
-    per_gpu = -(-config.num_partition_actors // gpus)
-    if per_gpu * config.gpus_per_partition_actor > free + 1e-6:
-        raise DarlingError(
-            f"at most {max(free, 0):.1f} of each GPU for partition actors: under --train.colocate_all {gpus} GPU(s) "
-            f"hold {', '.join(there)} at 0.2 each",
-            f"{config.num_partition_actors} partition actor(s) of {config.gpus_per_partition_actor:g} GPU, "
-            f"{per_gpu} on one GPU",
-            "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0 partitions on the CPU)",
-        )
 
 
 def _job_runtime_env() -> dict[str, Any]:
@@ -177,7 +150,10 @@ def _refuse_foreign_setup_hook(runtime_env: dict[str, Any], where: str) -> None:
 
 @contextmanager
 def _patched_driver(config: DarlingConfig) -> Iterator[None]:
-    """Adds the setup hook to OpenRLHF's own `ray.init` and the guard to its strategy, and takes both away again."""
+    """Adds the setup hook to OpenRLHF's `ray.init`, the guard to its strategy, a name to its first placement group.
+
+    Takes all of it away again.
+    """
     if not (config.enable or config.cpu):
         yield
         return
@@ -187,10 +163,10 @@ def _patched_driver(config: DarlingConfig) -> Iterator[None]:
     placing = importlib.import_module("ray.util.placement_group")  # ray.util has a function of that name
     original_init, original_get_strategy = ray.init, openrlhf.utils.get_strategy
     original_placement_group = placing.placement_group
-    ray.init = _with_setup_hook(original_init, config)
+    ray.init = lambda *args, **kwargs: original_init(*args, **with_setup_hook(kwargs, config))
     if config.enable:
-        openrlhf.utils.get_strategy = _with_guard(original_get_strategy)
-        placing.placement_group = name_first(original_placement_group)
+        openrlhf.utils.get_strategy = with_guard(original_get_strategy)
+        placing.placement_group = placement.name_first(original_placement_group)
     try:
         yield
     finally:
@@ -198,38 +174,27 @@ def _patched_driver(config: DarlingConfig) -> Iterator[None]:
         placing.placement_group = original_placement_group
 
 
-def name_first(original: Callable) -> Callable:
-    """Ray's `placement_group`, naming the first one made: under --train.colocate_all the one that all models share.
+def with_setup_hook(init_kwargs: dict[str, Any], config: DarlingConfig) -> dict[str, Any]:
+    """`ray.init`'s keyword arguments, with the setup hook and its configuration added to the runtime_env.
 
-    By that name the partition actors find it, which OpenRLHF makes in its driver and hands to its own models only.
+    Raises DarlingError when they name a setup hook of their own.
     """
-    made = itertools.count()
+    runtime_env = dict(init_kwargs.get("runtime_env") or {})
+    _refuse_foreign_setup_hook(runtime_env, "ray.init's runtime_env")
+    runtime_env["worker_process_setup_hook"] = worker.SETUP_HOOK
+    runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **config.to_environment()}
+    resources = {}
+    if config.cpu:
+        from darling_plugin.openrlhf import cpu
 
-    def placement_group(*args: Any, **kwargs: Any) -> Any:
-        if next(made) == 0:
-            kwargs.setdefault("name", worker.shared_placement_group())
-        return original(*args, **kwargs)
-
-    return placement_group
-
-
-def _with_setup_hook(original: Callable, config: DarlingConfig) -> Callable:
-    def init(*args: Any, runtime_env: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        runtime_env = dict(runtime_env or {})
-        _refuse_foreign_setup_hook(runtime_env, "ray.init's runtime_env")
-        runtime_env["worker_process_setup_hook"] = worker.SETUP_HOOK
-        runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **config.to_environment()}
-        if config.cpu:
-            from darling_plugin.openrlhf import cpu
-
-            runtime_env["env_vars"].update(cpu.worker_environment())
-            kwargs = {**cpu.logical_resources(), **kwargs}
-        return original(*args, runtime_env=runtime_env, **kwargs)
-
-    return init
+        runtime_env["env_vars"].update(cpu.worker_environment())
+        resources = cpu.logical_resources()
+    return {**resources, **init_kwargs, "runtime_env": runtime_env}
 
 
-def _with_guard(original: Callable) -> Callable:
+def with_guard(original: Callable) -> Callable:
+    """OpenRLHF's `get_strategy`, putting the guard on the strategy that it makes."""
+
     def get_strategy(args: Any) -> Any:
         strategy = original(args)
         strategy.darling_guard = worker.RequiresHooks()

@@ -13,7 +13,8 @@ from typing import Any
 
 from darling_plugin.config import PREFIX, DarlingConfig, add_flags
 from darling_plugin.errors import DarlingError
-from darling_plugin.openrlhf import launch
+from darling_plugin.openrlhf import launch, placement
+from darling_plugin.openrlhf.seams import installed_seams
 
 
 class Plugin:
@@ -37,15 +38,15 @@ class Plugin:
     def ray_init(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         # train_ppo_ray is __main__, and took these two names before it could know of any plugin.
         main: Any = sys.modules["__main__"]
-        main.get_strategy = launch._with_guard(main.get_strategy)
-        main.placement_group = launch.name_first(main.placement_group)
-        return launch._with_setup_hook(dict, self._config)(**kwargs)
+        main.get_strategy = launch.with_guard(main.get_strategy)
+        main.placement_group = placement.name_first(main.placement_group)
+        return launch.with_setup_hook(kwargs, self._config)
 
     @cached_property
     def wrappers(self) -> dict[str, Callable]:
         from darling_plugin.openrlhf.hooks import WRAPPERS  # imports torch
 
-        return {f"{seam.module}:{seam.name}": wrapper for seam, wrapper in WRAPPERS.items()}
+        return {f"{seam.module}:{seam.name}": WRAPPERS[seam.role] for seam in installed_seams()}
 
 
 plugin = Plugin()

@@ -1,4 +1,4 @@
-"""Where the plugin attaches to OpenRLHF, how it wraps a function, and the releases it was proven on.
+"""The seams: OpenRLHF's functions that the plugin wraps, as each release has them, and how one is wrapped.
 
 Standard library only: the launcher checks the seams before anything heavy is imported.
 """
@@ -8,8 +8,9 @@ import functools
 import importlib.util
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,23 +21,44 @@ SUPPORTED_OPENRLHF = ("0.10.2", "0.10.3", "0.10.4", "0.11.0", "0.11.1", "0.11.2"
 
 @dataclass(frozen=True)
 class Seam:
-    """A function or method of OpenRLHF that a hook wraps, with the parameter names the hook was written for."""
+    """A function or method of OpenRLHF that a hook wraps, as one release has it.
 
+    Attributes:
+        role: the plugin's name for it, the same in all releases.
+        name: within the module, as `Class.method` or `function`.
+        parameters: their names, in order.
+        known_as: a parameter's name -> the one that its hook uses, where the two differ.
+    """
+
+    role: str
     module: str
     name: str
     parameters: tuple[str, ...]
+    known_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def function(self) -> str:
         """The last part of its name."""
         return self.name.rpartition(".")[2]
 
-    def check(self, found: tuple[str, ...]) -> None:
-        if found != self.parameters:
+    def owner(self) -> Any:
+        """The module or class of this process that holds the function; the module must be imported."""
+        owner: Any = sys.modules[self.module]
+        for part in self.name.split(".")[:-1]:
+            owner = getattr(owner, part)
+        return owner
+
+    def resolve(self) -> Any:
+        """The function as it stands in this process, read without binding it."""
+        return vars(self.owner())[self.function]
+
+    def check(self, parameters: tuple[str, ...]) -> None:
+        """Raises DarlingError unless these are the parameters that the hook was written for."""
+        if parameters != self.parameters:
             raise DarlingError(
                 f"{self.module}.{self.name}({', '.join(self.parameters)}), as in OpenRLHF "
                 f"{', '.join(SUPPORTED_OPENRLHF)}",
-                f"({', '.join(found)})",
+                f"({', '.join(parameters)})",
                 "install a supported OpenRLHF, or undo the local change to that function",
             )
 
@@ -45,37 +67,81 @@ class Seam:
         # Ray writes a parameter of its own into the signatures of what it makes an actor of.
         self.check(tuple(name for name in inspect.signature(function).parameters if name != "_ray_trace_ctx"))
 
+    def arguments(self, wrapped: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """One call's arguments by the names that the hook uses, defaults filled in; without `self`.
 
-START = Seam(
-    "openrlhf.trainer.ppo_utils.samples_generator",
-    "SamplesGenerator.__init__",
-    ("self", "strategy", "prompts_dataloader", "eval_dataloader", "tokenizer", "vllm_engines"),
+        Args:
+            wrapped: the original, bound to its instance if it is a method.
+        """
+        bound = inspect.signature(wrapped).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return {self.known_as.get(name, name): value for name, value in bound.arguments.items()}
+
+
+# As the first supported release has them.
+FIRST = (
+    Seam(
+        "start",
+        "openrlhf.trainer.ppo_utils.samples_generator",
+        "SamplesGenerator.__init__",
+        ("self", "strategy", "prompts_dataloader", "eval_dataloader", "tokenizer", "vllm_engines"),
+    ),
+    Seam(
+        "dispatch",
+        "openrlhf.trainer.ppo_utils.samples_generator",
+        "SamplesGenerator._dispatch_prompts_to_vllm",
+        ("self", "prompts", "labels", "images", "generate_kwargs"),
+    ),
+    Seam(
+        "advantages",
+        "openrlhf.trainer.ppo_utils.experience_maker",
+        "RemoteExperienceMaker.compute_advantages_and_returns",
+        ("self", "experiences"),
+    ),
+    Seam(
+        "train_step",
+        "openrlhf.trainer.ppo_trainer",
+        "BasePPOTrainer.train_step",
+        ("self", "rollout_samples", "global_step"),
+    ),
+    Seam(
+        "evaluation",
+        "openrlhf.trainer.ppo_trainer",
+        "compute_eval_metrics",
+        ("eval_dataloader", "samples_list", "n_samples_per_prompt"),
+    ),
+    Seam(
+        "evaluated",
+        "openrlhf.trainer.ppo_trainer",
+        "BasePPOTrainer.save_best_checkpoint",
+        ("self", "eval_metrics", "global_step", "client_states"),
+    ),
+    Seam("resume", "openrlhf.trainer.ppo_trainer", "BasePPOTrainer.init_checkpoint_states", ("self",)),
 )
-DISPATCH = Seam(
-    "openrlhf.trainer.ppo_utils.samples_generator",
-    "SamplesGenerator._dispatch_prompts_to_vllm",
-    ("self", "prompts", "labels", "images", "generate_kwargs"),
-)
-ADVANTAGES = Seam(
-    "openrlhf.trainer.ppo_utils.experience_maker",
-    "RemoteExperienceMaker.compute_advantages_and_returns",
-    ("self", "experiences"),
-)
-TRAIN_STEP = Seam(
-    "openrlhf.trainer.ppo_trainer", "BasePPOTrainer.train_step", ("self", "rollout_samples", "global_step")
-)
-EVALUATION = Seam(
-    "openrlhf.trainer.ppo_trainer",
-    "compute_eval_metrics",
-    ("eval_dataloader", "samples_list", "n_samples_per_prompt"),
-)
-EVALUATED = Seam(
-    "openrlhf.trainer.ppo_trainer",
-    "BasePPOTrainer.save_best_checkpoint",
-    ("self", "eval_metrics", "global_step", "client_states"),
-)
-RESUME = Seam("openrlhf.trainer.ppo_trainer", "BasePPOTrainer.init_checkpoint_states", ("self",))
-SEAMS = (START, DISPATCH, ADVANTAGES, TRAIN_STEP, EVALUATION, EVALUATED, RESUME)
+
+# What is different from a release on: a line a seam, as
+#     "0.12.0": {"dispatch": {"name": "SamplesGenerator._send_prompts"}},
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {}
+
+
+def seams_of(release: str) -> tuple[Seam, ...]:
+    """Every seam as `release` has it. One that is not supported (yet) is taken to be like the last that is."""
+    until = SUPPORTED_OPENRLHF.index(release) if release in SUPPORTED_OPENRLHF else len(SUPPORTED_OPENRLHF)
+    seams = {seam.role: seam for seam in FIRST}
+    for changed in SUPPORTED_OPENRLHF[: until + 1]:
+        for role, fields in CHANGES.get(changed, {}).items():
+            seams[role] = replace(seams[role], **fields)
+    return tuple(seams.values())
+
+
+@functools.cache
+def installed_seams() -> tuple[Seam, ...]:
+    """Every seam as the installed OpenRLHF has it."""
+    return seams_of(version("openrlhf"))
+
+
+def installed_seam(role: str) -> Seam:
+    return next(seam for seam in installed_seams() if seam.role == role)
 
 
 def check_installed_openrlhf() -> None:
@@ -84,45 +150,62 @@ def check_installed_openrlhf() -> None:
     Reads the source files instead of importing them: importing OpenRLHF takes many seconds.
     """
     try:
-        found = version("openrlhf")
+        release = version("openrlhf")
     except PackageNotFoundError:
         raise DarlingError(
             f"OpenRLHF {' or '.join(SUPPORTED_OPENRLHF)}", "none installed", "install OpenRLHF as its README says"
         ) from None
-    if found not in SUPPORTED_OPENRLHF:
+    if release not in SUPPORTED_OPENRLHF:
         raise DarlingError(
             f"an OpenRLHF this plugin was proven on: {', '.join(SUPPORTED_OPENRLHF)}",
-            f"openrlhf {found}",
+            f"openrlhf {release}",
             f"pip install openrlhf=={SUPPORTED_OPENRLHF[-1]}",
         )
     package = importlib.util.find_spec("openrlhf")
     assert package is not None and package.submodule_search_locations is not None  # its version was just read
-    root = next(iter(package.submodule_search_locations))
-    for seam in SEAMS:
-        seam.check(_parameters_in_source(root, seam))
+    check_source(next(iter(package.submodule_search_locations)), release)
 
 
-def _parameters_in_source(root: str, seam: Seam) -> tuple[str, ...]:
-    path = os.path.join(root, *seam.module.split(".")[1:]) + ".py"
+def check_source(root: str, release: str) -> None:
+    """Raises DarlingError unless `root`, a folder `openrlhf/`, has every seam as `release` is expected to have it."""
+    for seam in seams_of(release):
+        seam.check(parameters_in_source(root, seam))
+
+
+def parameters_in_source(root: str, seam: Seam) -> tuple[str, ...]:
+    """Its parameters in the source in `root`, a folder `openrlhf/`; what is missing, where something is."""
+    try:
+        node = find_in_source(root, seam.module, seam.name)
+    except LookupError as missing:
+        return (str(missing.args[0]),)
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    arguments = node.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    starred = [argument for argument in (arguments.vararg, arguments.kwarg) if argument]
+    return tuple(argument.arg for argument in [*named, *starred])
+
+
+def find_in_source(root: str, module: str, name: str) -> ast.AST:
+    """The syntax tree of a class or function, from the source in `root`, a folder `openrlhf/`; not imported.
+
+    Raises LookupError that says which of the two is missing, "no such module" or "no such function".
+    """
+    path = os.path.join(root, *module.split(".")[1:]) + ".py"
     try:
         with open(path, encoding="utf-8") as file:
             node: ast.AST = ast.parse(file.read(), path)
     except OSError:
-        return ("no such module",)
-    for part in seam.name.split("."):
+        raise LookupError("no such module") from None
+    for part in name.split("."):
         children = {
             child.name: child
             for child in ast.iter_child_nodes(node)
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         }
         if part not in children:
-            return ("no such function",)
+            raise LookupError("no such function")
         node = children[part]
-    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    arguments = node.args
-    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    starred = [argument for argument in (arguments.vararg, arguments.kwarg) if argument]
-    return tuple(argument.arg for argument in [*named, *starred])
+    return node
 
 
 def wrap(owner: Any, name: str, wrapper: Callable, *, hook: bool = False) -> None:

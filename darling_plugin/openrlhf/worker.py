@@ -11,7 +11,7 @@ import wrapt
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
-from darling_plugin.openrlhf.seams import SEAMS, Seam, is_hooked
+from darling_plugin.openrlhf.seams import installed_seams, is_hooked
 
 SETUP_HOOK = f"{__name__}.setup"
 
@@ -27,7 +27,7 @@ def setup() -> None:
 
         cpu.install()
     if config.enable:
-        for module in dict.fromkeys(seam.module for seam in SEAMS):
+        for module in dict.fromkeys(seam.module for seam in installed_seams()):
             # As a string: the hooks' own imports (torch) wait until OpenRLHF's module is really imported.
             wrapt.register_post_import_hook("darling_plugin.openrlhf.hooks:install", module)
     _ran = True
@@ -50,8 +50,8 @@ def require_hooks() -> RequiresHooks:
     else:
         missing = ", ".join(
             f"{seam.module}.{seam.name} is not hooked"
-            for seam in SEAMS
-            if seam.module in sys.modules and not is_hooked(resolve(seam))
+            for seam in installed_seams()
+            if seam.module in sys.modules and not is_hooked(seam.resolve())
         )
     if missing:
         raise DarlingError(
@@ -60,23 +60,3 @@ def require_hooks() -> RequiresHooks:
             "start the run with python3 -m darling_plugin and leave worker_process_setup_hook to it",
         )
     return RequiresHooks()
-
-
-def shared_placement_group() -> str:
-    """Name of the placement group that this job's models share, if they share one."""
-    import ray
-
-    return f"darling-{ray.get_runtime_context().get_job_id()}"
-
-
-def owner(seam: Seam) -> Any:
-    """The module or class of this process that holds the seam's function; its module must be imported."""
-    found: Any = sys.modules[seam.module]
-    for name in seam.name.split(".")[:-1]:
-        found = getattr(found, name)
-    return found
-
-
-def resolve(seam: Seam) -> Any:
-    """The seam's function as it stands in this process, read without binding it."""
-    return vars(owner(seam))[seam.function]

@@ -1,8 +1,9 @@
 """`make compat`: whether the hooks fit OpenRLHF's releases, proven on the real source of each.
 
-Every release runs in a process of its own: the tests of the hooks, then seam 2 on every estimator it has, in several
-micro-batch layouts, with length penalties, KL and integer rewards, compared with the last supported release and with
-the same numbers by hand. Supported releases must pass; a newer one is tried and reported.
+The seams and the contract are looked up in each release's source. Then each runs in a process of its own: the tests of
+the hooks, and the advantages hook on every estimator that it has, in several micro-batch layouts, with length
+penalties, KL and integer rewards, compared with the last supported release and with the same numbers by hand.
+Supported releases must pass; a newer one is tried and reported.
 """
 
 import itertools
@@ -22,10 +23,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import contract_in_source
 import releases
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.openrlhf.seams import SEAMS, SUPPORTED_OPENRLHF, _parameters_in_source, check_installed_openrlhf
+from darling_plugin.openrlhf.seams import FIRST, SUPPORTED_OPENRLHF, check_installed_openrlhf, check_source
 
 REFERENCE = SUPPORTED_OPENRLHF[-1]
 TOLERANCE = 1e-5  # of float32 numbers around 1
@@ -58,7 +60,7 @@ Numbers = dict[str, list[list[float]]]  # "rewards", "advantages", "returns": on
 
 @dataclass(frozen=True)
 class Case:
-    """One call of seam 2."""
+    """One call of the advantages hook."""
 
     estimator: str
     layout: str
@@ -86,11 +88,20 @@ def cases(estimators: list[str]) -> Iterator[Case]:
 # ── In the release's own process ──
 
 
-def seam2(case: Case) -> Numbers:
+def advantages(case: Case) -> Numbers:
     """What the installed release makes of a case, through the hook."""
     import torch
-    from test_hooks import make_experiences, make_maker
+    from training_batches import make_experiences, make_maker
 
+    from darling_plugin.config import DarlingConfig
+
+    # Under dr_grpo the launcher chooses "centered"; the other estimators make their own advantages.
+    config = DarlingConfig(
+        enable=True,
+        advantage="centered" if case.estimator == "dr_grpo" else None,
+        diversity_floor=DIVERSITY_FLOOR,
+    )
+    os.environ.update(config.to_environment())
     sizes, order = LAYOUTS[case.layout]
     quality, labels = (torch.tensor(values).reshape(-1, N) for values in (QUALITY[case.quality], LABELS))
     maker = make_maker(case.estimator, kl=case.kl, clip_range=CLIP, **PENALTIES[case.penalty])
@@ -112,19 +123,16 @@ def seam2(case: Case) -> Numbers:
 
 
 def in_process(version: str, out: Path) -> int:
-    """Proves one release, the one that is importable here; writes what seam 2 made of every case."""
+    """Proves one release, the one that is importable here; writes what the advantages hook made of every case."""
     import pytest
 
-    from darling_plugin.config import DarlingConfig
     from darling_plugin.openrlhf import cpu, hooks
 
     if version in SUPPORTED_OPENRLHF:
         check_installed_openrlhf()
     cpu.stand_in_for_flash_attn()
-    status = pytest.main(
-        ["-q", "-p", "no:cacheprovider", "-W", "ignore", str(Path(__file__).with_name("test_hooks.py"))]
-    )
-    os.environ.update(DarlingConfig(enable=True, advantage=None, diversity_floor=DIVERSITY_FLOOR).to_environment())
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("hooks", "advantages", "logging_hooks")]
+    status = pytest.main(["-q", "-p", "no:cacheprovider", "-W", "ignore", *tests])
     from openrlhf.trainer.ppo_utils import experience_maker
 
     assert Path(experience_maker.__file__).is_relative_to(releases.source(version)), (
@@ -133,7 +141,7 @@ def in_process(version: str, out: Path) -> int:
     hooks.install(experience_maker)
     logging.disable(logging.WARNING)  # OpenRLHF's loggers write to what pytest gave them, closed by now
     known = [name for name in releases.flags(version)["--algo.advantage.estimator"] if name in BASELINES]
-    out.write_text(json.dumps([(vars(case), seam2(case)) for case in cases(known)]))
+    out.write_text(json.dumps([(vars(case), advantages(case)) for case in cases(known)]))
     return int(status)
 
 
@@ -209,28 +217,35 @@ class Outcome:
     version: str
     seams: str = "–"
     tests: str = "–"
-    seam2: str = "–"
+    advantages: str = "–"
     seconds: float = 0.0
     problem: str = ""
     numbers: dict[Case, Numbers] | None = None
 
 
-def check_seams(version: str) -> None:
-    """Raises DarlingError where a seam's parameters in the release's source are not those of its hook."""
-    for seam in SEAMS:
-        seam.check(_parameters_in_source(str(releases.source(version) / "openrlhf"), seam))
+def check_release(version: str) -> None:
+    """Raises DarlingError where the release's source has other seams, or breaks the contract."""
+    root = releases.source(version) / "openrlhf"
+    check_source(str(root), version)
+    broken = contract_in_source.broken(root)
+    if broken:
+        raise DarlingError(
+            "OpenRLHF as darling_plugin/openrlhf/contract.py has it",
+            "; ".join(broken),
+            "change the contract and the hooks that use what it names",
+        )
 
 
 def _run(version: str) -> Outcome:
     outcome, started = Outcome(version), time.monotonic()
     try:
-        check_seams(version)
+        check_release(version)
     except releases.IndexUnreachable:
         raise
     except DarlingError as error:
         outcome.seams, outcome.problem = "no", str(error)
         return outcome
-    outcome.seams = f"{len(SEAMS)} fit"
+    outcome.seams = f"{len(FIRST)} fit"
     path = os.pathsep.join(filter(None, [str(releases.source(version)), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "numbers.json")
@@ -261,10 +276,10 @@ def _compare(outcome: Outcome, reference: dict[Case, Numbers]) -> None:
         for with_what, other in (("by hand", by_hand(case)), (REFERENCE, reference.get(case, numbers)))
     )
     estimators = {case.estimator for case in outcome.numbers}
-    outcome.seam2 = f"{len(estimators)} estimators, {len(outcome.numbers)} cases within {worst:.0e}"
+    outcome.advantages = f"{len(estimators)} estimators, {len(outcome.numbers)} cases within {worst:.0e}"
     if worst > TOLERANCE:
-        outcome.seam2 = f"differs by {worst:.2g}"
-        outcome.problem += f"\nseam 2 differs by {worst:.2g} from {with_what}: {case}"
+        outcome.advantages = f"differs by {worst:.2g}"
+        outcome.problem += f"\nthe advantages differ by {worst:.2g} from {with_what}: {case}"
 
 
 def prove(versions: list[str], progress: Any = lambda outcome: None) -> list[Outcome]:
@@ -287,7 +302,7 @@ def main() -> int:
         versions += [newest] if newest not in versions else []
     except releases.IndexUnreachable as error:
         print(f"the newest release is not looked at: {error}")
-    print(f"OpenRLHF {', '.join(versions)}: tests of the hooks and seam 2 on each, two at a time", flush=True)
+    print(f"OpenRLHF {', '.join(versions)}: tests of the hooks and the advantages on each, two at a time", flush=True)
 
     def progress(outcome: Outcome) -> None:
         print(f"  {outcome.version}: {'fails' if outcome.problem else 'passes'}, {outcome.seconds:.0f} s", flush=True)
@@ -297,9 +312,9 @@ def main() -> int:
         if outcome.problem:
             print(f"\n── {outcome.version}\n{outcome.problem}")
     row = "{:<10}{:<9}{:<22}{:<44}{:>7}".format
-    print("\n" + row("release", "seams", "tests", "seam 2, from " + REFERENCE + " and by hand", "seconds"))
+    print("\n" + row("release", "seams", "tests", "advantages, from " + REFERENCE + " and by hand", "seconds"))
     for outcome in outcomes:
-        print(row(outcome.version, outcome.seams, outcome.tests, outcome.seam2, f"{outcome.seconds:.0f}"))
+        print(row(outcome.version, outcome.seams, outcome.tests, outcome.advantages, f"{outcome.seconds:.0f}"))
     for outcome in outcomes:
         if outcome.version not in SUPPORTED_OPENRLHF:
             would = f"would fail: {outcome.problem.strip().splitlines()[-1]}" if outcome.problem else "would pass"

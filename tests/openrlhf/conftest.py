@@ -19,3 +19,29 @@ def configured(monkeypatch):
         return config
 
     return configure
+
+
+@pytest.fixture
+def installed(configured):
+    """The hooks of the trainer's modules, in this process."""
+    from openrlhf.trainer import ppo_trainer
+    from openrlhf.trainer.ppo_utils import experience_maker
+
+    from darling_plugin.openrlhf import hooks
+
+    configured()
+    for module in (experience_maker, ppo_trainer):
+        hooks.install(module)
+    yield
+    for module in (experience_maker, ppo_trainer):
+        hooks.uninstall(module)
+
+
+@pytest.fixture
+def temporary_model():
+    def register(name, partition):
+        from darling_plugin import PartitionModel, register_partition_model
+
+        register_partition_model(name)(type("Model", (PartitionModel,), {"partition": partition}))
+
+    return register

@@ -7,6 +7,7 @@ import compat
 import pytest
 import releases
 
+from darling_plugin.openrlhf import contract
 from darling_plugin.openrlhf.seams import SUPPORTED_OPENRLHF
 
 ROOT = Path(__file__).parents[2]
@@ -27,12 +28,12 @@ def outcomes(index):
 
 
 @pytest.mark.parametrize("version", SUPPORTED_OPENRLHF)
-def test_the_seams_fit(index, version):
-    compat.check_seams(version)
+def test_the_seams_fit_and_the_contract_is_kept(index, version):
+    compat.check_release(version)
 
 
 @pytest.mark.parametrize("version", releases.RUN)
-def test_the_hooks_work_and_seam_2_is_the_same(outcomes, version):
+def test_the_hooks_work_and_the_advantages_are_the_same(outcomes, version):
     outcome = outcomes[version]
     assert not outcome.problem, outcome.problem
     assert {case.estimator for case in outcome.numbers} == set(releases.flags(version)["--algo.advantage.estimator"])
@@ -44,6 +45,7 @@ def test_the_flags_that_are_read_exist(index, version):
     read = {flag for flag in re.findall(r"--[a-z]+(?:\.[a-z0-9_]+)+", code) if not flag.startswith("--darling.")}
     read |= {f"--{name}" for name in re.findall(r"\b(?:args|flags)\.([a-z]+(?:\.[a-z0-9_]+)+)", code)}
     assert {"--rollout.n_samples_per_prompt", "--reward.remote_url", "--reward.clip_range"} <= read
+    read |= {f"--{name}" for name in contract.FLAGS}
     assert not read - set(releases.flags(version))
 
 

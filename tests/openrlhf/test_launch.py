@@ -16,7 +16,7 @@ import ray
 
 from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig, parse
-from darling_plugin.openrlhf import cpu, launch, seams, worker
+from darling_plugin.openrlhf import cpu, launch, placement, seams, worker
 
 ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.advantage.estimator", "dr_grpo"]
 
@@ -121,9 +121,10 @@ def test_a_seam_whose_signature_differs(changed_openrlhf):
 def test_a_seam_that_is_gone(changed_openrlhf):
     source = changed_openrlhf / "openrlhf" / "trainer" / "ppo_trainer.py"
     source.write_text(source.read_text().replace("def train_step(", "def renamed_step("))
-    found = seams._parameters_in_source(str(changed_openrlhf / "openrlhf"), seams.TRAIN_STEP)
+    seam = seams.installed_seam("train_step")
+    found = seams.parameters_in_source(str(changed_openrlhf / "openrlhf"), seam)
     with pytest.raises(DarlingError, match="no such function"):
-        seams.TRAIN_STEP.check(found)
+        seam.check(found)
 
 
 def test_a_setup_hook_of_the_users_own(monkeypatch):
@@ -132,17 +133,20 @@ def test_a_setup_hook_of_the_users_own(monkeypatch):
     with pytest.raises(DarlingError, match="'mine.setup' in the job's runtime_env"):
         launch.main(ENABLED)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    init = launch._with_setup_hook(lambda **kwargs: kwargs, DarlingConfig(enable=True))
     with pytest.raises(DarlingError, match=r"'mine.setup' in ray.init's runtime_env"):
-        init(runtime_env={"worker_process_setup_hook": "mine.setup"})
+        launch.with_setup_hook(
+            {"runtime_env": {"worker_process_setup_hook": "mine.setup"}}, DarlingConfig(enable=True)
+        )
 
 
 def test_cpu_mode_brings_its_gpus_in_name_unless_it_joins_a_cluster(monkeypatch):
-    init = launch._with_setup_hook(lambda **kwargs: kwargs, DarlingConfig(cpu=True))
+    config = DarlingConfig(cpu=True)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert init()["num_gpus"] == 64
+    assert launch.with_setup_hook({}, config)["num_gpus"] == 64
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert set(init()) == {"runtime_env"}, "Ray refuses to be given resources for a cluster that is there"
+    assert set(launch.with_setup_hook({}, config)) == {"runtime_env"}, (
+        "Ray refuses to be given resources for a cluster that is there"
+    )
 
 
 def test_a_log_dir_with_another_runs_partitions(tmp_path):
@@ -226,10 +230,10 @@ def test_the_driver_names_the_placement_group_that_train_makes_first():
         with launch._patched_driver(DarlingConfig(enable=True)):
             from ray.util.placement_group import placement_group  # as OpenRLHF's command line does
 
-            with patch.object(worker, "shared_placement_group", lambda: "darling-1"):
+            with patch.object(placement, "job_name", "{} of job 1".format):
                 placement_group([{"GPU": 1}], strategy="PACK")
                 placement_group([{"GPU": 1}], strategy="PACK")
-        assert made == [{"strategy": "PACK", "name": "darling-1"}, {"strategy": "PACK"}]
+        assert made == [{"strategy": "PACK", "name": "models of job 1"}, {"strategy": "PACK"}]
     finally:
         module.placement_group = original
 
@@ -279,8 +283,7 @@ def test_without_the_flag_nothing_is_touched(monkeypatch):
 
 def test_ray_init_gets_the_hook_and_keeps_openrlhfs_runtime_env():
     config = DarlingConfig(enable=True, threshold=0.25)
-    init = launch._with_setup_hook(lambda **kwargs: kwargs, config)
-    kwargs = init(runtime_env={"env_vars": {"NCCL_DEBUG": "WARN"}})
+    kwargs = launch.with_setup_hook({"runtime_env": {"env_vars": {"NCCL_DEBUG": "WARN"}}}, config)
     environment = kwargs["runtime_env"]
     assert environment["worker_process_setup_hook"] == "darling_plugin.openrlhf.worker.setup" == worker.SETUP_HOOK
     assert environment["env_vars"]["NCCL_DEBUG"] == "WARN"

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig
-from darling_plugin.openrlhf import launch, partition_actor, worker
+from darling_plugin.openrlhf import launch, partition_actor, placement
 from darling_plugin.openrlhf.partition_actor import PartitionPool
 
 # Workers cannot import this file: it travels with what it defines.
@@ -72,7 +72,7 @@ def starts(tmp_path):
 
 @contextlib.contextmanager
 def local_ray(config, **kwargs):
-    launch._with_setup_hook(ray.init, config)(**{"num_cpus": 4, "include_dashboard": False, **kwargs})
+    ray.init(**launch.with_setup_hook({"num_cpus": 4, "include_dashboard": False, **kwargs}, config))
     try:
         yield
     finally:
@@ -144,7 +144,7 @@ def test_colocated_actors_get_their_share_of_the_placement_group_that_holds_ever
         enable=True, partition_model=write_model(tmp_path), num_partition_actors=2, gpus_per_partition_actor=0.2
     )
     with local_ray(config, num_gpus=gpus):
-        shared = launch.name_first(placement_group)([{"GPU": 1, "CPU": 1}] * gpus, strategy="PACK")
+        shared = placement.name_first(placement_group)([{"GPU": 1, "CPU": 1}] * gpus, strategy="PACK")
         ray.get(shared.ready(), timeout=30)
         placed = [PlacementGroupSchedulingStrategy(shared, bundle) for bundle in range(gpus)]
 
@@ -164,7 +164,7 @@ def test_colocated_actors_get_their_share_of_the_placement_group_that_holds_ever
 
 
 def find_shared():
-    return ray.util.get_placement_group(worker.shared_placement_group())
+    return ray.util.get_placement_group(placement.job_name("models"))
 
 
 def test_an_actor_that_finds_no_room_is_waited_for_and_named_not_for_ever(tmp_path, monkeypatch):

@@ -13,9 +13,10 @@ import ray
 import releases
 from test_ray_workers import local_ray
 
+from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig
 from darling_plugin.openrlhf import worker
-from darling_plugin.openrlhf.seams import SEAMS, SUPPORTED_OPENRLHF
+from darling_plugin.openrlhf.seams import FIRST, SUPPORTED_OPENRLHF, seams_of
 
 # Workers cannot import this file: it travels with what it defines.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -91,7 +92,7 @@ def probed(release):
         "darling unknown flag": [*DARLING, "--darling.enable", "--darling.treshold", "0.5"],
         "darling bad value": [*DARLING, "--darling.enable", "--darling.reward", "multiplyy"],
     }
-    seams = [f"{seam.module}:{seam.name}" for seam in SEAMS]
+    seams = [f"{seam.module}:{seam.name}" for seam in seams_of(version)]
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(probe, patched, {"commands": commands, "seams": seams, "by_environment": "toy"})
         plain = pool.submit(probe, original, {"commands": {"plain": ARGV}, "seams": [], "by_environment": None})
@@ -139,11 +140,14 @@ def test_patched_modules_compile(release):
 def test_every_seam_is_marked_and_nothing_else(release):
     _, _, patched = release
     marks = [line for path in (patched / "openrlhf").rglob("*.py") for line in path.read_text().splitlines()]
-    assert sum(line.strip() == "@plugin_seam" for line in marks) == len(SEAMS)
+    assert sum(line.strip() == "@plugin_seam" for line in marks) == len(FIRST)
 
 
-def test_every_seam_is_one_at_run_time_and_keeps_its_signature(probed):
-    assert probed["patched"]["seams"] == {f"{seam.module}:{seam.name}": list(seam.parameters) for seam in SEAMS}
+def test_every_seam_is_one_at_run_time_and_keeps_its_signature(release, probed):
+    version, _, _ = release
+    assert probed["patched"]["seams"] == {
+        f"{seam.module}:{seam.name}": list(seam.parameters) for seam in seams_of(version)
+    }
 
 
 def test_without_the_flag_nothing_changes(probed):
@@ -188,7 +192,7 @@ def test_darling_as_a_plugin(probed):
     assert "did you mean 'multiply'" in commands["darling bad value"]["error"]
     assert "darling.threshold: 0.5" in commands["darling"]["args"]
     assert commands["darling"]["guard"] == "RequiresHooks"
-    assert commands["darling"]["placement_group"] == "darling_plugin.openrlhf.launch"
+    assert commands["darling"]["placement_group"] == "darling_plugin.openrlhf.placement"
     runtime_env = commands["darling"]["init"]["runtime_env"]
     assert runtime_env["worker_process_setup_hook"] == "darling_plugin.openrlhf.worker.setup"
     config = json.loads(runtime_env["env_vars"]["DARLING_PLUGIN_CONFIG"])
@@ -205,17 +209,22 @@ class Seen:
         self.module = openrlhf.trainer.ppo_trainer
 
     def look(self):
-        from darling_plugin.openrlhf.hooks import EvaluationLogs
-        from darling_plugin.openrlhf.worker import resolve
+        from openrlhf.trainer.ppo_utils.experience import Experience
+
+        from darling_plugin.openrlhf.seams import installed_seams
 
         layers = []
-        for seam in SEAMS:
-            function, ours = resolve(seam), 0
+        for seam in installed_seams():
+            function, ours = seam.resolve(), 0
             while hasattr(function, "__wrapped__"):
                 ours += "darling_original" in vars(function) and function.darling_original is function.__wrapped__
                 function = function.__wrapped__
             layers.append(ours)
-        hooked = isinstance(self.module.compute_eval_metrics([], [], 2), EvaluationLogs)
+        try:
+            self.module.compute_eval_metrics([], [Experience(prompts=["p"], rewards=[1.0])], 1)
+            hooked = False
+        except DarlingError as error:
+            hooked = "samples without darling_label" in str(error)
         return self.module.__file__, layers, hooked
 
 
@@ -232,7 +241,7 @@ def test_each_way_in_hooks_a_worker_once(tmp_path, native, layers):
         seen = ray.remote(num_cpus=0)(Seen).remote(worker.RequiresHooks())
         file, found, hooked = ray.get(seen.look.remote())
     assert Path(file).is_relative_to(patched)
-    shimmed = [seam.function == "init_checkpoint_states" for seam in SEAMS]
+    shimmed = [seam.role == "resume" for seam in FIRST]
     assert found == [layers + shim for shim in shimmed]
     assert hooked
 

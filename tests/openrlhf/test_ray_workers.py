@@ -14,7 +14,7 @@ import ray
 from darling_plugin.config import DarlingConfig
 from darling_plugin.openrlhf import launch, worker
 from darling_plugin.openrlhf.partition_actor import PartitionPool
-from darling_plugin.openrlhf.seams import SEAMS
+from darling_plugin.openrlhf.seams import FIRST
 
 # Workers cannot import this file: it travels with what it defines.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -29,32 +29,31 @@ class Toy:
         self.passenger = passenger
 
     def wrapped(self):
-        from darling_plugin.openrlhf.seams import SEAMS, is_hooked
-        from darling_plugin.openrlhf.worker import resolve
+        from darling_plugin.openrlhf.seams import installed_seams, is_hooked
 
-        return {seam.name: is_hooked(resolve(seam)) for seam in SEAMS}
+        return {seam.name: is_hooked(seam.resolve()) for seam in installed_seams()}
 
     def install_again_then_uninstall(self):
         import sys
 
         from darling_plugin.openrlhf import hooks
-        from darling_plugin.openrlhf.seams import SEAMS, is_hooked
-        from darling_plugin.openrlhf.worker import resolve
+        from darling_plugin.openrlhf.seams import installed_seams, is_hooked
 
-        before = [resolve(seam) for seam in SEAMS]
-        for seam in SEAMS:
+        seams = installed_seams()
+        before = [seam.resolve() for seam in seams]
+        for seam in seams:
             hooks.install(sys.modules[seam.module])
-        unchanged = all(a is b for a, b in zip(before, (resolve(seam) for seam in SEAMS), strict=True))
-        for seam in SEAMS:
+        unchanged = all(a is b for a, b in zip(before, (seam.resolve() for seam in seams), strict=True))
+        for seam in seams:
             hooks.uninstall(sys.modules[seam.module])
-        return unchanged, [is_hooked(resolve(seam)) for seam in SEAMS]
+        return unchanged, [is_hooked(seam.resolve()) for seam in seams]
 
 
 @contextlib.contextmanager
 def local_ray(config: DarlingConfig | None, **kwargs):
     """Ray as the launcher starts it with `config`, or plain."""
-    init = launch._with_setup_hook(ray.init, config) if config else ray.init
-    init(**{"num_cpus": 2, "include_dashboard": False, **kwargs})
+    kwargs = {"num_cpus": 2, "include_dashboard": False, **kwargs}
+    ray.init(**(launch.with_setup_hook(kwargs, config) if config else kwargs))
     try:
         yield
     finally:
@@ -69,7 +68,7 @@ def test_a_worker_sees_the_patched_classes_in_its_own_process():
     with local_ray(DarlingConfig(enable=True, cpu=True)):
         toy = start_toy(worker.RequiresHooks())
         seen = ray.get(toy.wrapped.remote())
-        assert len(seen) == len(SEAMS) and all(seen.values()), seen
+        assert len(seen) == len(FIRST) and all(seen.values()), seen
         unchanged, still_wrapped = ray.get(toy.install_again_then_uninstall.remote())
         assert unchanged, "installing twice wraps once"
         assert not any(still_wrapped)
@@ -78,7 +77,7 @@ def test_a_worker_sees_the_patched_classes_in_its_own_process():
 def test_without_the_flag_a_worker_is_as_openrlhf_made_it():
     with local_ray(DarlingConfig(cpu=True)):
         seen = ray.get(start_toy().wrapped.remote())
-        assert len(seen) == len(SEAMS) and not any(seen.values()), seen
+        assert len(seen) == len(FIRST) and not any(seen.values()), seen
 
 
 def train(strategy=None):

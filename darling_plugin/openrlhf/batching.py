@@ -1,0 +1,92 @@
+"""Which groups a partition actor measures together: those that arrive in a burst, or while it is at work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from darling_plugin.openrlhf.watchdog import Watchdog
+from darling_plugin.partition import Group, Measurement, PartitionModel, measure
+
+SETTLING = 1.0  # seconds that a process started after a hang waits for the groups at hand
+# How long an idle actor waits for more groups: a burst of finished prompts comes in one by one, and its first group
+# would be a batch of its own. No group is held back longer than this.
+GATHER_SECONDS = 0.005
+
+
+@dataclass
+class Waiting:
+    """A group until it is measured; `measured` gets its Measurement or what was raised, and the seconds it took."""
+
+    number: int
+    group: Group
+    measured: asyncio.Future
+
+
+class Batcher:
+    """Measures groups in batches.
+
+    When idle, a batch is what arrives within GATHER_SECONDS of its first group; groups that arrive while a batch is
+    being measured make up the next, which begins at once.
+    """
+
+    def __init__(self, model: PartitionModel, watchdog: Watchdog) -> None:
+        self._model = model
+        self._watchdog = watchdog
+        self._waiting: list[Waiting] = []
+        self._measuring: asyncio.Task | None = None
+
+    async def measure(self, number: int, group: Group) -> tuple[Measurement, float]:
+        """The group's measurement, and its share of the seconds that its batch took.
+
+        Args:
+            number: of the group in this run; the watchdog knows it by that.
+
+        Raises what the partition model raised for this group, TimeoutError where it hung on it.
+        """
+        if number in self._watchdog.hung:
+            raise TimeoutError(
+                f"no answer within --darling.partition_timeout {self._watchdog.limit:g} s; this actor's log says "
+                "where it hung"
+            )
+        waiting = Waiting(number, group, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._measuring is None or self._measuring.done():
+            self._measuring = asyncio.create_task(self._measure_waiting())
+        outcome, seconds = await waiting.measured
+        if isinstance(outcome, BaseException):
+            # One that is no Exception, a SystemExit or a panic in a tokenizer, would end this process without a word.
+            raise outcome if isinstance(outcome, Exception) else RuntimeError(repr(outcome))
+        return outcome, seconds
+
+    async def _measure_waiting(self) -> None:
+        # After a hang Ray sends the groups at hand once more; those known to hang are to be answered before another
+        # one may.
+        await asyncio.sleep(SETTLING if self._watchdog.hung else GATHER_SECONDS)
+        while self._waiting:
+            arrived, self._waiting = self._waiting, []
+            # Those that hung together are measured alone: the one that hangs again does so on its own account.
+            alone = [[each] for each in arrived if each.number in self._watchdog.suspects]
+            together = [each for each in arrived if each.number not in self._watchdog.suspects]
+            for batch in [together, *alone] if together else alone:
+                started = time.perf_counter()
+                try:
+                    with self._watchdog.over([each.number for each in batch]):
+                        outcomes = await asyncio.to_thread(_measure_batch, self._model, [each.group for each in batch])
+                except Exception as error:
+                    outcomes = [error] * len(batch)
+                seconds = (time.perf_counter() - started) / len(batch)
+                for each, outcome in zip(batch, outcomes, strict=True):
+                    if not each.measured.done():  # OpenRLHF up to 0.11.0 cancels groups that it no longer needs
+                        each.measured.set_result((outcome, seconds))
+
+
+def _measure_batch(model: PartitionModel, groups: list[Group]) -> list[Measurement | BaseException]:
+    try:
+        return list(measure(model, groups))
+    except BaseException as error:
+        if len(groups) == 1:
+            return [error]
+        # One by one, so that only the groups that cause the failure suffer from it.
+        return [_measure_batch(model, [group])[0] for group in groups]

@@ -1,0 +1,146 @@
+"""OpenRLHF's experiences as groups: (P, n) tensors gathered from micro-batches in any order, and scattered back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.openrlhf import responses
+from darling_plugin.shaping import Groups, Shaped
+
+
+@dataclass
+class Places:
+    """Where the samples of a batch of experiences stand among its P groups of n.
+
+    Attributes:
+        order: (P·n,) each sample's place, in the order in which the experiences hold them.
+        sizes: number of samples of each experience.
+    """
+
+    order: torch.LongTensor
+    sizes: list[int]
+    n: int
+
+    @classmethod
+    def of_training(cls, experiences: list[Any], n: int) -> Places:
+        """Places by `experience.index`; raises DarlingError unless they are those of whole groups."""
+        order = torch.tensor([index for experience in experiences for index in experience.index])
+        if len(order) % n or not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise DarlingError(
+                f"whole groups of {n} responses, numbered from 0",
+                f"{len(order)} samples with indices {order.tolist()[:20]}",
+                "report this with the OpenRLHF flags in use",
+            )
+        return cls(order, [len(experience.index) for experience in experiences], n)
+
+    @classmethod
+    def of_evaluation(cls, experiences: list[Any], n: int) -> Places:
+        """Places of samples that nobody has reordered, and that have no index."""
+        sizes = [len(experience.rewards) for experience in experiences]
+        return cls(torch.arange(sum(sizes)), sizes, n)
+
+    def gather(self, values: list[torch.Tensor]) -> torch.Tensor:
+        """One tensor (samples, …) an experience -> (P, n, …)."""
+        together = torch.cat(values)
+        in_place = torch.empty_like(together)
+        in_place[self.order] = together
+        return in_place.reshape(-1, self.n, *together.shape[1:])
+
+    def scatter(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(P, n) -> one tensor (samples,) an experience."""
+        return values.reshape(-1)[self.order].split(self.sizes)
+
+    def gather_list(self, values: list[Any]) -> list[list[Any]]:
+        """A value a sample, in the experiences' order -> P lists of n."""
+        in_place = [values[k] for k in self.order.argsort().tolist()]
+        return [in_place[start : start + self.n] for start in range(0, len(in_place), self.n)]
+
+
+def take_measured(experiences: list[Any], places: Places) -> dict[str, torch.Tensor]:
+    """Takes what the partition actors added out of `experience.info`: (P, n) tensors by the keys of `responses.py`.
+
+    Raises DarlingError where samples lack it, or a group is not one prompt's.
+    """
+    missing = [key for key in responses.ADDED if any(key not in experience.info for experience in experiences)]
+    if missing:
+        raise DarlingError(
+            "every sample to come from a partition actor",
+            f"samples without {', '.join(missing)}",
+            "the hooks are not installed where the samples are generated: start with python3 -m darling_plugin",
+        )
+    keys = list(responses.ADDED)
+    if responses.EQUIVALENT in experiences[0].info:
+        keys.append(responses.EQUIVALENT)
+    measured = {key: places.gather([experience.info.pop(key) for experience in experiences]) for key in keys}
+    numbers = measured[responses.GROUP]
+    if not (numbers == numbers[:, :1]).all():
+        raise DarlingError(
+            "the responses of one prompt in each group",
+            f"groups made of {numbers.tolist()[:8]}",
+            "report this with the OpenRLHF flags in use",
+        )
+    return measured
+
+
+def as_groups(experiences: list[Any], places: Places, measured: dict[str, torch.Tensor]) -> Groups:
+    """The groups of the experiences, with their quality as `experience.rewards` has it."""
+    return Groups(
+        quality=places.gather([experience.rewards.flatten() for experience in experiences]).float(),
+        labels=measured[responses.LABEL],
+        diversity=measured[responses.DIVERSITY],
+        quality_only=measured[responses.QUALITY_ONLY][:, 0].bool(),
+    )
+
+
+def records(
+    experiences: list[Any],
+    places: Places,
+    groups: Groups,
+    measured: dict[str, torch.Tensor],
+    shaped: Shaped | None,
+) -> list[dict[str, Any]]:
+    """A dict a group, for partitions.jsonl, with each response as its token ids: the trainer has a tokenizer.
+
+    A group that could not be partitioned has neither labels nor diversity.
+
+    Args:
+        shaped: what training made of the groups; None in evaluation, which keeps its raw rewards.
+    """
+    prompts = places.gather_list([prompt for experience in experiences for prompt in experience.prompts])
+    response_tokens = places.gather_list([ids for experience in experiences for ids in _response_tokens(experience)])
+    decisions = measured.get(responses.EQUIVALENT)
+    columns = []
+    for group, quality_only in enumerate(groups.quality_only.tolist()):
+        record = {
+            "prompt": prompts[group][0],
+            "responses": response_tokens[group],
+            "labels": None if quality_only else groups.labels[group].tolist(),
+            "quality": groups.quality[group].tolist(),
+            "diversity": None if quality_only else groups.diversity[group].tolist(),
+            "reward": (groups.quality if shaped is None else shaped.reward)[group].tolist(),
+            "advantage": None if shaped is None or shaped.advantage is None else shaped.advantage[group].tolist(),
+        }
+        if decisions is not None:
+            record["equivalent"] = None if quality_only else decisions[group].bool().tolist()
+        columns.append(record)
+    if shaped is not None:
+        penalty = shaped.reward - shaped.unpenalized_reward
+        lengths = places.gather([experience.response_length for experience in experiences])
+        truncated = places.gather([experience.truncated for experience in experiences]).bool()
+        for group, record in enumerate(columns):
+            record["length_penalty"] = penalty[group].tolist()
+            record["response_length"] = lengths[group].tolist()
+            record["truncated"] = truncated[group].tolist()
+    return columns
+
+
+def _response_tokens(experience: Any) -> list[list[int]]:
+    """Each sample's tokens that the partition model saw as text."""
+    return [
+        tokens[1:][mask.bool()].tolist()
+        for tokens, mask in zip(experience.sequences, experience.action_mask, strict=True)
+    ]

@@ -1,0 +1,129 @@
+"""Where partition actors run, and on what: which resources each takes, and what is refused before Ray starts.
+
+Without --darling.gpus_per_partition_actor each takes one CPU of the cluster. With it, each takes that share of a GPU
+that OpenRLHF leaves free; under --train.colocate_all OpenRLHF's placement group holds every GPU, and they live in it.
+Ray is imported where it is needed: the launcher's refusals come before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from darling_plugin.config import DarlingConfig
+from darling_plugin.errors import DarlingError
+
+
+def job_name(purpose: str) -> str:
+    """A name for something of this Ray job that its processes find each other by."""
+    import ray
+
+    return f"darling-{purpose}-{ray.get_runtime_context().get_job_id()}"
+
+
+# ── In the launcher ──
+
+
+def check_colocation(flags: argparse.Namespace, config: DarlingConfig) -> None:
+    """Raises DarlingError for a GPU share that the models of --train.colocate_all, 0.2 of each GPU each, do not leave.
+
+    Args:
+        flags: OpenRLHF's, as the launcher parsed them.
+    """
+    if not (flags.colocate_all and config.gpus_per_partition_actor):
+        return
+    # With both flags OpenRLHF gives critic and reward model a placement group of their own, if there is a critic.
+    apart = flags.estimator == "gae" and flags.critic_apart
+    models = {
+        "the policy": True,
+        "the reference": flags.kl > 0,
+        "vLLM": not flags.is_async,
+        "the critic": flags.estimator == "gae" and not apart,
+        "the reward model": not (flags.remote_url or flags.agent_func_path or apart),
+    }
+    colocated = [name for name, is_colocated in models.items() if is_colocated]
+    gpus = flags.nodes * flags.gpus_per_node
+    free = 1 - 0.2 * len(colocated)
+    actors_per_gpu = -(-config.num_partition_actors // gpus)
+    if actors_per_gpu * config.gpus_per_partition_actor > free + 1e-6:
+        raise DarlingError(
+            f"at most {max(free, 0):.1f} of each GPU for partition actors: under --train.colocate_all {gpus} GPU(s) "
+            f"hold {', '.join(colocated)} at 0.2 each",
+            f"{config.num_partition_actors} partition actor(s) of {config.gpus_per_partition_actor:g} GPU, "
+            f"{actors_per_gpu} on one GPU",
+            "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0 partitions on the CPU)",
+        )
+
+
+# ── In OpenRLHF's driver ──
+
+
+def name_first(original: Callable) -> Callable:
+    """Ray's `placement_group`, naming the first one made: under --train.colocate_all the one that all models share.
+
+    By that name the partition actors find it, which OpenRLHF makes in its driver and hands to its own models only.
+    """
+    made = itertools.count()
+
+    def placement_group(*args: Any, **kwargs: Any) -> Any:
+        if next(made) == 0:
+            kwargs.setdefault("name", job_name("models"))
+        return original(*args, **kwargs)
+
+    return placement_group
+
+
+# ── In the process that samples ──
+
+
+def shared_group(args: Any, config: DarlingConfig) -> Any:
+    """The placement group in which the partition actors take their GPU share; None where they take a free one.
+
+    Args:
+        args: OpenRLHF's arguments.
+    """
+    if not (args.train.colocate_all and config.gpus_per_partition_actor):
+        return None
+    import ray
+
+    return ray.util.get_placement_group(job_name("models"))
+
+
+def actor_options(config: DarlingConfig, group: Any, k: int) -> dict[str, Any]:
+    """Ray's options for the resources of partition actor `k`; in a placement group its bundles take turns."""
+    gpus = {"num_gpus": config.gpus_per_partition_actor}
+    if group is None:
+        return {"num_cpus": 1, **gpus}
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    # OpenRLHF's models hold what there is of a bundle's one CPU.
+    bundle = PlacementGroupSchedulingStrategy(group, k % group.bundle_count)
+    return {"num_cpus": 0, "scheduling_strategy": bundle, **gpus}
+
+
+def no_room(config: DarlingConfig, group: Any, timeout: float) -> DarlingError:
+    """The error for actors that were not ready within `timeout` seconds."""
+    import ray
+
+    return DarlingError(
+        f"{config.num_partition_actors} partition actor(s) with {config.gpus_per_partition_actor:g} GPU each, "
+        f"{'beside the models' if group is None else 'in the placement group of the models'}, within {timeout:.0f} s",
+        f"not ready; free in the cluster: {ray.available_resources()}",
+        "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0: on the CPU), or add "
+        "resources; if it was loading, download the partition model before the run",
+    )
+
+
+# ── In the partition actor ──
+
+
+def see_own_gpus_alone(config: DarlingConfig) -> None:
+    """Hides the other GPUs from this process, before CUDA starts in it."""
+    import ray
+
+    # Whether Ray does so depends on its version and on RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES.
+    gpus = ray.get_gpu_ids() if config.gpus_per_partition_actor else []
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))

@@ -1,0 +1,109 @@
+"""OpenRLHF's response dicts: what the partition actor reads of them, and what it adds for the training step.
+
+What is added to `extra_logs` OpenRLHF turns into `experience.info`, one value a response; `experiences.py` takes it
+out again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import Measurement
+
+LABEL = "darling_label"  # class in its group; -1: left out of the partition
+DIVERSITY = "darling_diversity"  # in [0, 1]
+GROUP = "darling_group"  # how many groups this run had dispatched before this one
+QUALITY_ONLY = "darling_quality_only"  # 1 where the group could not be partitioned and on_error is quality_only
+GENERATED_AT = "darling_generated_at"  # microseconds since the epoch, as are all times: integers survive as int64
+SCORED_AT = "darling_scored_at"
+SCORING_SECONDS = "darling_scoring_seconds"  # this group's share of the batch it was scored in
+EQUIVALENT = "darling_equivalent"  # this response's row of pair decisions, (n,); with clustering "pairwise" alone
+ADDED = (LABEL, DIVERSITY, GROUP, QUALITY_ONLY, GENERATED_AT, SCORED_AT, SCORING_SECONDS)  # always
+
+
+def decode(tokenizer: Any, token_ids: list[int]) -> str:
+    """The text that is partitioned and logged: the response's own tokens, special ones left out."""
+    return tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+def prompt(response: dict[str, Any]) -> str:
+    """The prompt as OpenRLHF formats it, chat template included."""
+    return response["prompt"]
+
+
+def text(response: dict[str, Any], tokenizer: Any, max_len: int) -> str:
+    """The model's own text, of all its turns, as far as OpenRLHF keeps it: `max_len` tokens with the prompt."""
+    tokens = response["observation_tokens"][:max_len]
+    return decode(tokenizer, [token for start, end in response["action_ranges"] for token in tokens[start:end]])
+
+
+def quality(response: dict[str, Any]) -> float | None:
+    """The reward; None where it is missing. OpenRLHF takes a number, a tensor, or a list of one (reward servers)."""
+    reward = response.get("reward")
+    return None if reward is None else torch.as_tensor(reward).item()
+
+
+def check_quality(responses: list[dict[str, Any]], which_group: str, *, expected: bool) -> None:
+    """Raises DarlingError for a reward that is not finite, or missing where it is expected already.
+
+    Never covered by on_error: without its quality there is nothing a response could be trained on.
+
+    Args:
+        expected: whether responses come with their reward; if not, a reward model scores them later.
+    """
+    for k, response in enumerate(responses):
+        reward = quality(response)
+        if reward is None and not expected:
+            continue
+        if reward is None or not math.isfinite(reward):
+            cause = "no reward: OpenRLHF's fetch failed and only logged it" if reward is None else f"reward {reward}"
+            raise DarlingError(
+                "a finite reward for every response",
+                f"{cause}, response {k} of {which_group}",
+                "look for 'Failed to fetch reward' in the rollout actor's log and mend the reward function",
+            )
+
+
+def add_measurement(
+    responses: list[dict[str, Any]],
+    measurement: Measurement | None,
+    taking_part: list[int],
+    *,
+    group: int,
+    generated_at: float,
+    scored_at: float,
+    scoring_seconds: float,
+    with_decisions: bool,
+) -> None:
+    """Adds what was measured of one group to the `extra_logs` of its n responses.
+
+    Args:
+        measurement: of the responses `taking_part`; None where the group could not be partitioned.
+        generated_at, scored_at: seconds since the epoch.
+        with_decisions: whether to add the pair decisions too. OpenRLHF needs the same keys on every sample, so a group
+            without decisions then gets rows of zeros.
+    """
+    n = len(responses)
+    labels, diversity, decisions = torch.full((n,), -1), torch.zeros(n), torch.zeros(n, n)
+    if measurement is not None and taking_part:
+        labels[taking_part] = measurement.labels
+        diversity[taking_part] = measurement.diversity
+        if measurement.equivalent is not None:
+            decisions[torch.tensor(taking_part)[:, None], taking_part] = measurement.equivalent.float()
+    for k, response in enumerate(responses):
+        logs = {
+            LABEL: int(labels[k]),
+            DIVERSITY: float(diversity[k]),
+            GROUP: group,
+            QUALITY_ONLY: int(measurement is None),
+            GENERATED_AT: int(generated_at * 1e6),
+            SCORED_AT: int(scored_at * 1e6),
+            SCORING_SECONDS: scoring_seconds,
+        }
+        if with_decisions:
+            logs[EQUIVALENT] = decisions[k].tolist()
+        response["extra_logs"] = {**(response.get("extra_logs") or {}), **logs}

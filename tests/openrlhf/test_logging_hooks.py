@@ -1,0 +1,217 @@
+"""The hooks that log, on OpenRLHF's own classes, without Ray: metrics, partitions.jsonl, a run that resumes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from openrlhf.trainer import ppo_trainer
+from openrlhf.utils import logging_utils
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_batches import Tokenizer, make_experiences, make_maker
+
+from darling_plugin.log import append_partitions
+from darling_plugin.openrlhf import hooks
+
+
+def test_every_metric_of_a_step(installed, configured):
+    configured(diversity_floor=0.5)
+    quality, labels = [[1.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]], [[0, 0, 0, 1], [0, 0, 0, 0]]
+    maker = make_maker()
+    maker.compute_advantages_and_returns(make_experiences(quality, labels, [8]))
+    assert maker.darling_metrics == pytest.approx(
+        {
+            "darling/quality": 5 / 8,
+            "darling/diversity": (3 * 1 / 3 + 1) / 8,
+            "darling/classes_per_group": 1.5,
+            "darling/one_class_share": 0.5,
+            "darling/floor_share": 7 / 8,
+            "darling/reward": (0.5 + 0 + 0.5 + 1 + 4 * 0.25) / 8,
+            "darling/quality_only_groups": 0.0,
+            "darling/scoring_seconds": 0.5,
+            "darling/scoring_wait_seconds": 2.5,
+        }
+    )
+
+
+def test_the_step_is_logged_with_openrlhfs_number(installed, configured, tmp_path):
+    configured(log_dir=str(tmp_path), diversity_floor=0.0)
+
+    class Trainer(ppo_trainer.BasePPOTrainer):
+        def __init__(self):
+            self.args = SimpleNamespace(
+                train=SimpleNamespace(dynamic_batch_enable=False),
+                rollout=SimpleNamespace(batch_size=1, n_samples_per_prompt=3),
+            )
+            self.tokenizer = Tokenizer()
+            self.experience_maker = make_maker(n=3)
+            self.experience_maker.make_experience_batch = self.experience_maker.compute_advantages_and_returns
+            self.actor_model_group = SimpleNamespace(async_run_method_batch=lambda **kwargs: [])
+            self.critic_model_group = self.vllm_engines = None
+
+        def ppo_train(self, global_step):
+            return {"policy_loss": 0.5}
+
+    import ray
+
+    class NoRay:
+        get = staticmethod(lambda refs: refs)
+
+    assert ppo_trainer.ray is ray
+    ppo_trainer.ray = NoRay
+    try:
+        experiences = make_experiences([[1.0, 0.5, 0.25]], [[0, 1, 1]], [2, 1], order=[2, 0, 1])
+        status, step = Trainer().train_step(experiences, 6)
+    finally:
+        ppo_trainer.ray = ray
+    assert step == 7 and status["policy_loss"] == 0.5
+    assert status["darling/diversity"] == pytest.approx(2 / 3)
+    (line,) = (tmp_path / "partitions.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    mean = 1.375 / 3
+    assert record.pop("advantage") == pytest.approx([1 - mean, 0.25 - mean, 0.125 - mean])
+    assert record == {
+        "step": 7,
+        "split": "train",
+        "prompt": "prompt 0",
+        "responses": ["1", "11 12", "21 22 23"],  # the tokens under the action mask, in the group's order
+        "labels": [0, 1, 1],
+        "quality": [1.0, 0.5, 0.25],
+        "diversity": [1.0, 0.5, 0.5],
+        "reward": [1.0, 0.25, 0.125],
+        "length_penalty": [0.0, 0.0, 0.0],
+        "response_length": [1, 2, 3],
+        "truncated": [False, False, False],
+    }
+
+
+class RayOfOneProcess:
+    """Ray as far as an evaluation's records are sent: through a queue that both sides know by its name."""
+
+    def __init__(self):
+        self.sent = []
+        put = SimpleNamespace(remote=self.sent.append)
+        get = SimpleNamespace(remote=lambda timeout: self.sent.pop(0))
+        self.get_actor = {"evaluations of this job": SimpleNamespace(put=put, get=get)}.__getitem__
+
+    def get(self, result):
+        return result
+
+
+@pytest.fixture
+def ray_of_one_process(monkeypatch):
+    ray = RayOfOneProcess()
+    monkeypatch.setattr(hooks, "ray", ray)
+    monkeypatch.setattr(hooks.placement, "job_name", "{} of this job".format)
+    return ray
+
+
+def test_evaluation_keeps_its_rewards_and_logs_its_diversity(installed, configured, tmp_path, ray_of_one_process):
+    configured(log_dir=str(tmp_path))
+    samples = make_experiences([[1.0, 0.0], [0.5, 0.5]], [[0, 1], [0, 0]], [1, 1, 1, 1])
+    loader = [(["default"], [f"prompt {k}"], [""], [None]) for k in range(2)]
+    logs = ppo_trainer.compute_eval_metrics(loader, samples, 2)
+    assert type(logs) is dict, "it goes to loggers and, in the async trainer, through a queue"
+    assert logs["eval_default_pass1"] == 0.5 and logs["eval_default_pass2"] == 0.75, "OpenRLHF's own, unshaped"
+    assert {key: value for key, value in logs.items() if key.startswith("darling/")} == {
+        "darling/quality": 0.5,
+        "darling/diversity": 0.5,
+        "darling/classes_per_group": 1.5,
+        "darling/one_class_share": 0.5,
+        "darling/quality_only_groups": 0.0,
+    }
+    assert not (tmp_path / "partitions.jsonl").exists(), "the step is known to the trainer alone"
+    trainer = SimpleNamespace(_detect_eval_metric_key=lambda metrics: None, tokenizer=Tokenizer())
+    ppo_trainer.BasePPOTrainer.save_best_checkpoint(trainer, logs, 3, {})
+    lines = [json.loads(line) for line in (tmp_path / "partitions.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["split"], line["reward"], line["advantage"]) for line in lines] == [
+        (3, "eval", [1.0, 0.0], None),
+        (3, "eval", [0.5, 0.5], None),
+    ]
+    assert [line["responses"] for line in lines] == [["1", "11 12"], ["21 22 23", "31 32 33 34"]]
+    assert not ray_of_one_process.sent, "each evaluation is taken once"
+
+
+def test_an_evaluation_without_samples_logs_nothing(installed, configured, tmp_path, ray_of_one_process):
+    configured(log_dir=str(tmp_path))
+    logs = ppo_trainer.compute_eval_metrics([], [], 2)
+    ppo_trainer.BasePPOTrainer.save_best_checkpoint(SimpleNamespace(), logs, 3, {})
+    assert logs == {} and not ray_of_one_process.sent and not list(tmp_path.iterdir())
+
+
+def test_evaluation_with_one_sample_a_prompt_has_no_diversity(installed, configured):
+    configured()
+    samples = make_experiences([[1.0], [0.0]], [[0], [0]], [1, 1])
+    loader = [(["default"], [f"prompt {k}"], [""], [None]) for k in range(2)]
+    logs = ppo_trainer.compute_eval_metrics(loader, samples, 1)
+    assert logs["eval_default_pass1"] == 0.5
+    assert not [key for key in logs if key.startswith("darling")]
+
+
+class TensorboardLogger:
+    """OpenRLHF's own, as far as a trainer that resumes touches it, without its flags."""
+
+    def __new__(cls, folder):
+        args = SimpleNamespace(
+            logger=SimpleNamespace(tensorboard_dir=str(folder), wandb=SimpleNamespace(run_name="run"))
+        )
+        return logging_utils.TensorboardLogger(args)
+
+
+def scalars(folder, name):
+    reader = EventAccumulator(str(folder / "run"))
+    reader.Reload()
+    return [(point.step, round(point.value, 6)) for point in reader.Scalars(name)]
+
+
+def make_trainer(tensorboard_logger, checkpoints, step=0, *, resumes, is_async=False):
+    ckpt = SimpleNamespace(load_enable=resumes, path=str(checkpoints))
+    args = SimpleNamespace(ckpt=ckpt, train=SimpleNamespace(async_enable=is_async))
+    trainer = SimpleNamespace(args=args, tensorboard_logger=tensorboard_logger)
+    if step:
+        (checkpoints / "_actor").mkdir(parents=True)
+        trainer.actor_model_group = SimpleNamespace(async_run_method=lambda method_name: [{"global_step": step}])
+    return trainer
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("checkpoint", [2, 0])
+def test_a_run_that_resumes_logs_no_step_twice(installed, configured, tmp_path, monkeypatch, checkpoint, is_async):
+    configured(log_dir=str(tmp_path))
+    first = TensorboardLogger(tmp_path / "tensorboard")
+    ppo_trainer.BasePPOTrainer.init_checkpoint_states(make_trainer(first, tmp_path, resumes=False))
+    for step in (1, 2, 3, 4):
+        first.log_train(step, {"reward": step / 10})
+        append_partitions(str(tmp_path), [{"step": step, "split": split} for split in ("train", "eval")])
+    first.writer.flush()
+    assert [step for step, _ in scalars(tmp_path / "tensorboard", "train/reward")] == [1, 2, 3, 4]
+    torn = '{"step": 5, "prompt": "é'.encode()[:-1]  # killed within a character
+    with (tmp_path / "partitions.jsonl").open("ab") as file:
+        file.write(torn)
+
+    monkeypatch.setattr(ppo_trainer, "ray", SimpleNamespace(get=lambda refs: refs))
+    second = TensorboardLogger(tmp_path / "tensorboard")
+    states = ppo_trainer.BasePPOTrainer.init_checkpoint_states(
+        make_trainer(second, tmp_path, checkpoint, resumes=True, is_async=is_async)
+    )
+    assert states["global_step"] == checkpoint
+    for step in range(checkpoint + 1, 6):
+        second.log_train(step, {"reward": 7.0})
+        append_partitions(str(tmp_path), [{"step": step, "split": "train"}])
+    second.writer.flush()
+    kept = [(step, step / 10) for step in range(1, checkpoint + 1)]
+    found = scalars(tmp_path / "tensorboard", "train/reward")
+    assert found == kept + [(step, 7.0) for step in range(checkpoint + 1, 6)]
+    lines = [json.loads(line) for line in (tmp_path / "partitions.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4, 5]
+    # The async trainer begins with the evaluation of the step it resumes at, the other does not.
+    again = int(is_async and checkpoint > 0)
+    assert [line["step"] for line in lines if line["split"] == "eval"] == list(range(1, checkpoint + 1 - again))
+    superseded = (tmp_path / "partitions.superseded.jsonl").read_bytes().splitlines()
+    assert len(superseded) == 2 * (4 - checkpoint) + 1 + again and superseded[-1] == torn
+
+
+def test_a_run_that_does_not_resume_rewinds_nothing(installed, configured, tmp_path):
+    configured(log_dir=str(tmp_path))
+    append_partitions(str(tmp_path), [{"step": 1}])
+    ppo_trainer.BasePPOTrainer.init_checkpoint_states(make_trainer(None, tmp_path, resumes=False))
+    assert (tmp_path / "partitions.jsonl").read_text() == '{"step": 1}\n'
