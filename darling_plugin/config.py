@@ -7,8 +7,10 @@ import os
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
+from darling_plugin.partition.clustering import CLUSTERINGS
 from darling_plugin.registry import advantages, nearest, rewards
+from darling_plugin.reward import QUALITY_TRANSFORMS
 
 PREFIX = "--darling."
 ENVIRONMENT_VARIABLE = "DARLING_PLUGIN_CONFIG"
@@ -37,7 +39,7 @@ class DarlingConfig:
         None,
         "pair decisions to classes: union_find (the official code; the default), greedy (NoveltyBench's evaluation), "
         "pairwise (no closure: diversity is the share of the other responses decided to differ)",
-        choices=("union_find", "greedy", "pairwise"),
+        choices=CLUSTERINGS,
     )
     diversity_floor: float = _flag(
         0.1, "diversity below this counts as this (the official code's 0.1; 0 is the paper's equation)", type=float
@@ -53,7 +55,7 @@ class DarlingConfig:
         None,
         "applied to quality first: raw (the official code), sigmoid, group_min (minus the group's minimum). "
         "Default: none, and a negative quality under multiply stops the run",
-        choices=("raw", "sigmoid", "group_min"),
+        choices=tuple(QUALITY_TRANSFORMS),
     )
     correct_only: bool = _flag(
         False, "partition only the responses whose quality is above 0; the others get diversity 0", type=bool
@@ -86,9 +88,9 @@ class DarlingConfig:
             advantages.get(self.advantage)
         if self.advantage == "diversity_weighted" and self.reward in ("multiply", "additive"):
             raise DarlingError(
-                f"a reward without diversity for {PREFIX}advantage diversity_weighted, which weighs by it",
-                f"{PREFIX}reward {self.reward}, which would count it twice",
-                f"add {PREFIX}reward quality",
+                f"a reward without diversity for {spelled('advantage')} diversity_weighted, which weighs by it",
+                f"{spelled('reward')} {self.reward}, which would count it twice",
+                f"set {spelled('reward')} quality",
             )
         if not 0.0 <= self.diversity_floor <= 1.0:
             raise _bad_value("diversity_floor", "a number from 0 to 1", self.diversity_floor)
@@ -169,5 +171,5 @@ class _Parser(argparse.ArgumentParser):
         raise DarlingError("flags of darling-plugin with values of their type", message, "see --help")
 
 
-def _bad_value(flag: str, needed: str, found: object) -> DarlingError:
-    return DarlingError(f"{PREFIX}{flag}: {needed}", repr(found), "change the flag")
+def _bad_value(option: str, needed: str, found: object) -> DarlingError:
+    return DarlingError(f"{spelled(option)}: {needed}", repr(found), "change it")

@@ -17,3 +17,20 @@ class DarlingError(RuntimeError):
     def __str__(self) -> str:
         needed, found, do = self.args
         return f"darling-plugin\n  needed: {needed}\n  found:  {found}\n  do:     {do}"
+
+
+_prefix = ""
+
+
+def options_begin_with(prefix: str) -> None:
+    """Says how the user of this process writes options: "--" in a command, "--darling." under the launcher.
+
+    An entry point calls it once, first. Where none does, the user writes Python: options are keyword arguments.
+    """
+    global _prefix
+    _prefix = prefix
+
+
+def spelled(option: str) -> str:
+    """The option, for an error message, as the user of this process writes it."""
+    return _prefix + option

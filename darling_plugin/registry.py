@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 
 ENTRY_POINT_GROUP = "darling_plugin.plugins"
 BUILT_IN_MODULES = ("darling_plugin.partition.models", "darling_plugin.reward", "darling_plugin.advantage")
@@ -58,7 +58,7 @@ class Registry:
             raise DarlingError(
                 f"a registered {self.kind}",
                 f"{name!r}",
-                f"{nearest(name, known)}known: {', '.join(known)}; code of your own is named by --darling.import_path",
+                f"{nearest(name, known)}known: {', '.join(known)}; {spelled('import_path')} names code of your own",
             )
         return self._entries[name]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.registry import nearest, register_reward, rewards
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def transform_quality(quality: torch.Tensor, transform: str | None, *, reward: s
     if transform not in QUALITY_TRANSFORMS:
         known = list(QUALITY_TRANSFORMS)
         raise DarlingError(
-            "a known --darling.quality_transform",
+            f"a known {spelled('quality_transform')}",
             f"{transform!r}",
             f"{nearest(transform, known)}known: {', '.join(known)}",
         )
@@ -131,6 +131,6 @@ def _refuse_negative_quality(quality: torch.Tensor, reward: str) -> None:
         raise DarlingError(
             "qualities of at least 0, for a negative quality times diversity punishes diversity",
             f"{negative} of {quality.numel()} qualities are negative, the least {quality.min().item():.4g}",
-            "choose --darling.quality_transform {raw,sigmoid,group_min}: raw multiplies all the same, as the official "
-            "code does; or a --darling.reward other than multiply",
+            f"choose {spelled('quality_transform')} {{{','.join(QUALITY_TRANSFORMS)}}}: raw multiplies all the same, as "
+            f"the official code does; or a {spelled('reward')} other than multiply",
         )

@@ -12,20 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from darling_plugin.config import PREFIX, DarlingConfig, add_flag
-from darling_plugin.errors import DarlingError
+from darling_plugin.config import DarlingConfig, add_flag
+from darling_plugin.errors import DarlingError, options_begin_with
 from darling_plugin.partition import (
-    Group,
     Measurement,
     PartitionModel,
     check_partition_spec,
     load_partition_model,
-    measure,
+    measure_each,
 )
+from darling_plugin.partition.groups import GroupLine, read_groups
 from darling_plugin.user_code import import_user_code
 
 # Held at a time, so that input without end needs no more memory. A fixed number: where lower precision makes a
@@ -50,20 +50,8 @@ exit status: 0; 1 if lines were left out; 2 for wrong usage; 130 after Ctrl-C
 """
 
 
-class BadLine(ValueError):
-    """Says what is wrong with a line of the input."""
-
-
 class ReaderGone(Exception):
     """Nobody reads stdout any more, as after `| head`."""
-
-
-class Item(NamedTuple):
-    """A line of the input: its number from 1, all that it holds, and the group in it."""
-
-    line: int
-    record: dict[str, Any]
-    group: Group
 
 
 @dataclass
@@ -99,12 +87,12 @@ class Totals:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
+    options_begin_with("--")
     arguments = _parser().parse_args(argv)
     try:
         return _run(arguments)
     except DarlingError as error:
-        # The engine's messages name the flags of the launcher; those of them that this command has lack the prefix.
-        print(f"\n{error}\n".replace(PREFIX, "--"), file=sys.stderr)
+        print(f"\n{error}\n", file=sys.stderr)
         return 2
     except ReaderGone:
         return 128 + signal.SIGPIPE
@@ -156,69 +144,21 @@ def _load(spec: str, options: dict[str, Any]) -> PartitionModel:
 
 def _partition(model: PartitionModel, source: BinaryIO, results: BinaryIO, totals: Totals) -> None:
     """Reads groups from `source` and writes them to `results`, measured; sums them up in `totals`."""
-    items = _items(source, totals)
+    group_lines = read_groups(source, totals.report)
     # None: no bar where stderr is no terminal.
     with tqdm(unit=" groups", disable=None, dynamic_ncols=True) as bar:
         if not bar.disable and source.seekable():
             bar.total = _count_lines(source)
-        while batch := list(islice(items, GROUPS_AT_ONCE)):
-            outcomes = _measure(model, [item.group for item in batch])
+        while batch := list(islice(group_lines, GROUPS_AT_ONCE)):
+            outcomes = measure_each(model, [line.group for line in batch])
             lines = []
-            for item, outcome in zip(batch, outcomes, strict=True):
+            for line, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Measurement):
-                    lines.append(_line(item, outcome, totals))
+                    lines.append(_result(line, outcome, totals))
                 else:
-                    totals.report(item.line, f"the partition model failed: {_describe(outcome)}")
+                    totals.report(line.number, f"the partition model failed: {_describe(outcome)}")
             _write(results, "".join(lines))
             bar.update(len(batch))
-
-
-def _items(source: BinaryIO, totals: Totals) -> Iterator[Item]:
-    for number, line in enumerate(source, start=1):
-        if not line.strip():
-            continue
-        try:
-            record, group = parse_group(line)
-        except BadLine as error:
-            totals.report(number, str(error))
-        else:
-            yield Item(number, record, group)
-
-
-def parse_group(line: bytes) -> tuple[dict[str, Any], Group]:
-    """A line as an object and the group in it; BadLine for anything else."""
-    try:
-        # -sig: Windows programs put a mark before the first line.
-        record = json.loads(line.decode("utf-8-sig").rstrip())
-    except UnicodeDecodeError as error:
-        raise BadLine(f"not UTF-8: {error.reason} at byte {error.start + 1}") from error
-    except json.JSONDecodeError as error:
-        raise BadLine(f"not JSON: {error.msg} at character {error.pos + 1}") from error
-    except (ValueError, RecursionError) as error:  # an integer of 5000 digits; [[[[…
-        raise BadLine(f"JSON that Python cannot read: {error}") from error
-    if not isinstance(record, dict):
-        raise BadLine(f"needs an object with prompt and responses, found {type(record).__name__}")
-    for key, kind in (("prompt", str), ("responses", list)):
-        if not isinstance(record.get(key), kind):
-            found = type(record[key]).__name__ if key in record else f"no {key}"
-            raise BadLine(f"needs a {kind.__name__} as {key}, found {found}")
-    try:
-        return record, Group(record["prompt"], record["responses"])
-    except DarlingError as error:
-        needed, found, _ = error.args
-        raise BadLine(f"needs {needed}, found {found}") from error
-
-
-def _measure(model: PartitionModel, groups: list[Group]) -> list[Measurement | BaseException]:
-    try:
-        return list(measure(model, groups))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a panic in a tokenizer is no Exception
-        if len(groups) == 1:
-            return [error]
-    # One by one, so that only the groups that cause the failure suffer from it.
-    return [_measure(model, [group])[0] for group in groups]
 
 
 def _describe(error: BaseException) -> str:
@@ -231,10 +171,10 @@ def _describe(error: BaseException) -> str:
     return f"{text} ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
 
 
-def _line(item: Item, measurement: Measurement, totals: Totals) -> str:
+def _result(line: GroupLine, measurement: Measurement, totals: Totals) -> str:
     labels, diversity = measurement.labels.tolist(), measurement.diversity.tolist()
     totals.add(labels, diversity)
-    record = {**item.record, "labels": labels, "diversity": diversity}
+    record = {**line.record, "labels": labels, "diversity": diversity}
     if measurement.equivalent is not None:
         record["equivalent"] = measurement.equivalent.tolist()
     return json.dumps(record, ensure_ascii=False) + "\n"

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from darling_plugin.openrlhf.watchdog import Watchdog
-from darling_plugin.partition import Group, Measurement, PartitionModel, measure
+from darling_plugin.partition import Group, Measurement, PartitionModel, measure_each
 
 SETTLING = 1.0  # seconds that a process started after a hang waits for the groups at hand
 # How long an idle actor waits for more groups: a burst of finished prompts comes in one by one, and its first group
@@ -73,20 +73,10 @@ class Batcher:
                 started = time.perf_counter()
                 try:
                     with self._watchdog.over([each.number for each in batch]):
-                        outcomes = await asyncio.to_thread(_measure_batch, self._model, [each.group for each in batch])
+                        outcomes = await asyncio.to_thread(measure_each, self._model, [each.group for each in batch])
                 except Exception as error:
                     outcomes = [error] * len(batch)
                 seconds = (time.perf_counter() - started) / len(batch)
                 for each, outcome in zip(batch, outcomes, strict=True):
                     if not each.measured.done():  # OpenRLHF up to 0.11.0 cancels groups that it no longer needs
                         each.measured.set_result((outcome, seconds))
-
-
-def _measure_batch(model: PartitionModel, groups: list[Group]) -> list[Measurement | BaseException]:
-    try:
-        return list(measure(model, groups))
-    except BaseException as error:
-        if len(groups) == 1:
-            return [error]
-        # One by one, so that only the groups that cause the failure suffer from it.
-        return [_measure_batch(model, [group])[0] for group in groups]

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from darling_plugin.config import DarlingConfig, build_parser, parse
-from darling_plugin.errors import DarlingError
+from darling_plugin.config import PREFIX, DarlingConfig, build_parser, parse
+from darling_plugin.errors import DarlingError, options_begin_with
 from darling_plugin.openrlhf import placement, worker
 from darling_plugin.openrlhf.seams import check_installed_openrlhf
 
@@ -24,6 +24,7 @@ def main(argv: list[str]) -> None:
 
     Everything that can be refused is refused here, with a DarlingError, before torch is imported or Ray starts.
     """
+    options_begin_with(PREFIX)
     config, rest = parse(argv)
     if {"-h", "--help"} & set(rest):
         return _help(rest)

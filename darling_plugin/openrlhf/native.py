@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from darling_plugin.config import PREFIX, DarlingConfig, add_flags
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, options_begin_with
 from darling_plugin.openrlhf import launch, placement
 from darling_plugin.openrlhf.seams import installed_seams
 
@@ -24,6 +24,7 @@ class Plugin:
         add_flags(parser, dest="darling.")  # OpenRLHF makes `args.darling` of the dots
 
     def configure(self, args: Any) -> None:
+        options_begin_with(PREFIX)
         config = DarlingConfig(**{flag.name: getattr(args.darling, flag.name) for flag in fields(DarlingConfig)})
         if not config.enable:
             raise DarlingError(

@@ -9,8 +9,8 @@ from typing import Any
 
 import wrapt
 
-from darling_plugin.config import DarlingConfig
-from darling_plugin.errors import DarlingError
+from darling_plugin.config import PREFIX, DarlingConfig
+from darling_plugin.errors import DarlingError, options_begin_with
 from darling_plugin.openrlhf.seams import installed_seams, is_hooked
 
 SETUP_HOOK = f"{__name__}.setup"
@@ -21,6 +21,7 @@ _ran = False
 def setup() -> None:
     """Ray's `worker_process_setup_hook`: arms the CPU shims and the hooks that this job's configuration asks for."""
     global _ran
+    options_begin_with(PREFIX)
     config = DarlingConfig.from_environment()
     if config.cpu:
         from darling_plugin.openrlhf import cpu

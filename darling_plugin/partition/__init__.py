@@ -9,7 +9,7 @@ from darling_plugin.partition.base import (
     SimilarityModel,
 )
 from darling_plugin.partition.clustering import CLUSTERINGS
-from darling_plugin.partition.measure import Measurement, measure
+from darling_plugin.partition.measure import Measurement, measure, measure_each
 from darling_plugin.partition.spec import check_partition_spec, load_partition_model
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "check_partition_spec",
     "load_partition_model",
     "measure",
+    "measure_each",
 ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, Round, check_clustering, cluster, numbered, rounds
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class SimilarityModel(PartitionModel):
             raise DarlingError(
                 f"a finite number as threshold of {type(self).__name__}",
                 f"{found!r}",
-                "set the class attribute `threshold`, or pass --darling.threshold",
+                f"set the class attribute `threshold`, or pass {spelled('threshold')}",
             )
         self.clustering = check_clustering(self.clustering if clustering is None else clustering)
 

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.registry import nearest
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def check_clustering(method: str) -> str:
     """`method` itself; raises DarlingError when it is not one of CLUSTERINGS."""
     if method not in CLUSTERINGS:
         raise DarlingError(
-            "a known --darling.clustering",
+            f"a known {spelled('clustering')}",
             f"{method!r}",
             f"{nearest(str(method), list(CLUSTERINGS))}known: {', '.join(CLUSTERINGS)}",
         )

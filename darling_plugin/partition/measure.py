@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from darling_plugin.diversity import class_diversity, pair_diversity
@@ -53,6 +54,22 @@ def measure(model: PartitionModel, groups: Sequence[Group]) -> list[Measurement]
         )
     all_labels = [_checked_labels(result, group, owner) for result, group in zip(results, groups, strict=True)]
     return [Measurement(labels, class_diversity(labels)) for labels in all_labels]
+
+
+def measure_each(model: PartitionModel, groups: Sequence[Group]) -> list[Measurement | BaseException]:
+    """What :func:`measure` gives for each group, or what it raised for that one.
+
+    All together first. If that fails they are measured one by one, so that only the groups that cause the failure
+    suffer from it. Ctrl-C passes through.
+    """
+    try:
+        return measure(model, groups)
+    except BaseException as error:  # a SystemExit, or a panic in a tokenizer, is no Exception
+        if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+            raise  # Ctrl-C reaches the main thread alone; in another one the model itself has raised it
+        if len(groups) == 1:
+            return [error]
+    return [measure_each(model, [group])[0] for group in groups]
 
 
 def _checked_labels(result: Any, group: Group, owner: str) -> torch.LongTensor:

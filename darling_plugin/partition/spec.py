@@ -6,7 +6,7 @@ import inspect
 import json
 from typing import Any
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import PartitionModel
 from darling_plugin.registry import partition_models
 from darling_plugin.user_code import import_user_code
@@ -62,7 +62,7 @@ def _query_options(spec: str, query: str, taken: dict[str, Any]) -> dict[str, An
             raise DarlingError(
                 "options in a partition model's query as option=value&option=value, each given once",
                 f"{part!r} in {spec!r}",
-                "correct it; what --darling.* flags set is not given here too",
+                f"correct it; what {spelled('threshold')} or {spelled('clustering')} sets is not given here too",
             )
         options[option] = _number_or_text(text)
     return options
@@ -130,7 +130,7 @@ def _check_arguments(cls: type[PartitionModel], arguments: tuple[str, ...], opti
                 raise DarlingError(
                     f"options that {cls.__name__} takes: {', '.join(parameters) or 'none'}",
                     f"{option}={options[option]!r}",
-                    f"drop it (--darling.{option}, or in the query), or let {cls.__name__}.__init__ take it",
+                    f"drop {spelled(option)}, or {option} in the query, or let {cls.__name__}.__init__ take it",
                 )
     try:
         signature.bind(*arguments, **options)

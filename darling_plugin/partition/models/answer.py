@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import Group, Pair, PairwiseModel, PartitionModel, start
 from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, check_clustering
 from darling_plugin.registry import register_partition_model
@@ -60,7 +60,7 @@ class Answer(PartitionModel):
             raise DarlingError(
                 'clustering "union_find" or "greedy" for the partition model answer',
                 f"{clustering!r}",
-                "drop --darling.clustering",
+                f"drop {spelled('clustering')}",
             )
         _check_installed()
         self._workers = _Workers()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import Pair, PairwiseModel
 from darling_plugin.partition.models.cross_encoder import ClassifierSettings, longest_pair, probability_equivalent
 from darling_plugin.registry import register_partition_model
@@ -91,7 +91,7 @@ class VLLMClassifier(PairwiseModel):
                 f"a classifier that vLLM loads from {path} into {gpu_memory_utilization:g} of a GPU's memory",
                 f"{type(error).__name__}: {error}",
                 "free memory on that GPU or set gpu_memory_utilization (under Ray: and "
-                f"--darling.gpus_per_partition_actor), or use cross-encoder:{path}",
+                f"{spelled('gpus_per_partition_actor')}), or use cross-encoder:{path}",
             ) from error
         if self.llm.model_config.attn_type != "decoder":
             # An encoder has nothing to share. BERT's token types would be lost, and with use_activation=False, see
