@@ -131,6 +131,6 @@ def _refuse_negative_quality(quality: torch.Tensor, reward: str) -> None:
         raise DarlingError(
             "qualities of at least 0, for a negative quality times diversity punishes diversity",
             f"{negative} of {quality.numel()} qualities are negative, the least {quality.min().item():.4g}",
-            f"choose {spelled('quality_transform')} {{{','.join(QUALITY_TRANSFORMS)}}}: raw multiplies all the same, as "
-            f"the official code does; or a {spelled('reward')} other than multiply",
+            f"choose {spelled('quality_transform')} {{{','.join(QUALITY_TRANSFORMS)}}}: raw multiplies all the same, "
+            f"as the official code does; or a {spelled('reward')} other than multiply",
         )

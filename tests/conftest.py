@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import machine
 from chat_servers import server, vllm_url  # noqa: F401  (fixtures)
 
+from darling_plugin import errors
 from darling_plugin.registry import advantages, partition_models, rewards
 
 REGISTRIES = (partition_models, rewards, advantages)
@@ -23,6 +24,12 @@ def registered_names_stay_as_they_were():
         registry._entries = entries
     for name in [name for name in sys.modules if name.startswith("darling_user_")]:
         del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def options_are_spelled_as_before(monkeypatch):
+    """An entry point says, for its whole process, how its options are written."""
+    monkeypatch.setattr(errors, "_prefix", errors._prefix)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -140,7 +140,7 @@ def test_the_model_gets_full_batches(command, monkeypatch):
         asked.append(len(groups))
         return measure(model, groups)
 
-    monkeypatch.setattr(partition_command, "measure", counting)
+    monkeypatch.setattr(partition_command, "measure_each", counting)
     lines = [line for record in numbered(GROUPS_AT_ONCE + 1) for line in (b"bad", b"", record)]
     command(lines, *LEXICAL)
     assert asked == [GROUPS_AT_ONCE, 1]

@@ -97,7 +97,7 @@ def test_a_negative_quality_times_diversity_is_refused():
         shape(quality, diversity, reward="multiply")
     message = str(caught.value)
     assert "2 of 4 qualities are negative, the least -2.5" in message
-    assert "--darling.quality_transform {raw,sigmoid,group_min}" in message
+    assert "quality_transform {raw,sigmoid,group_min}" in message
 
 
 def test_raw_is_the_way_to_insist_on_negative_qualities():

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from darling_plugin.commands.partition import BadLine, parse_group
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Pair
+from darling_plugin.partition.groups import BadLine, parse_group
 from darling_plugin.partition.models.judge import ANSWER_TOKENS, CONCURRENCY, QUESTIONS, Judge, NoAnswer, messages_for
 
 CHARS_A_TOKEN = 4  # of English, for the estimate

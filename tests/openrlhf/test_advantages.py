@@ -200,7 +200,7 @@ def test_an_advantage_that_is_not_finite_is_named(installed, configured):
 
 def test_a_negative_quality_under_multiply_stops(installed, configured):
     configured()
-    with pytest.raises(DarlingError, match=r"(?s)1 of 4.*--darling.quality_transform \{raw,sigmoid,group_min\}"):
+    with pytest.raises(DarlingError, match=r"(?s)1 of 4.*quality_transform \{raw,sigmoid,group_min\}"):
         make_maker().compute_advantages_and_returns(make_experiences([[1.0, -0.5, 0.0, 1.0]], [[0, 1, 2, 3]], [4]))
 
 
