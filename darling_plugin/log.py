@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from darling_plugin.errors import DarlingError
+
 VERSIONED = (
     "darling-plugin",
     "openrlhf",
@@ -31,6 +33,24 @@ def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
     # A lone surrogate, which no encoding holds, becomes its JSON escape.
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(lines)
+
+
+def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
+    """The lines of `log_dir/partitions.jsonl`; a last one that is still being written is left out.
+
+    Raises DarlingError where there is no such file, or a line is no JSON.
+    """
+    path = Path(log_dir) / "partitions.jsonl"
+    needed = "a partitions.jsonl, as --darling.log_dir writes it"
+    try:
+        # Not splitlines(): a response may hold one of the other characters that Unicode calls a line's end.
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DarlingError(needed, f"{error}", "name the log_dir of a run") from error
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise DarlingError(needed, f"{path}: {error}", "restore that file") from error
 
 
 def rewind_partitions(log_dir: str, step: int, *, evaluates_again: bool) -> None:

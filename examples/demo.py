@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from show_partitions import show
+
+from darling_plugin.commands.show import show
 
 # What OpenRLHF prints when a phase begins, in order.
 PHASES = (

@@ -77,7 +77,7 @@ TRAINER = Names(
     _TRAINER,
     "BasePPOTrainer",
     "attributes",
-    ("args", "tokenizer", "experience_maker", "tensorboard_logger"),
+    ("args", "tokenizer", "experience_maker", "tensorboard_logger", "vllm_engines", "actor_model_group"),
 )
 TENSORBOARD = Names(
     "tensorboard_logger", "openrlhf.utils.logging_utils", "TensorboardLogger", "attributes", ("writer",)
@@ -103,6 +103,7 @@ FLAGS = (
     "algo.advantage.no_std_norm",
     "algo.kl.init_coef",
     "ckpt.load_enable",
+    "data.max_len",
     "eval.n_samples_per_prompt",
     "reward.clip_range",
     "reward.remote_url",

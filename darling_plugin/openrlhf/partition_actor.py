@@ -49,7 +49,7 @@ class PartitionPool:
         Raises DarlingError when they cannot be placed or started within START_TIMEOUT.
         """
         self._dispatched = itertools.count()
-        actor_class = ray.remote(PartitionActor).options(max_restarts=-1, max_task_retries=RETRIES)
+        actor_class = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(PartitionActor)
         self._actors = []
         for k in range(config.num_partition_actors):
             journal = os.path.join(tempfile.gettempdir(), f"darling-{uuid.uuid4().hex}")

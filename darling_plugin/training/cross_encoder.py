@@ -47,6 +47,9 @@ class Settings:
     seed: int = 0
 
 
+OPTIONS = ("max_length", "epochs", "patience", "learning_rate", "batch_size", "accumulate", "lora_rank")  # as given
+
+
 def train(
     train_pairs: Sequence[LabelledPair], validation_pairs: Sequence[LabelledPair], settings: Settings, folder: Path
 ) -> None:

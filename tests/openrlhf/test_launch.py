@@ -46,10 +46,10 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.enable", "--rollout.n_samples_per_prompt=1"], "--rollout.n_samples_per_prompt 1"),
         (["--darling.threshold", "0.3"], "--darling.threshold without it"),
         (["--darling.correct_only", *ENABLED], "a reward model, which scores later"),
-        (["--darling.advantage", "diversity_weighted", *ENABLED], "add --darling.reward quality"),
+        (["--darling.advantage", "diversity_weighted", *ENABLED], "set --darling.reward quality"),
         (
             ["--darling.advantage", "diversity_weighted", "--darling.reward", "additive", *ENABLED],
-            "add --darling.reward quality",
+            "set --darling.reward quality",
         ),
         (
             ["--darling.advantage", "centered_std", *ENABLED, "--algo.advantage.estimator", "rloo"],

@@ -13,14 +13,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_classifiers import WORDS, make_classifier, some_texts
 
-from darling_plugin import training
+from darling_plugin.commands import train_partition
+from darling_plugin.commands.train_partition import main
 from darling_plugin.partition import Group, Pair, load_partition_model
 from darling_plugin.partition.models.cross_encoder import CrossEncoder, probability_equivalent
 from darling_plugin.partition.models.embedding import _default_model_path
 from darling_plugin.training import cross_encoder, report
 from darling_plugin.training.head import PACKAGED, HeadTrainer
 from darling_plugin.training.pairs import LabelledPair, read_pairs
-from darling_plugin.training.train import main
 
 ANSWERS = [
     ("red", "Red!", "blue"),
@@ -330,7 +330,7 @@ def test_pairs_told_apart_without_exception_are_calibrated_to_finite_odds():
 
 
 def command(arguments):
-    return [sys.executable, "-m", "darling_plugin.training.train", *arguments]
+    return [sys.executable, "-m", "darling_plugin.commands.train_partition", *arguments]
 
 
 def test_a_killed_training_goes_on_from_its_last_epoch(tree_pairs, bert, tmp_path):
@@ -388,7 +388,7 @@ def test_two_processes_by_accelerate_write_one_model(tree_pairs, bert, tmp_path)
         "--num_machines",
         "1",
     ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "darling_plugin.training.train"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "darling_plugin.commands.train_partition"]
     done = subprocess.run(
         [*launch, *cross(tree_pairs, bert, out, "--batch_size", "4")], capture_output=True, text=True, timeout=300,
         check=False,
@@ -493,7 +493,7 @@ def test_a_folder_with_other_files_is_left_alone(story_pairs, tmp_path, capsys):
 
 
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(training, "EXTRA", (*training.EXTRA, "not_installed_here"))
-    assert training.train_partition() == 2
+    monkeypatch.setattr(train_partition, "EXTRA", (*train_partition.EXTRA, "not_installed_here"))
+    assert main(["pairs.jsonl", "-o", "out"]) == 2
     said = capsys.readouterr().err
     assert "no module not_installed_here\n" in said and "darling-plugin[train]" in said

@@ -1,4 +1,4 @@
-"""Measure how often a model, as it is, earns the reward of each prompt of the demo."""
+"""Measure how often a model, as it is, earns the reward of each prompt of the demo; see README.md beside it."""
 
 import argparse
 import json
@@ -72,7 +72,7 @@ def print_summary(results: list[dict], samples: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data" / "many_answers.jsonl")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "many_answers.jsonl")
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--samples", type=int, default=16, help="responses for each prompt")
     parser.add_argument("--max-new-tokens", type=int, default=12)

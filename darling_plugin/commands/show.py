@@ -1,33 +1,30 @@
-"""A table per training step and a few groups with their classes, from a run's `--darling.log_dir`.
+"""`darling-show`: a table per training step and a few groups with their classes, from a run's `--darling.log_dir`."""
 
-python3 examples/show_partitions.py runs/demo
-"""
+from __future__ import annotations
 
 import argparse
-import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from darling_plugin.errors import DarlingError
+from darling_plugin.log import read_partitions
+
 CHAT_TOKEN = re.compile(r"<\|[^|>]*\|>")
 
 
-def read(log_dir: Path) -> list[dict]:
-    # Not splitlines(): a response may hold one of the other characters that Unicode calls a line's end.
-    lines = (log_dir / "partitions.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
-
-
-def steps_table(records: list[dict]) -> Table:
-    """One row a training step: the means over its groups."""
+def steps_table(records: list[dict[str, Any]]) -> Table:
+    """One row a training step: the means over those of its groups that could be partitioned."""
     steps = defaultdict(list)
     for record in records:
-        if record["split"] == "train" and record["labels"] is not None:
+        if record["labels"] is not None:
             steps[record["step"]].append(record)
     table = Table(title="per training step")
     for column in ("step", "quality", "diversity", "classes per group", "reward"):
@@ -41,7 +38,7 @@ def steps_table(records: list[dict]) -> Table:
     return table
 
 
-def group_table(record: dict) -> Table:
+def group_table(record: dict[str, Any]) -> Table:
     """The responses of one group, class by class."""
     prompt = " ".join(CHAT_TOKEN.sub(" ", record["prompt"]).split())
     table = Table(title=Text(f"step {record['step']}: …{prompt[-60:]}"), title_justify="left")
@@ -61,17 +58,33 @@ def group_table(record: dict) -> Table:
 
 
 def show(log_dir: Path, groups: int, console: Console) -> None:
-    records = read(log_dir)
-    console.print(steps_table(records))
-    last = max(record["step"] for record in records if record["split"] == "train")
-    ended = [r for r in records if (r["split"], r["step"]) == ("train", last) and r["labels"] is not None]
+    """Prints the table of the steps, and the first `groups` groups of the last one.
+
+    Raises DarlingError where there is nothing to show.
+    """
+    trained = [record for record in read_partitions(log_dir) if record["split"] == "train"]
+    if not trained:
+        raise DarlingError("groups of a training step", f"none yet in {log_dir}", "wait for the first step")
+    console.print(steps_table(trained))
+    last = max(record["step"] for record in trained)
+    ended = [record for record in trained if record["step"] == last and record["labels"] is not None]
     for record in ended[:groups]:
         console.print(group_table(record))
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="darling-show", description=__doc__)
+    parser.add_argument("log_dir", metavar="DIR", type=Path, help="--darling.log_dir of a run, finished or not")
+    parser.add_argument("--groups", type=int, default=3, help="groups of the last step to show; default: 3")
+    arguments = parser.parse_args(argv)
+    try:
+        show(arguments.log_dir, arguments.groups, Console())
+    except DarlingError as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("log_dir", type=Path)
-    parser.add_argument("--groups", type=int, default=3, help="groups of the last step to show")
-    arguments = parser.parse_args()
-    show(arguments.log_dir, arguments.groups, Console())
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""`darling-show`: the tables of a run's partitions.jsonl."""
+
+import json
+
+import pytest
+
+from darling_plugin.commands.show import main
+
+
+@pytest.fixture
+def log_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def write(*records, end="\n"):
+        (tmp_path / "partitions.jsonl").write_text("\n".join(map(json.dumps, records)) + end, encoding="utf-8")
+        return str(tmp_path)
+
+    return write
+
+
+def group(step, labels, quality, split="train"):
+    diversity = [sum(other != label for other in labels) / (len(labels) - 1) for label in labels]
+    responses = [f"answer {label}\u2028of {k}" for k, label in enumerate(labels)]  # as Unicode ends a line
+    reward = [q * d for q, d in zip(quality, diversity, strict=True)]
+    return {
+        "step": step,
+        "split": split,
+        "prompt": f"<|user|>Question of step {step}<|end|>",
+        "responses": responses,
+        "labels": labels,
+        "quality": quality,
+        "diversity": diversity,
+        "reward": reward,
+    }
+
+
+FAILED = {**group(2, [0, 1], [1.0, 1.0]), "labels": None, "diversity": None}
+
+
+def test_a_row_a_step_and_the_last_steps_groups_class_by_class(log_dir, capsys):
+    records = [
+        group(1, [0, 1], [1.0, 0.0]),
+        group(2, [0, 1, 0], [0.5] * 3),
+        FAILED,
+        group(9, [0, 0], [9.0] * 2, "eval"),
+    ]
+    assert main([log_dir(*records)]) == 0
+    said = capsys.readouterr().out
+    rows = [line.replace("│", " ").split() for line in said.splitlines()]
+    assert ["1", "0.500", "1.000", "2.00", "0.500"] in rows
+    assert ["2", "0.500", "0.667", "2.00", "0.333"] in rows
+    assert "step 2: …Question of step 2" in said and "step 1: …" not in said and "9.000" not in said
+    assert said.index("answer 0 of 0") < said.index("answer 0 of 2") < said.index("answer 1 of 1")
+
+
+def test_no_more_groups_than_asked_for(log_dir, capsys):
+    assert main([log_dir(*[group(1, [0, 1], [1.0, 1.0])] * 5), "--groups", "2"]) == 0
+    assert capsys.readouterr().out.count("step 1: …") == 2
+
+
+def test_a_line_that_is_being_written_is_left_out(log_dir, capsys):
+    assert main([log_dir(group(1, [0, 1], [1.0, 1.0]), end='\n{"step": 2, "spl')]) == 0
+    assert "step 1: …" in capsys.readouterr().out
+
+
+def test_a_folder_without_partitions_is_named(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_run_before_its_first_step_has_nothing_to_show(log_dir, capsys):
+    assert main([log_dir(group(0, [0, 1], [1.0, 1.0], "eval"))]) == 2
+    assert "wait for the first step" in capsys.readouterr().err
+
+
+def test_a_broken_line_is_not_passed_over(log_dir, capsys):
+    assert main([log_dir(group(1, [0, 1], [1.0, 1.0]), end="\nnonsense\n")]) == 2
+    assert "as --darling.log_dir writes it" in capsys.readouterr().err
