@@ -230,8 +230,7 @@ def test_bad_input_is_named_before_any_request(fake, responses, capsys, line, mo
 def test_a_real_chat_server_from_the_command_line(vllm_url, responses):
     out = responses.with_name("pairs.jsonl")
     done = subprocess.run(
-        [sys.executable, "-m", "darling_plugin.commands.label_pairs"]
-        + [str(responses), "-o", str(out), "--url", vllm_url],
+        [sys.executable, "-m", "darling_plugin.commands.label_pairs", responses, "-o", out, "--url", vllm_url],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
