@@ -14,133 +14,55 @@ Errors: ValueError for a label that is missing or that math-verify cannot parse,
 
 import logging
 import math
-import multiprocessing
 import os
-import pickle
-import re
-import signal
-import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as DeadlineExceeded
-from concurrent.futures.process import BrokenProcessPool
 from decimal import Decimal
 
-import cloudpickle
 import torch
-from math_verify import LatexExtractionConfig, parse, verify
-from pebble import ProcessExpired, ProcessPool
 
-# Seconds for one check, from its start in a worker; nearly all take milliseconds.
-DEADLINE = 10.0
+from darling_plugin.maths import BadLabel, MathWorkers, equals_label
+
+DEADLINE = 10.0  # seconds for one check, from its start in a worker; nearly all take milliseconds
 WORKERS = min(8, os.cpu_count() or 1)
 
-LATEX = re.compile(r"\$|\\boxed|\\\(|\\\[")
-# What closes a response, as <|im_end|> or </s>: math-verify would read 1/2<|im_end|> as 1.
-CLOSING_TOKENS = re.compile(r"(?:<[^<>\s]{1,40}>\s*)+$")
-
 logger = logging.getLogger("reward_math")
+workers = MathWorkers(WORKERS)
 
 
-# ── In a worker process ──
-
-
-def _parse_label(label: str) -> list:
-    latex = label if LATEX.search(label) else f"\\boxed{{{label}}}"
-    problem = None
-    try:
-        gold = parse(latex, [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True)
-        # A string is what math-verify falls back to; 1/0 does not even equal itself.
-        parsed = [answer for answer in gold if not isinstance(answer, str)]
-        if parsed and verify(parsed, parsed, timeout_seconds=None, raise_on_error=True):
-            return gold
-    except Exception as error:
-        problem = error
-    raise ValueError(f"label {label!r} is no answer that math-verify can parse") from problem
-
-
-def _check(response: str, label: str, deadline: float) -> tuple[bool, str]:
-    """Return whether the answers are equal, and what kept math-verify from telling."""
-    # A worker whose parent was killed has nobody left to stop it: the alarm does.
-    signal.setitimer(signal.ITIMER_REAL, 2 * deadline)
-    try:
-        gold = _parse_label(label)
-        try:
-            answer = parse(CLOSING_TOKENS.sub("", response), parsing_timeout=None, raise_on_error=True)
-            return verify(gold, answer, timeout_seconds=None, raise_on_error=True), ""
-        except Exception as error:  # e.g. a number of 5000 digits: of the response's making, not of the setup's
-            return False, f"math-verify raised {error!r:.200}"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _warm_up() -> None:
-    """Pay for the imports before the first deadline runs."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are off
-    if _check(r"It is $\frac{1}{2}$.", "0.5", deadline=300) != (True, ""):
-        raise RuntimeError("math-verify does not find that 1/2 is 0.5")
-
-
-# ── In OpenRLHF's process ──
-
-
-class _ByValue:
-    """A function that travels whole: OpenRLHF loads this file by path, so a worker could not import it."""
-
-    def __init__(self, function):
-        self.pickled = cloudpickle.dumps(function)
-
-    def __reduce__(self):
-        return pickle.loads, (self.pickled,)
-
-
-_pool_lock = threading.Lock()
-_pool: ProcessPool | None = None
-
-
-def _running_pool() -> ProcessPool:
-    global _pool
-    with _pool_lock:
-        if _pool is None or not _pool.active:
-            if _pool is not None:  # broken: a worker died that had no check
-                threading.Thread(target=_pool.join, daemon=True).start()
-            # spawn: the caller has threads and may have CUDA. math-verify's own timeouts need a main thread.
-            context = multiprocessing.get_context("spawn")
-            _pool = ProcessPool(max_workers=WORKERS, initializer=_ByValue(_warm_up), context=context)
-        return _pool
-
-
-def _check_in_worker(response: str, label: str) -> tuple[bool, str]:
-    pool = _running_pool()
-    try:
-        future = pool.schedule(_ByValue(_check), args=(response, label, DEADLINE), timeout=DEADLINE)
-    except RuntimeError as error:
-        raise BrokenProcessPool("broke before the check") from error
-    while not wait([future], timeout=1).done:
-        if not pool.active:  # pebble forgets the checks that no worker has taken yet
-            raise BrokenProcessPool("broke before the check began")
-    return future.result()
+def check_answers(responses: list[str], labels: list[str | float]) -> list[tuple[bool, bool]]:
+    """Return of each response whether its final answer equals its label, and whether that could not be checked."""
+    texts = [_label_text(label) for label in labels]
+    results = []
+    outcomes = workers.run(equals_label, list(zip(responses, texts, strict=True)), deadline=DEADLINE)
+    for response, label, outcome in zip(responses, texts, outcomes, strict=True):
+        if isinstance(outcome, BadLabel):  # of the setup's making; all else is of the response's
+            raise outcome
+        problem = _problem(outcome) if isinstance(outcome, Exception) else ""
+        if problem:
+            logger.warning("unchecked, so reward 0: …%r with label %r: %s", response[-200:], label, problem)
+        results.append((outcome is True, bool(problem)))
+    return results
 
 
 def check_answer(response: str, label: str | float) -> tuple[bool, bool]:
-    """Return whether the response's final answer equals the label, and whether that could not be checked."""
+    """The same of one response."""
+    return check_answers([response], [label])[0]
+
+
+def _label_text(label: str | float) -> str:
     if isinstance(label, (int, float)) and math.isfinite(label):
         label = format(Decimal(str(label)), "f")  # LaTeX reads 1e-05 as a product with Euler's number
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"label {label!r} is no answer: does --data.label_key name the column of answers?")
-    for _ in range(3):
-        try:
-            equal, problem = _check_in_worker(response, label.strip())
-        except BrokenProcessPool as error:
-            broken = error
-            continue
-        except DeadlineExceeded:
-            equal, problem = False, f"it took more than {DEADLINE:g} s"
-        except ProcessExpired as error:
-            equal, problem = False, f"its process died: {error}"
-        if problem:
-            logger.warning("unchecked, so reward 0: …%r with label %r: %s", response[-200:], label, problem)
-        return equal, bool(problem)
-    raise RuntimeError("the worker processes die as they start; what they say is in the log") from broken
+    return label.strip()
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, DeadlineExceeded):
+        return f"it took more than {DEADLINE:g} s"
+    if type(error).__name__ == "ProcessExpired":  # pebble's
+        return f"its process died: {error}"
+    return f"math-verify raised {error!r:.200}"  # e.g. on a number of 5000 digits
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list) -> dict:
@@ -150,8 +72,7 @@ def reward_func(queries: list[str], prompts: list[str], labels: list) -> dict:
         if not query.startswith(prompt):
             raise ValueError(f"query does not start with its prompt: query {query!r}, prompt {prompt!r}")
         responses.append(query[len(prompt) :])
-    with ThreadPoolExecutor(WORKERS) as threads:
-        results = list(threads.map(check_answer, responses, labels))
+    results = check_answers(responses, labels)
     rewards = torch.tensor([float(equal) for equal, _ in results])
     unchecked = torch.tensor([float(unchecked) for _, unchecked in results])
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"math_unchecked": unchecked}}

@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from darling_plugin import maths
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, check_partition_spec, load_partition_model, measure
 from darling_plugin.partition.models import answer
@@ -124,7 +125,7 @@ def test_responses_that_math_verify_raises_on_are_counted(model, caplog):
 
 
 def test_a_comparison_that_fails_leaves_two_answers_different(model, monkeypatch, caplog):
-    monkeypatch.setattr(answer, "_equal", _raise)
+    monkeypatch.setattr(answer, "equal_answers", _raise)
     assert labels(model, "\\boxed{1}", "\\boxed{2/2}", "1") == [0, 1, 0]
     (record,) = caplog.records
     assert "1 comparisons of answers failed" in record.message and "ArithmeticError('not today')" in record.message
@@ -140,15 +141,15 @@ def _exit(*arguments):
 
 
 def test_a_worker_that_dies_at_work_costs_that_response_alone(model, monkeypatch, caplog):
-    monkeypatch.setattr(answer, "_read", _die_of_poison)
+    monkeypatch.setattr(answer, "read_answer", _die_of_poison)
     assert labels(model, "\\boxed{1}", "poison \\boxed{2}", "\\boxed{3}", "none") == [0, 1, 2, 1]
     assert "1 responses could not be read" in caplog.text and "ProcessExpired" in caplog.text
 
 
 def _die_of_poison(text):
-    from darling_plugin.partition.models.answer import _read
+    from darling_plugin.maths import read_answer
 
-    return _exit() if "poison" in text else _read(text)
+    return _exit() if "poison" in text else read_answer(text)
 
 
 def test_a_worker_killed_at_rest_is_replaced(model, caplog):
@@ -161,13 +162,13 @@ def test_a_worker_killed_at_rest_is_replaced(model, caplog):
 
 
 def test_workers_that_die_as_they_start_stop_the_run(monkeypatch):
-    monkeypatch.setattr(answer, "_prepare", _exit)
+    monkeypatch.setattr(maths, "_prepare", _exit)
     with pytest.raises(DarlingError, match="they die as they start, 3 times"):
         load_partition_model("answer")
 
 
 def test_a_math_verify_that_does_not_work_is_found_out_at_the_start(monkeypatch):
-    monkeypatch.setattr(answer, "_read", _die_of_poison_always)
+    monkeypatch.setattr(answer, "read_answer", _die_of_poison_always)
     with pytest.raises(DarlingError, match="math-verify to find 1/2(.|\n)*ImportError"):
         load_partition_model("answer")
 
@@ -208,7 +209,7 @@ def test_workers_live_on_between_groups_and_past_their_alarm(model, monkeypatch)
     labels(model, "\\boxed{2}")
     assert before and before == {worker.pid for worker in workers()}
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    assert answer._read("so 2") == "[2, '2']"  # in this process, to look at its alarm
+    assert maths._in_worker(maths.read_answer, ("so 2",), 5.0) == "[2, '2']"  # here, to look at its alarm
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 

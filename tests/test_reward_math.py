@@ -17,6 +17,8 @@ import psutil
 import pytest
 import torch
 
+from darling_plugin import maths
+
 REWARD_FILE = Path(__file__).resolve().parents[1] / "examples" / "reward_math.py"
 MATH_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "math"
 PROMPT = "<|im_start|>user\nIs it \\boxed{1} or 2?<|im_end|>\n<|im_start|>assistant\n"
@@ -198,30 +200,30 @@ def test_workers_killed_while_idle_are_replaced():
     assert check(["3", "4"] * 10, ["3"] * 20) == ([1, 0] * 10, [0] * 20)
 
 
+def _fail():
+    raise ImportError("no math-verify here")
+
+
+def _prepare_slowly():
+    from darling_plugin import maths
+
+    time.sleep(2.5)
+    maths._prepare()
+
+
 def test_workers_that_cannot_start_raise(monkeypatch):
     module = load_reward_module()
-
-    def fail():
-        raise ImportError("no math-verify here")
-
-    monkeypatch.setattr(module, "_warm_up", fail)
+    monkeypatch.setattr(maths, "_prepare", _fail)
     with pytest.raises(RuntimeError, match="die as they start"):
         module.reward_func([PROMPT + "3"] * 40, [PROMPT] * 40, ["3"] * 40)
 
 
 def test_the_first_deadline_does_not_count_the_imports(monkeypatch):
     module = load_reward_module()
-    warm_up = module._warm_up
-
-    def slow_warm_up():
-        time.sleep(2.5)
-        warm_up()
-
-    monkeypatch.setattr(module, "_warm_up", slow_warm_up)
+    monkeypatch.setattr(maths, "_prepare", _prepare_slowly)
     monkeypatch.setattr(module, "DEADLINE", 2.0)
     assert module.check_answer("3", "3") == (True, False)
-    module._pool.stop()
-    module._pool.join()
+    module.workers.stop()
 
 
 def test_many_threads_share_one_pool():
@@ -238,8 +240,7 @@ def test_many_threads_share_one_pool():
     with ThreadPoolExecutor(threads) as pool:
         assert list(pool.map(call, range(threads))) == [[1, 0]] * threads
     assert len({worker.pid for worker in workers()} - before) == module.WORKERS
-    module._pool.stop()
-    module._pool.join()
+    module.workers.stop()
 
 
 def test_openrlhf_calls_it_for_many_responses_at_once():

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
-import multiprocessing
 import os
-import re
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from darling_plugin.errors import DarlingError, spelled
+from darling_plugin.maths import MathWorkers, equal_answers, read_answer
 from darling_plugin.partition.base import Group, Pair, PairwiseModel, PartitionModel, start
 from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, check_clustering
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
     import torch
-    from pebble import ProcessFuture, ProcessPool
 
 DEADLINE = 5.0  # seconds in a worker for reading one response or for one comparison; nearly all take milliseconds
 WORKERS = min(4, os.cpu_count() or 1)
-ATTEMPTS = 3  # pools, before worker processes that die as they start stop the run
-PROBE = 1234.5678  # any number, to compare every answer with
-
-# What closes a response, as <|im_end|> or </s>: math-verify would read 1/2<|im_end|> as 1.
-CLOSING_TOKENS = re.compile(r"(?:<[^<>\s]{1,40}>\s*)+$")
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +36,6 @@ class Answer(PartitionModel):
     All responses without an answer share one class, the empty ones included, or babble would be the most diverse
     response of all. In that class, too, is a response that math-verify fails to read, or not within DEADLINE; a
     comparison that fails or takes longer leaves two answers different. Both are counted in a warning.
-
-    math-verify runs in processes of its own, for only those can be stopped when sympy hangs; its own time limits are
-    signals, which do not work in the threads of a Ray actor.
     """
 
     def __init__(self, *, clustering: str | None = None) -> None:
@@ -63,8 +47,8 @@ class Answer(PartitionModel):
                 f"drop {spelled('clustering')}",
             )
         _check_installed()
-        self._workers = _Workers()
-        (trial,) = self._workers.run(_read, [(r"It is $\frac{1}{2}$.",)])  # starts them, too
+        self._workers = MathWorkers(WORKERS)
+        (trial,) = self._workers.run(read_answer, [(r"It is $\frac{1}{2}$.",)], deadline=DEADLINE)  # starts them, too
         if not isinstance(trial, str):
             raise DarlingError(
                 r"math-verify to find 1/2 in 'It is $\frac{1}{2}$.'",
@@ -83,7 +67,8 @@ class Answer(PartitionModel):
     def _names(self, texts: Sequence[str]) -> dict[str, str]:
         """What each text's answer prints as, "" where it has none."""
         name, failed = dict.fromkeys(texts, ""), []
-        for text, answer in zip(texts, self._workers.run(_read, [(text,) for text in texts]), strict=True):
+        answers = self._workers.run(read_answer, [(text,) for text in texts], deadline=DEADLINE)
+        for text, answer in zip(texts, answers, strict=True):
             if isinstance(answer, Exception):
                 failed.append(f"{answer!r:.200} for the response that ends {text[-100:]!r}")
             else:
@@ -101,7 +86,7 @@ class _SameAnswer(PairwiseModel):
 
     threshold = 0.5
 
-    def __init__(self, workers: _Workers, name: dict[str, str], *, clustering: str) -> None:
+    def __init__(self, workers: MathWorkers, name: dict[str, str], *, clustering: str) -> None:
         super().__init__(clustering=clustering)
         self._workers = workers
         # One text stands for all with that answer. Texts are sent to the workers, for pickle does not keep answers
@@ -111,64 +96,11 @@ class _SameAnswer(PairwiseModel):
 
     def similarity(self, pairs: Sequence[Pair]) -> list[float]:
         two = [(self._text[pair.first], self._text[pair.second]) for pair in pairs]
-        results = self._workers.run(_equal, two)
+        results = self._workers.run(equal_answers, two, deadline=DEADLINE)
         for pair, result in zip(pairs, results, strict=True):
             if isinstance(result, Exception):
                 self.failed.append(f"{result!r:.200} for {start(pair.first)} and {start(pair.second)}")
         return [float(result is True) for result in results]
-
-
-class _Workers:
-    """Processes that can be stopped; any thread may call `run`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pool: ProcessPool | None = None
-
-    def run(self, function: Callable, calls: Sequence[tuple]) -> list[Any]:
-        """function(*call) for each call, in order; in its place the exception where it raised, hung or died."""
-        outcomes: dict[int, Any] = {}
-        for _ in range(ATTEMPTS):
-            pool = self._running_pool()
-            futures = {}
-            with suppress(RuntimeError):  # the pool breaks meanwhile: the rest goes to the next one
-                for k, call in enumerate(calls):
-                    if k not in outcomes:
-                        futures[k] = pool.schedule(function, args=call, timeout=DEADLINE)
-            for k, future in futures.items():
-                with suppress(BrokenProcessPool):
-                    outcomes[k] = _outcome(future, pool)
-            if len(outcomes) == len(calls):
-                return [outcomes[k] for k in range(len(calls))]
-        raise DarlingError(
-            "worker processes for math-verify",
-            f"they die as they start, {ATTEMPTS} times",
-            "read what they say in the log; a script of your own needs its `if __name__ == '__main__':`",
-        )
-
-    def _running_pool(self) -> ProcessPool:
-        from pebble import ProcessPool
-
-        with self._lock:
-            if self._pool is None or not self._pool.active:
-                if self._pool is not None:  # broken: a worker died that had nothing to do
-                    threading.Thread(target=self._pool.join, daemon=True).start()
-                # spawn: the caller has threads and may have CUDA.
-                context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPool(max_workers=WORKERS, initializer=_prepare, context=context)
-            return self._pool
-
-
-def _outcome(future: ProcessFuture, pool: ProcessPool) -> Any:
-    while not wait([future], timeout=1).done:
-        if not pool.active:  # pebble forgets the calls that no worker has taken yet
-            raise BrokenProcessPool("broke before the call began")
-    error = future.exception()
-    if isinstance(error, BrokenProcessPool):
-        raise error
-    if error is not None and not isinstance(error, Exception):
-        return RuntimeError(repr(error))
-    return future.result() if error is None else error
 
 
 def _check_installed() -> None:
@@ -184,54 +116,3 @@ def _check_installed() -> None:
 def _warn(failed: Sequence[str], what: str) -> None:
     if failed:
         logger.warning("%d %s; the first: %s", len(failed), what, failed[0])
-
-
-# In a worker process
-
-
-def _prepare() -> None:
-    import math_verify  # noqa: F401  (its import is paid for before the first deadline runs)
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are off
-
-
-@contextmanager
-def _ended_with_the_parent() -> Iterator[None]:
-    # A worker whose parent was killed has nobody left to stop it: the alarm does.
-    signal.setitimer(signal.ITIMER_REAL, DEADLINE + 2)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-@functools.lru_cache(256)
-def _answer(text: str) -> list[Any]:
-    """What math-verify finds, as mathematics and as a string; empty where there is no answer."""
-    from math_verify import parse
-
-    return parse(CLOSING_TOKENS.sub("", text), parsing_timeout=None, raise_on_error=True)
-
-
-@_ended_with_the_parent()
-def _read(text: str) -> str:
-    """What the final answer prints as, "" if there is none."""
-    from math_verify import verify
-    from sympy import Float
-
-    answer = _answer(text)
-    if not answer:
-        return ""
-    if not verify(answer, answer, timeout_seconds=None, raise_on_error=True):
-        raise ValueError("an answer that does not equal itself")
-    # An answer that hangs against any number, as 9^{9^{9^9}}, is found out here, once, and not in each comparison.
-    verify(answer, Float(PROBE), timeout_seconds=None)
-    return repr(answer)
-
-
-@_ended_with_the_parent()
-def _equal(first: str, second: str) -> bool:
-    from math_verify import verify
-
-    one, other = _answer(first), _answer(second)
-    return any(verify(*two, timeout_seconds=None, raise_on_error=True) for two in ((one, other), (other, one)))
