@@ -1,4 +1,6 @@
-"""`lexical:N`, n-grams of one length. `lexical` without an argument is tested in test_partition.py."""
+"""`lexical`, words and word pairs, and `lexical:N`, n-grams of one length."""
+
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from darling_plugin import DarlingError
 from darling_plugin.openrlhf import launch
 from darling_plugin.partition import Group, Pair, check_partition_spec, load_partition_model
+from darling_plugin.partition.models.lexical import Lexical
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "D"]), max_size=9)
 
@@ -76,3 +79,46 @@ def test_an_argument_that_is_no_number_of_words_is_refused_before_anything_start
     flags = "--darling.enable --rollout.n_samples_per_prompt 8 --algo.advantage.estimator dr_grpo".split()
     with pytest.raises(DarlingError, match="as in lexical:4"):
         launch.main([*flags, "--darling.partition_model", f"lexical:{argument}"])
+
+
+def oracle_lexical(first, second):
+    def ngrams(text):
+        words = re.sub(r"[^\w\s]", " ", text.casefold()).split()
+        found = []
+        for size in (1, 2):
+            for i in range(len(words) - size + 1):
+                if words[i : i + size] not in found:
+                    found.append(words[i : i + size])
+        return found
+
+    a, b = ngrams(first), ngrams(second)
+    shared = sum(gram in b for gram in a)
+    total = len(a) + len(b) - shared
+    return shared / total if total else 0.0
+
+
+sentences = st.lists(st.sampled_from(["The", "the", "cat", "sat,", "on", "MAT.", "a-b", "?!", "é"]), max_size=6).map(
+    " ".join
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(sentences, sentences), min_size=1, max_size=8))
+def test_lexical_similarity_matches_the_oracle(pairs):
+    got = Lexical().similarity([Pair("p", *pair) for pair in pairs])
+    assert got == pytest.approx([oracle_lexical(*pair) for pair in pairs])
+
+
+def test_lexical_partition():
+    responses = [
+        "The cat sat on the mat.",
+        "the cat sat on the mat!",
+        "A dog barked.",
+        "",
+        "?!",
+        "The cat sat on a mat.",
+    ]
+    model = load_partition_model("lexical")
+    assert model.threshold == 0.5
+    # The last one shares 4 words and 3 bigrams of 13 n-grams with the first.
+    assert model.partition([Group("p", responses)])[0].tolist() == [0, 0, 1, 2, 3, 0]
