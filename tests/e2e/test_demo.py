@@ -18,7 +18,7 @@ STEPS = 2
 def demo(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("demo") / "run"
     command = [sys.executable, "examples/demo.py", "--model", str(MODEL), "--out", str(out), "--steps", str(STEPS)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=590, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return out, done.stdout
 
