@@ -8,7 +8,7 @@ partition/     sorts the n responses of a prompt into classes that say the same 
 diversity.py   labels -> share of the other responses that lie in other classes
 reward.py      quality and diversity -> reward
 advantage.py   reward -> advantage
-shaping.py     the order of it all: gate, floor, reward, OpenRLHF's penalties, advantage
+shaping.py     the order of it all: quality-only groups, floor, reward, OpenRLHF's penalties, advantage
 metrics.py     what is logged about all of it
 commands/      darling-partition, -show, -train-partition, -label-pairs
 training/      partition models from labels, labels from a judge

@@ -7,6 +7,7 @@ reward function examples/reward_math.py share this room. Needs the packages math
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import multiprocessing
 import re
@@ -29,6 +30,17 @@ PROBE = 1234.5678  # any number, to compare every answer with
 LATEX = re.compile(r"\$|\\boxed|\\\(|\\\[")
 # What closes a response, as <|im_end|> or </s>: math-verify would read 1/2<|im_end|> as 1.
 CLOSING_TOKENS = re.compile(r"(?:<[^<>\s]{1,40}>\s*)+$")
+
+
+def check_installed(user: str) -> None:
+    """Raises DarlingError, which names `user`, where a package is missing."""
+    missing = [module for module in ("math_verify", "pebble") if importlib.util.find_spec(module) is None]
+    if missing:
+        raise DarlingError(
+            f"the packages math-verify and pebble for {user}",
+            f"no module {' and no module '.join(missing)}",
+            "pip install math-verify pebble",
+        )
 
 
 class MathWorkers:
@@ -67,7 +79,8 @@ class MathWorkers:
         raise DarlingError(
             "worker processes for math-verify",
             f"they die as they start, {ATTEMPTS} times",
-            "read what they say in the log; a script of your own needs its `if __name__ == '__main__':`",
+            "read what they say in the log, and reinstall math-verify if that fails; a script of your own needs its "
+            "`if __name__ == '__main__':`",
         )
 
     def stop(self) -> None:
@@ -113,11 +126,27 @@ def _prepare() -> None:
         raise RuntimeError("math-verify does not find that 1/2 is 0.5")
 
 
+class MathError(Exception):
+    """What math-verify raised, as text."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class BadLabel(ValueError):
+    """A label that math-verify cannot parse."""
+
+
 def _in_worker(function: Callable, call: tuple, deadline: float) -> Any:
     # A worker whose parent was killed has nobody left to stop it: the alarm does.
     signal.setitimer(signal.ITIMER_REAL, deadline + 2)
     try:
         return function(*call)
+    except BadLabel:
+        raise
+    except Exception as error:
+        # As text: an exception that cannot be unpickled would break the pool, and every call in it.
+        raise MathError(f"{error!r:.200}") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -151,10 +180,6 @@ def equal_answers(first: str, second: str) -> bool:
 
     one, other = find_answer(first), find_answer(second)
     return any(verify(*two, timeout_seconds=None, raise_on_error=True) for two in ((one, other), (other, one)))
-
-
-class BadLabel(ValueError):
-    """A label that math-verify cannot parse."""
 
 
 @functools.lru_cache(256)

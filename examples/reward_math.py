@@ -20,11 +20,12 @@ from decimal import Decimal
 
 import torch
 
-from darling_plugin.maths import BadLabel, MathWorkers, equals_label
+from darling_plugin.maths import BadLabel, MathWorkers, check_installed, equals_label
 
 DEADLINE = 10.0  # seconds for one check, from its start in a worker; nearly all take milliseconds
 WORKERS = min(8, os.cpu_count() or 1)
 
+check_installed("the reward function reward_math.py")
 logger = logging.getLogger("reward_math")
 workers = MathWorkers(WORKERS)
 

@@ -146,6 +146,23 @@ def test_a_worker_that_dies_at_work_costs_that_response_alone(model, monkeypatch
     assert "1 responses could not be read" in caplog.text and "ProcessExpired" in caplog.text
 
 
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def _raise_what_cannot_be_unpickled(text):
+    if "poison" in text:
+        raise Unpicklable("this", "that")
+    return maths.read_answer(text)
+
+
+def test_an_exception_that_cannot_be_unpickled_costs_that_response_alone(model, monkeypatch, caplog):
+    monkeypatch.setattr(answer, "read_answer", _raise_what_cannot_be_unpickled)
+    assert labels(model, "\\boxed{1}", "poison \\boxed{2}", "\\boxed{3}", "none") == [0, 1, 2, 1]
+    assert "1 responses could not be read" in caplog.text and "this and that" in caplog.text
+
+
 def _die_of_poison(text):
     from darling_plugin.maths import read_answer
 
@@ -179,8 +196,8 @@ def _die_of_poison_always(text):
 
 @pytest.mark.parametrize("missing", ["math_verify", "pebble"])
 def test_a_missing_package_says_what_to_install(monkeypatch, missing):
-    find_spec = answer.importlib.util.find_spec
-    monkeypatch.setattr(answer.importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
+    find_spec = maths.importlib.util.find_spec
+    monkeypatch.setattr(maths.importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
     with pytest.raises(DarlingError, match=f"no module {missing}(.|\n)*pip install math-verify pebble"):
         load_partition_model("answer")
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from darling_plugin import maths
+from darling_plugin import DarlingError, maths
 
 REWARD_FILE = Path(__file__).resolve().parents[1] / "examples" / "reward_math.py"
 MATH_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "math"
@@ -216,6 +216,12 @@ def test_workers_that_cannot_start_raise(monkeypatch):
     monkeypatch.setattr(maths, "_prepare", _fail)
     with pytest.raises(RuntimeError, match="die as they start"):
         module.reward_func([PROMPT + "3"] * 40, [PROMPT] * 40, ["3"] * 40)
+
+
+def test_without_its_packages_the_file_does_not_load(monkeypatch):
+    monkeypatch.setattr(maths.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DarlingError, match="reward_math.py(.|\n)*pip install math-verify pebble"):
+        load_reward_module()
 
 
 def test_the_first_deadline_does_not_count_the_imports(monkeypatch):

@@ -74,7 +74,7 @@ def show(log_dir: Path, groups: int, console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="darling-show", description=__doc__)
+    parser = argparse.ArgumentParser(prog="darling-show", description=__doc__, allow_abbrev=False)
     parser.add_argument("log_dir", metavar="DIR", type=Path, help="--darling.log_dir of a run, finished or not")
     parser.add_argument("--groups", type=int, default=3, help="groups of the last step to show; default: 3")
     arguments = parser.parse_args(argv)

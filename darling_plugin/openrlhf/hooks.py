@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.util.queue import Queue
+from ray.util.queue import Empty, Queue
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
@@ -184,7 +184,14 @@ def _evaluated(call_original: Callable, trainer: Any, arguments: dict[str, Any])
     """BasePPOTrainer.save_best_checkpoint, called after each evaluation: its groups go to partitions.jsonl."""
     if DarlingConfig.from_environment().log_dir and arguments["eval_metrics"]:
         queue = ray.get_actor(_evaluations_name())
-        evaluated = ray.get(queue.get.remote(timeout=EVALUATION_TIMEOUT))
+        try:
+            evaluated = ray.get(queue.get.remote(timeout=EVALUATION_TIMEOUT))
+        except Empty as error:
+            raise DarlingError(
+                "the groups of this evaluation, for partitions.jsonl",
+                f"none within {EVALUATION_TIMEOUT:g} s of its metrics",
+                "report this with the OpenRLHF flags in use, or drop --darling.log_dir",
+            ) from error
         _append(evaluated, trainer.tokenizer, arguments["global_step"], "eval")
     call_original()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from darling_plugin.errors import DarlingError, spelled
-from darling_plugin.maths import MathWorkers, equal_answers, read_answer
+from darling_plugin.maths import MathWorkers, check_installed, equal_answers, read_answer
 from darling_plugin.partition.base import Group, Pair, PairwiseModel, PartitionModel, start
 from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, check_clustering
 from darling_plugin.registry import register_partition_model
@@ -46,7 +45,7 @@ class Answer(PartitionModel):
                 f"{clustering!r}",
                 f"drop {spelled('clustering')}",
             )
-        _check_installed()
+        check_installed("the partition model answer")
         self._workers = MathWorkers(WORKERS)
         (trial,) = self._workers.run(read_answer, [(r"It is $\frac{1}{2}$.",)], deadline=DEADLINE)  # starts them, too
         if not isinstance(trial, str):
@@ -101,16 +100,6 @@ class _SameAnswer(PairwiseModel):
             if isinstance(result, Exception):
                 self.failed.append(f"{result!r:.200} for {start(pair.first)} and {start(pair.second)}")
         return [float(result is True) for result in results]
-
-
-def _check_installed() -> None:
-    missing = [module for module in ("math_verify", "pebble") if importlib.util.find_spec(module) is None]
-    if missing:
-        raise DarlingError(
-            "the packages math-verify and pebble for the partition model answer",
-            f"no module {' and no module '.join(missing)}",
-            "pip install math-verify pebble",
-        )
 
 
 def _warn(failed: Sequence[str], what: str) -> None:
