@@ -152,6 +152,22 @@ def test_after_a_hang_the_wait_is_the_longer_one_alone(configured, temporary_mod
     assert batches == [["first", "second"]]
 
 
+def test_groups_that_hung_together_are_measured_alone_after_the_others(configured, temporary_model, monkeypatch):
+    batches = []
+    temporary_model("keeps", keeps_batches(batches))
+    actor = make_actor(configured, partition_model="keeps")
+    actor._batcher._watchdog.suspects.update({1, 2})
+
+    async def burst():
+        windows = Windows(monkeypatch)
+        tasks = await arrive(actor, "new", "suspect", "another", "also new")
+        windows.over.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 30)
+
+    asyncio.run(burst())
+    assert batches == [["new", "also new"], ["suspect"], ["another"]]
+
+
 def test_a_group_that_is_cancelled_meanwhile_harms_no_other(configured, temporary_model):
     entered, go_on = threading.Event(), threading.Event()
 

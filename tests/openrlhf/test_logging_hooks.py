@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 from openrlhf.trainer import ppo_trainer
 from openrlhf.utils import logging_utils
+from ray.util.queue import Empty
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_batches import Tokenizer, make_experiences, make_maker
 
+from darling_plugin import DarlingError
 from darling_plugin.log import append_partitions
 from darling_plugin.openrlhf import hooks
 
@@ -90,10 +92,15 @@ class RayOfOneProcess:
     def __init__(self):
         self.sent = []
         put = SimpleNamespace(remote=self.sent.append)
-        get = SimpleNamespace(remote=lambda timeout: self.sent.pop(0))
+        get = SimpleNamespace(remote=self.take)
         self.get_actor = {"evaluations of this job": SimpleNamespace(put=put, get=get)}.__getitem__
 
+    def take(self, timeout):
+        return self.sent.pop(0) if self.sent else Empty()
+
     def get(self, result):
+        if isinstance(result, Exception):
+            raise result
         return result
 
 
@@ -129,6 +136,12 @@ def test_evaluation_keeps_its_rewards_and_logs_its_diversity(installed, configur
     ]
     assert [line["responses"] for line in lines] == [["1", "11 12"], ["21 22 23", "31 32 33 34"]]
     assert not ray_of_one_process.sent, "each evaluation is taken once"
+
+
+def test_an_evaluation_whose_groups_do_not_arrive_stops(installed, configured, tmp_path, ray_of_one_process):
+    configured(log_dir=str(tmp_path))
+    with pytest.raises(DarlingError, match=r"groups of this evaluation(.|\n)*none within 60 s"):
+        ppo_trainer.BasePPOTrainer.save_best_checkpoint(SimpleNamespace(), {"eval_default_pass1": 0.5}, 3, {})
 
 
 def test_an_evaluation_without_samples_logs_nothing(installed, configured, tmp_path, ray_of_one_process):
