@@ -267,12 +267,12 @@ def test_a_script_ends_and_leaves_no_process(tmp_path):
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     hanging = f"model.partition([Group('p', [{HANGS_ALWAYS!r}, 'x'])])"
     process = run_script(
-        tmp_path, f"from darling_plugin.partition.models import answer; answer.DEADLINE = 60; {hanging}"
+        tmp_path, f"from darling_plugin.partition.models import answer; answer.DEADLINE = 8; {hanging}"
     )
     time.sleep(2)
     left = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)  # a worker that is left holds the pipe open
     _, alive = psutil.wait_procs(left, timeout=4 * answer.DEADLINE)
     for worker in alive:
         worker.kill()
