@@ -1,4 +1,4 @@
-"""A partition -> each response's diversity: how far it stands apart from its group (arXiv 2509.02534, section 3)."""
+"""A partition, or similarities -> each response's diversity: how far it stands apart from its group (arXiv 2509.02534, section 3)."""
 
 from __future__ import annotations
 
@@ -49,3 +49,27 @@ def pair_diversity(equivalent: torch.BoolTensor) -> torch.FloatTensor:
         return equivalent.new_ones(1).float()
     different = (~equivalent).fill_diagonal_(False)
     return different.sum(-1).float() / (n - 1)
+
+
+def expected_diversity(similarity: torch.FloatTensor) -> torch.FloatTensor:
+    """What :func:`pair_diversity` is expected to be, when each entry is the probability that two are equivalent.
+
+    The expectation of the first equation of arXiv 2509.02534, section 3, and where the similarities are an overlap of
+    n-grams its lexical ablation::
+
+        Div(y_i) = 1/(n-1) * sum_{j != i} (1 - P(y_i and y_j are equivalent))
+
+    Of all estimates that can be made from the probabilities it has the least squared error, if they are calibrated;
+    unsure ones make it flat. With probabilities 0 and 1 it is :func:`pair_diversity`.
+
+    Args:
+        similarity: (n, n) one group's, symmetric; cut off at 0 and 1. The diagonal is not read.
+
+    Returns:
+        (n,) float32 in [0, 1]; a group of one gets 1, as in :func:`class_diversity`.
+    """
+    n = similarity.shape[-1]
+    if n == 1:
+        return similarity.new_ones(1).float()
+    different = (1 - similarity.float().clamp(0, 1)).fill_diagonal_(0.0)
+    return different.sum(-1) / (n - 1)
