@@ -1,4 +1,4 @@
-"""A partition, or similarities -> each response's diversity: how far it stands apart from its group (arXiv 2509.02534, section 3)."""
+"""A partition, or similarities -> each response's diversity: how far it stands apart (arXiv 2509.02534, section 3)."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class WithinGroup:
 
 
 def within_group(given: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) -> WithinGroup:
-    """The figures of P groups; given and true have a tensor (n,) for each, n may differ. Raises ValueError for none."""
+    """The figures of P groups; given and true have a tensor (n,) for each, n may differ. ValueError for none."""
     import torch
 
     if not given:
