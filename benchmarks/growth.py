@@ -3,7 +3,7 @@
     python benchmarks/growth.py
 
 Time is of measure() with the fine-tuned MiniLM cross-encoder and with `embedding`, layers compiled, responses of up to
-32 tokens, half of each group in one class, a quarter in another, and so on. `pairwise` scores all pairs, `union_find`
+32 tokens, half of each group in one class, a quarter in another, and so on. `average` scores all pairs, `union_find`
 and `greedy` leave out what earlier rounds made needless.
 
 Pairs are counted with a model that knows the classes, over 200 shuffled groups, each partitioned alone, or `together`
@@ -29,7 +29,7 @@ MIXES = {
     32: [(32,), (16, 16), (16, 8, 4, 2, 1, 1), (8, 8, 8, 8), (2,) * 16, (1,) * 32],
 }
 TOKENS, ROUNDS, SHUFFLES = 32, 3, 200
-RULES = ("pairwise", "union_find", "greedy")
+RULES = ("average", "union_find", "greedy")
 
 
 class Known(PairwiseModel):
@@ -104,7 +104,7 @@ def main() -> None:
     path = path_of("minilm")
     models = {rule: load_partition_model(f"cross-encoder:{path}", clustering=rule, compile_after=0) for rule in RULES}
     models["embedding"] = load_partition_model("embedding", compile_after=0)
-    tokenizer = models["pairwise"].tokenizer
+    tokenizer = models["average"].tokenizer
 
     def timed(count: int, n: int) -> dict[str, Any]:
         console.print(f"{count} groups of {n}")

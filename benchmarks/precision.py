@@ -55,10 +55,10 @@ def labels(scores: torch.Tensor, threshold: float, groups: Sequence[Group]) -> l
     found, start = [], 0
     for group in groups:
         n = len(group.responses)
-        above = torch.eye(n, dtype=torch.bool)
+        similarity = torch.eye(n)
         rows, columns = torch.triu_indices(n, n, offset=1)
-        above[rows, columns] = above[columns, rows] = scores[start : start + len(rows)] > threshold
-        found.append(cluster(above).tolist())
+        similarity[rows, columns] = similarity[columns, rows] = scores[start : start + len(rows)]
+        found.append(cluster(similarity, threshold).tolist())
         start += len(rows)
     return found
 

@@ -5,13 +5,15 @@ responses of one prompt -> partition model -> labels (n,) -> diversity (n,) -+
 quality from OpenRLHF's reward function or reward model (n,) ----------------+
 
 partition/     sorts the n responses of a prompt into classes that say the same thing
-diversity.py   labels -> share of the other responses that lie in other classes
+quality_gate.py  which responses take part in that
+diversity.py   labels, or similarities -> how far each response stands apart from the others
 reward.py      quality and diversity -> reward
 advantage.py   reward -> advantage
-shaping.py     the order of it all: quality-only groups, floor, reward, OpenRLHF's penalties, advantage
+shaping.py     the order of it all: gate, quality-only groups, weight, floor, reward, OpenRLHF's penalties, advantage
 metrics.py     what is logged about all of it
 commands/      darling-partition, -show, -train-partition, -label-pairs
 training/      partition models from labels, labels from a judge
+evaluation/    how good a measurement of diversity is
 openrlhf/      the only folder that knows OpenRLHF and Ray: it carries the above into the training loop
 """
 
@@ -31,6 +33,7 @@ _PUBLIC = {
     "register_partition_model": "registry",
     "register_reward": "registry",
     "register_advantage": "registry",
+    "register_quality_gate": "registry",
 }
 __all__ = list(_PUBLIC)
 

@@ -7,12 +7,17 @@ import os
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
+from darling_plugin.diversity import DIVERSITIES
 from darling_plugin.errors import DarlingError, spelled
-from darling_plugin.partition.clustering import CLUSTERINGS
+from darling_plugin.partition.clustering import CLUSTERINGS, check_clustering
+from darling_plugin.partition.text import read_partition_text
+from darling_plugin.quality_gate import NONE, read_quality_gate
 from darling_plugin.registry import advantages, nearest, rewards
 from darling_plugin.reward import QUALITY_TRANSFORMS
 
 PREFIX = "--darling."
+# Flags of earlier versions, and what to write in their place.
+REPLACED = {"correct_only": "quality_gate above:0"}
 ENVIRONMENT_VARIABLE = "DARLING_PLUGIN_CONFIG"
 
 
@@ -37,9 +42,29 @@ class DarlingConfig:
     )
     clustering: str | None = _flag(
         None,
-        "pair decisions to classes: union_find (the official code; the default), greedy (NoveltyBench's evaluation), "
-        "pairwise (no closure: diversity is the share of the other responses decided to differ)",
+        "similarities to classes: union_find (the official code; the default), greedy (NoveltyBench's evaluation), "
+        "average (average linkage: one unsure pair joins no two classes)",
+        type=check_clustering,
         choices=CLUSTERINGS,
+    )
+    diversity: str = _flag(
+        "classes",
+        "a response's diversity: classes (the paper: the share of the others in other classes), pairs (the share of "
+        "the others decided to differ from it, whatever the classes), expected (the mean over the others of 1 minus "
+        "the probability of being equivalent: less noise, and flatter)",
+        choices=DIVERSITIES,
+    )
+    weight: float = _flag(
+        1.0,
+        "how strongly diversity counts: it enters as 1 - WEIGHT + WEIGHT * diversity, then the floor. 0 is quality "
+        "alone, 1 the paper, more is allowed",
+        type=float,
+    )
+    partition_text: str = _flag(
+        "whole",
+        "what of a response is compared: whole, after:STRING (what follows the last one, as after:</think>), "
+        "before:STRING, regex:PATTERN (its first group), package.module:function or file.py:function (of prompt and "
+        "response). A response without it counts as empty. Reward and training see all of it",
     )
     diversity_floor: float = _flag(
         0.1, "diversity below this counts as this (the official code's 0.1; 0 is the paper's equation)", type=float
@@ -57,8 +82,11 @@ class DarlingConfig:
         "Default: none, and a negative quality under multiply stops the run",
         choices=tuple(QUALITY_TRANSFORMS),
     )
-    correct_only: bool = _flag(
-        False, "partition only the responses whose quality is above 0; the others get diversity 0", type=bool
+    quality_gate: str = _flag(
+        NONE,
+        "who takes part in the partition; the others get diversity 0: none (all), above:VALUE (quality above VALUE; "
+        "above:0 for correct ones), top:SHARE (the best of the group), reference:ALPHA (quality of at least the "
+        "group's min + ALPHA * (max - mean)), or yours",
     )
     num_partition_actors: int = _flag(1, "Ray actors that hold a copy of the partition model", type=int)
     gpus_per_partition_actor: float = _flag(0.0, "GPU share of each; 0 partitions on the CPU", type=float)
@@ -84,6 +112,9 @@ class DarlingConfig:
     def check(self) -> None:
         """Raises DarlingError for a value no run can use. Names are looked up after the user's code is imported."""
         rewards.get(self.reward)
+        read_partition_text(self.partition_text)
+        read_quality_gate(self.quality_gate)
+        self._check_weight()
         if self.advantage is not None:
             advantages.get(self.advantage)
         if self.advantage == "diversity_weighted" and self.reward in ("multiply", "additive"):
@@ -102,6 +133,16 @@ class DarlingConfig:
             raise _bad_value("partition_timeout", "a finite number of seconds above 0", self.partition_timeout)
         if self.gpus_per_partition_actor < 0:
             raise _bad_value("gpus_per_partition_actor", "0 or more", self.gpus_per_partition_actor)
+
+    def _check_weight(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise _bad_value("weight", "a number of 0 or more", self.weight)
+        if self.weight != 1 and self.reward == "additive":
+            raise DarlingError(
+                f"a reward that {spelled('weight')} changes",
+                f"{spelled('reward')} additive, which standardizes the diversity: all weights but 0 come to the same",
+                f"drop {spelled('weight')}, or set {spelled('reward')} multiply; without diversity it is quality",
+            )
 
     def to_environment(self) -> dict[str, str]:
         return {ENVIRONMENT_VARIABLE: json.dumps(asdict(self))}
@@ -152,6 +193,10 @@ def parse(argv: list[str]) -> tuple[DarlingConfig, list[str]]:
     known = [PREFIX + flag.name for flag in fields(DarlingConfig)]
     given = [word.split("=", 1)[0] for word in argv if word.startswith("--darling")]
     for word in given:
+        if word.removeprefix(PREFIX) in REPLACED:
+            raise DarlingError(
+                "a flag of darling-plugin", word, f"it is {PREFIX}{REPLACED[word.removeprefix(PREFIX)]} now"
+            )
         if word not in known:
             raise DarlingError("a flag of darling-plugin", word, f"{nearest(word, known)}known: {', '.join(known)}")
     namespace, rest = build_parser().parse_known_args(argv)

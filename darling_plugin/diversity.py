@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+DIVERSITIES = ("classes", "pairs", "expected")
+
+
+def compute_diversity(
+    kind: str, labels: torch.LongTensor, similarity: torch.FloatTensor | None = None, threshold: float | None = None
+) -> torch.FloatTensor:
+    """The diversity of one group by a kind of DIVERSITIES: of its labels (n,), or of its similarity (n, n)."""
+    if kind == "classes":
+        return class_diversity(labels)
+    return pair_diversity(similarity > threshold) if kind == "pairs" else expected_diversity(similarity)
+
 
 def class_diversity(labels: torch.LongTensor) -> torch.FloatTensor:
     """Share of a group's other responses that fall in another class.

@@ -5,6 +5,7 @@ A function that returns None has nothing to say about this step; its key is then
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,6 +58,19 @@ def one_class_share(groups: Groups) -> float | None:
     return (classes == 1).float().mean().item() if len(classes) else None
 
 
+def flat_share(groups: Groups) -> float | None:
+    """Share of groups whose responses all have one diversity: the advantage sees none of it."""
+    partitioned = (groups.labels >= 0).any(dim=-1)
+    takes_part, given = (groups.labels >= 0)[partitioned], groups.diversity[partitioned]
+    lowest, highest = given.masked_fill(~takes_part, 1.0).amin(-1), given.masked_fill(~takes_part, 0.0).amax(-1)
+    return (highest - lowest < 1e-6).float().mean().item() if len(given) else None
+
+
+def text_missing(groups: Groups) -> float | None:
+    """Share of responses that lack the text that is compared (--darling.partition_text), and so count as empty."""
+    return None if groups.text_missing is None else groups.text_missing.float().mean().item()
+
+
 def quality_only_groups(groups: Groups) -> float:
     """Number of groups that could not be partitioned: in training these are trained on their quality alone."""
     return float(groups.quality_only.sum().item())
@@ -77,6 +91,15 @@ def reward(shaped: Shaped, scoring: Scoring) -> float:
     return shaped.reward.mean().item()
 
 
+def signal(shaped: Shaped, scoring: Scoring) -> float:
+    """Mean over the groups of the standard deviation, within the group, of what diversity makes of the reward.
+
+    That is the reward minus the one that all the group would have with their mean diversity. 0: diversity is not
+    trained on.
+    """
+    return shaped.diversity_part.std(dim=-1, correction=0).mean().item()
+
+
 def scoring_seconds(shaped: Shaped, scoring: Scoring) -> float:
     """Time the partition actors spent on this step's groups, summed."""
     return scoring.seconds.sum().item()
@@ -87,8 +110,11 @@ def scoring_wait_seconds(shaped: Shaped, scoring: Scoring) -> float:
     return max(0.0, (scoring.scored_at.max() - scoring.generated_at.max()).item() / 1e6)
 
 
-IN_BOTH: tuple[Callable, ...] = (quality, diversity, classes_per_group, one_class_share, quality_only_groups)
-IN_TRAINING: tuple[Callable, ...] = (floor_share, reward, scoring_seconds, scoring_wait_seconds)
+IN_BOTH: tuple[Callable, ...] = (
+    *(quality, diversity, classes_per_group, one_class_share),
+    *(flat_share, text_missing, quality_only_groups),
+)
+IN_TRAINING: tuple[Callable, ...] = (floor_share, reward, signal, scoring_seconds, scoring_wait_seconds)
 
 
 def training_metrics(shaped: Shaped, scoring: Scoring) -> dict[str, float]:
@@ -99,6 +125,43 @@ def training_metrics(shaped: Shaped, scoring: Scoring) -> dict[str, float]:
 def evaluation_metrics(groups: Groups) -> dict[str, float]:
     """The metrics of one evaluation, by key; none where a group is one response: it has no others to differ from."""
     return _named(IN_BOTH, groups) if groups.quality.shape[1] > 1 else {}
+
+
+class SignalWatch:
+    """Says once that diversity has told training nothing for STEPS steps together."""
+
+    STEPS = 20
+    DO = (
+        "another partition model or --darling.threshold, --darling.diversity expected, a longer look at the groups "
+        "(darling-show), or more responses a prompt"
+    )
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[bool, bool, bool]] = deque(maxlen=self.STEPS)
+        self._said = False
+
+    def see(self, logged: dict[str, float]) -> str | None:
+        """The warning, at the step at which it is due; None at all others.
+
+        Args:
+            logged: training_metrics of the next step. One without any partitioned group is no evidence of anything.
+        """
+        mean, flat = logged.get(PREFIX + "diversity"), logged.get(PREFIX + "flat_share")
+        if mean is None or flat is None:
+            return None
+        self._seen.append((mean > 0.95, mean < 0.05, flat >= 0.9))
+        if self._said or len(self._seen) < self.STEPS:
+            return None
+        always = [all(column) for column in zip(*self._seen, strict=True)]
+        if not any(always):
+            return None
+        self._said = True
+        found = (
+            "nearly every response counts as different from all others",
+            "nearly all responses count as the same",
+            "in nine groups of ten all responses have one diversity",
+        )[always.index(True)]
+        return f"For {self.STEPS} steps {found}, so diversity tells training next to nothing. Try {self.DO}."
 
 
 def _named(functions: tuple[Callable, ...], *arguments: object) -> dict[str, float]:

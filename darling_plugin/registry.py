@@ -1,4 +1,4 @@
-"""Names for partition models, rewards and advantages; the built-in ones are registered the same way as a user's."""
+"""Names for partition models, rewards, advantages and quality gates; built-in ones are registered as a user's are."""
 
 import difflib
 import os
@@ -11,7 +11,12 @@ from typing import Any
 from darling_plugin.errors import DarlingError, spelled
 
 ENTRY_POINT_GROUP = "darling_plugin.plugins"
-BUILT_IN_MODULES = ("darling_plugin.partition.models", "darling_plugin.reward", "darling_plugin.advantage")
+BUILT_IN_MODULES = (
+    "darling_plugin.partition.models",
+    "darling_plugin.reward",
+    "darling_plugin.advantage",
+    "darling_plugin.quality_gate",
+)
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -85,7 +90,9 @@ def _load_registrations() -> None:
 partition_models = Registry("partition model")
 rewards = Registry("reward")
 advantages = Registry("advantage")
+quality_gates = Registry("quality gate")
 
 register_partition_model = partition_models.register
 register_reward = rewards.register
 register_advantage = advantages.register
+register_quality_gate = quality_gates.register

@@ -10,9 +10,9 @@ import machine
 from chat_servers import server, vllm_url  # noqa: F401  (fixtures)
 
 from darling_plugin import errors
-from darling_plugin.registry import advantages, partition_models, rewards
+from darling_plugin.registry import advantages, partition_models, quality_gates, rewards
 
-REGISTRIES = (partition_models, rewards, advantages)
+REGISTRIES = (partition_models, rewards, advantages, quality_gates)
 
 
 @pytest.fixture(autouse=True)

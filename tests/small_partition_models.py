@@ -74,5 +74,10 @@ class Angles(EmbeddingModel):
         return torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=-1) * (1 + degrees)[:, None]
 
 
+def decisions(model, groups):
+    """(n, n) bool a group: what the model's similarities decide."""
+    return [each > model.threshold for each in model.all_similarities(groups)]
+
+
 def error(caught):
     return str(caught.value)

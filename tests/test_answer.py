@@ -283,8 +283,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 
 def test_options_that_mean_nothing_are_refused():
-    with pytest.raises(DarlingError, match="union_find(.|\n)*'pairwise'"):
-        load_partition_model("answer", clustering="pairwise")
+    with pytest.raises(DarlingError, match="union_find(.|\n)*'average'"):
+        load_partition_model("answer", clustering="average")
     with pytest.raises(DarlingError, match="did you mean 'greedy'"):
         load_partition_model("answer", clustering="gredy")
     with pytest.raises(DarlingError, match="options that Answer takes: clustering(.|\n)*threshold=0.5"):

@@ -1,4 +1,5 @@
 from itertools import combinations
+from statistics import fmean
 
 import pytest
 import torch
@@ -58,16 +59,52 @@ def labels_of(classes, n):
     return [next(k for k, members in enumerate(ordered) if i in members) for i in range(n)]
 
 
-ORACLES = {"union_find": oracle_union_find, "greedy": oracle_greedy, "pairwise": oracle_union_find}
+def oracle_average(matrix):
+    """Merge the two classes with the largest mean similarity, as long as that is above one half."""
+    classes = [{i} for i in range(len(matrix))]
+
+    def alike(two):
+        return fmean(float(matrix[i][j]) for i in two[0] for j in two[1])
+
+    while len(classes) > 1:
+        a, b = max(combinations(classes, 2), key=alike)
+        if alike((a, b)) <= 0.5 + 1e-9:
+            break
+        classes = [each for each in classes if each is not a and each is not b] + [a | b]
+    return labels_of(classes, len(matrix))
 
 
-@pytest.mark.parametrize("method", CLUSTERINGS)
+ORACLES = {"union_find": oracle_union_find, "greedy": oracle_greedy}
+
+
+@pytest.mark.parametrize("method", ORACLES)
 @settings(deadline=None)
 @given(matrix=equivalences())
 def test_classes_match_the_oracle(method, matrix):
-    labels = cluster(torch.tensor(matrix), method)
+    labels = cluster(torch.tensor(matrix).float(), 0.5, method)
     assert labels.dtype == torch.int64
     assert labels.tolist() == ORACLES[method](matrix)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_average_linkage_matches_the_oracle(seed):
+    # Random similarities: where two pairs of classes are equally alike, either may be joined first.
+    values = torch.rand(2 + seed % 9, 2 + seed % 9, generator=torch.Generator().manual_seed(seed))
+    similarity = (values + values.T) / 2
+    assert cluster(similarity, 0.5, "average").tolist() == oracle_average(similarity.tolist())
+
+
+def test_one_unsure_pair_joins_no_two_classes_under_average_linkage():
+    similarity = torch.tensor([[1, 0.9, 0.1, 0.1], [0.9, 1, 0.6, 0.1], [0.1, 0.6, 1, 0.9], [0.1, 0.1, 0.9, 1]])
+    assert cluster(similarity, 0.5, "union_find").tolist() == [0, 0, 0, 0]
+    assert cluster(similarity, 0.5, "average").tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+@pytest.mark.parametrize("threshold", [-0.3, 0.0, 0.25, 0.518, 0.84, 1.0])
+def test_a_pair_at_the_threshold_is_two_classes_and_one_above_it_is_one(method, threshold):
+    for similarity, expected in ((threshold, [0, 1]), (threshold + 1e-5, [0, 0])):
+        assert cluster(torch.tensor([[1.0, similarity], [similarity, 1.0]]), threshold, method).tolist() == expected
 
 
 @settings(deadline=None)
@@ -75,9 +112,9 @@ def test_classes_match_the_oracle(method, matrix):
 def test_union_find_diversity_follows_a_permutation(matrix, random):
     order = list(range(len(matrix)))
     random.shuffle(order)
-    equivalent = torch.tensor(matrix)
-    permuted = class_diversity(cluster(equivalent[order][:, order], "union_find"))
-    assert torch.equal(permuted, class_diversity(cluster(equivalent, "union_find"))[order])
+    equivalent = torch.tensor(matrix).float()
+    permuted = class_diversity(cluster(equivalent[order][:, order], 0.5))
+    assert torch.equal(permuted, class_diversity(cluster(equivalent, 0.5))[order])
 
 
 @pytest.mark.parametrize("method", CLUSTERINGS)
@@ -87,30 +124,32 @@ def test_all_methods_agree_where_equivalence_is_transitive(method, sizes, random
     classes = [k for k, size in enumerate(sizes) for _ in range(size)]
     random.shuffle(classes)
     truth = torch.tensor(classes)
-    labels = cluster(truth[:, None] == truth[None, :], method)
+    labels = cluster((truth[:, None] == truth[None, :]).float(), 0.5, method)
     assert torch.equal(labels[:, None] == labels[None, :], truth[:, None] == truth[None, :])
     first_appearances = list(dict.fromkeys(labels.tolist()))
     assert first_appearances == list(range(len(sizes)))
 
 
 def test_a_chain_is_one_class_for_union_find_and_more_for_greedy():
-    chain = torch.eye(4, dtype=torch.bool)
+    chain = torch.eye(4)
     for i in range(3):
-        chain[i, i + 1] = chain[i + 1, i] = True
-    assert cluster(chain, "union_find").tolist() == [0, 0, 0, 0]
-    assert cluster(chain, "greedy").tolist() == [0, 0, 1, 1]
+        chain[i, i + 1] = chain[i + 1, i] = 1
+    assert cluster(chain, 0.5, "union_find").tolist() == [0, 0, 0, 0]
+    assert cluster(chain, 0.5, "greedy").tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("method", CLUSTERINGS)
 def test_one_response_all_equal_all_different(method):
-    assert cluster(torch.tensor([[True]]), method).tolist() == [0]
-    assert cluster(torch.ones(5, 5, dtype=torch.bool), method).tolist() == [0] * 5
-    assert cluster(torch.eye(5, dtype=torch.bool), method).tolist() == [0, 1, 2, 3, 4]
+    assert cluster(torch.ones(1, 1), 0.5, method).tolist() == [0]
+    assert cluster(torch.ones(5, 5), 0.5, method).tolist() == [0] * 5
+    assert cluster(torch.eye(5), 0.5, method).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_an_unknown_method_lists_the_known():
-    with pytest.raises(DarlingError, match=r"did you mean 'greedy'.*union_find, greedy, pairwise"):
-        cluster(torch.tensor([[True]]), "gredy")
+    with pytest.raises(DarlingError, match=r"did you mean 'greedy'.*union_find, greedy, average"):
+        cluster(torch.ones(1, 1), 0.5, "gredy")
+    with pytest.raises(DarlingError, match="(?s)'pairwise'.*diversity pairs"):
+        cluster(torch.ones(1, 1), 0.5, "pairwise")
 
 
 def play(matrix, method, one_first, patience=None):
@@ -132,7 +171,7 @@ def play(matrix, method, one_first, patience=None):
 def test_rounds_ask_for_no_pair_twice_and_for_none_that_cannot_matter(method, matrix, one_first, random):
     patience = iter(lambda: random.random() < 0.7, None)
     labels, done = play(matrix, method, one_first, patience)
-    assert labels == cluster(torch.tensor(matrix), method).tolist()
+    assert labels == cluster(torch.tensor(matrix).float(), 0.5, method).tolist()
     flat = [pair for _, judged in done for pair in judged]
     assert len(set(flat)) == len(flat) and all(i < j for i, j in flat)
     if method == "union_find":

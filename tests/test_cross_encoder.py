@@ -1,5 +1,6 @@
 import pytest
 import torch
+from small_partition_models import decisions
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -116,7 +117,7 @@ def test_long_pairs_are_cut_the_longer_one_first(model):
 
 def test_partition_uses_the_scores(model):
     responses = list(dict.fromkeys(pair.first for pair in some_pairs(6)))
-    (equivalent,) = model.equivalent([Group("p", responses)])
+    (equivalent,) = decisions(model, [Group("p", responses)])
     for i in range(len(responses)):
         for j in range(i):
             assert equivalent[i, j] == (one_at_a_time(model, Pair("p", responses[j], responses[i])) > 0.5)

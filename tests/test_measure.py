@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_partition_models import FirstLetter, Labels, Listed, Scripted, error
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import (
-    Group,
-    measure,
-)
+from darling_plugin.partition import Group, PairwiseModel, check_diversity, measure
+from darling_plugin.registry import partition_models
 
 # --- measure
 
@@ -17,18 +17,81 @@ from darling_plugin.partition import (
 def test_measure_gives_labels_and_diversity_in_order():
     groups = [Group("p", ["apple", "avocado", "banana"]), Group("q", ["kiwi"])]
     first, second = measure(FirstLetter(), groups)
-    assert (first.labels.tolist(), first.diversity.tolist(), first.equivalent) == ([0, 0, 1], [0.5, 0.5, 1.0], None)
+    assert (first.labels.tolist(), first.diversity.tolist(), first.similarity) == ([0, 0, 1], [0.5, 0.5, 1.0], None)
     assert (second.labels.tolist(), second.diversity.tolist()) == ([0], [1.0])
 
 
-def test_measure_pairwise_keeps_the_judgements_and_closes_nothing():
-    groups = [Group("p", ["a", "b", "c"])]
-    (result,) = measure(Scripted([0.9, 0.1, 0.9], clustering="pairwise"), groups)
-    assert result.equivalent.tolist() == [[True, True, False], [True, True, True], [False, True, True]]
-    assert result.diversity.tolist() == [0.5, 0.0, 0.5]
+SIMILARITY = torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.9], [0.1, 0.9, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("classes", [0.0] * 3), ("pairs", [0.5, 0.0, 0.5]), ("expected", [0.5, 0.1, 0.5])]
+)
+def test_each_kind_of_diversity_of_a_chain(kind, expected):
+    """a ~ b and b ~ c, but not a ~ c: one class."""
+    (result,) = measure(Scripted([0.9, 0.1, 0.9]), [Group("p", ["a", "b", "c"])], kind, with_similarity=True)
+    assert result.diversity.tolist() == pytest.approx(expected)
     assert result.labels.tolist() == [0, 0, 0]
-    (closed,) = measure(Listed(["ab", "bc"]), groups)
-    assert closed.diversity.tolist() == [0.0, 0.0, 0.0]
+    assert torch.allclose(result.similarity, SIMILARITY)
+
+
+def test_similarities_come_where_they_are_needed_alone():
+    groups = [Group("p", ["a", "b", "c"])]
+    assert measure(Listed(["ab", "bc"]), groups)[0].similarity is None
+    for kind, clustering in (("pairs", "union_find"), ("expected", "greedy"), ("classes", "average")):
+        (result,) = measure(Scripted([0.9, 0.1, 0.9], clustering=clustering), groups, kind)
+        assert torch.allclose(result.similarity, SIMILARITY)
+
+
+def test_identical_responses_are_certainly_equivalent_and_empty_ones_certainly_different():
+    group = Group("p", ["a", "", "a ", "b", " "])
+    (result,) = measure(Scripted([0.3]), [group], "expected")
+    # Each is compared with four others: an a is 0 from the other a, 1 from the empty ones, 0.7 from b.
+    assert result.diversity.tolist() == pytest.approx([2.7 / 4, 3 / 4, 2.7 / 4, 3.4 / 4, 3 / 4])
+    assert (measure(Scripted([]), [Group("p", ["a"])], "expected")[0].diversity).tolist() == [1.0]
+    for threshold in (-0.5, 1.5):  # of cosines, say; the rules hold at any threshold
+        (result,) = measure(Scripted([0.3], threshold=threshold), [group], "pairs")
+        assert result.labels.tolist()[0] == result.labels.tolist()[2] != result.labels.tolist()[1]
+        assert result.labels.tolist()[1] == result.labels.tolist()[4]
+
+
+@settings(deadline=None)
+@given(st.integers(2, 9), st.randoms())
+def test_each_kind_of_diversity_against_loops(n, random):
+    texts = [random.choice(["", *"abcdefghi"]) + " " * random.randrange(2) for _ in range(n)]
+    scores = {}
+
+    class Known(PairwiseModel):
+        threshold = 0.5
+
+        def similarity(self, pairs):
+            return [scores.setdefault(frozenset(pair[1:]), random.randrange(101) / 100) for pair in pairs]
+
+    def p(first, second):
+        first, second = first.strip(), second.strip()
+        return 1.0 if first == second else scores[frozenset((first, second))] if first and second else 0.0
+
+    measured = {kind: measure(Known(), [Group("p", texts)], kind)[0] for kind in ("expected", "pairs")}
+    for i in range(n):
+        others = [p(texts[i], texts[j]) for j in range(n) if j != i]
+        assert measured["expected"].diversity[i] == pytest.approx(sum(1 - x for x in others) / (n - 1), abs=1e-5)
+        assert measured["pairs"].diversity[i] == pytest.approx(sum(x <= 0.5 for x in others) / (n - 1), abs=1e-5)
+
+
+def test_a_model_without_similarities_has_classes_alone(caplog):
+    with pytest.raises(DarlingError, match="(?s)partition model with similarities, for diversity expected.*Labels"):
+        measure(Labels([[0, 0]]), [Group("p", ["a", "b"])], "expected")
+    (result,) = measure(Labels([[0, 1, 0]]), [Group("p", ["a", "b", "c"])], with_similarity=True)
+    assert result.similarity.tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+
+
+def test_expected_diversity_of_similarities_that_are_no_probabilities_is_warned_of(caplog):
+    for spec in ("lexical", "default", "cross-encoder", "served"):
+        check_diversity(partition_models.get(spec), "expected")
+    check_diversity(partition_models.get("embedding"), "pairs")
+    assert not caplog.records
+    check_diversity(partition_models.get("embedding"), "expected")
+    assert "Embedding" in caplog.records[0].message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every logged metric, on plain tensors, and the pages that list them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from darling_plugin import metrics
 from darling_plugin.config import DarlingConfig
-from darling_plugin.metrics import Scoring, evaluation_metrics, training_metrics
+from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, training_metrics
 from darling_plugin.shaping import Groups, shape
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +41,12 @@ def test_of_a_training_step():
             "darling/diversity": 2 / 6,
             "darling/classes_per_group": 1.5,
             "darling/one_class_share": 0.5,
+            "darling/flat_share": 0.5,
             "darling/quality_only_groups": 0.0,
             "darling/floor_share": 5 / 6,
             "darling/reward": (0.5 + 0 + 1 + 3 * 0.25) / 6 - 0.25,
+            # quality times what 0.5, 0.5 and 1 are from their mean: -1/6, 0, 1/3; the other group is level
+            "darling/signal": torch.tensor([-1 / 6, 0, 1 / 3]).std(correction=0).item() / 2,
             "darling/scoring_seconds": 0.5,
             "darling/scoring_wait_seconds": 2.5,
         }
@@ -52,8 +56,54 @@ def test_of_a_training_step():
 def test_of_an_evaluation():
     logged = evaluation_metrics(GROUPS)
     assert logged == {key: value for key, value in of_training(GROUPS).items() if key in logged}
-    assert list(logged) == [metrics.PREFIX + function.__name__ for function in metrics.IN_BOTH]
+    in_both = [metrics.PREFIX + function.__name__ for function in metrics.IN_BOTH]
+    assert list(logged) == [key for key in in_both if key != "darling/text_missing"]
     assert evaluation_metrics(make_groups([[0], [0]], [[1.0], [1.0]], [[1.0], [0.0]], [False] * 2)) == {}
+
+
+def test_text_that_is_missing_is_counted_where_a_part_is_compared():
+    groups = replace(GROUPS, text_missing=torch.tensor([[True, False, False], [True, True, False]]))
+    assert of_training(groups)["darling/text_missing"] == evaluation_metrics(groups)["darling/text_missing"] == 0.5
+
+
+def test_a_group_is_flat_if_those_that_take_part_are():
+    groups = make_groups(
+        [[0, 0, -1], [0, 1, -1], [0, -1, -1], [-1] * 3],
+        [[0.3, 0.3, 0.0], [0.3, 0.4, 0.0], [1.0, 0.0, 0.0], [0.0] * 3],
+        [[1.0] * 3] * 4,
+        [False] * 4,
+    )
+    assert metrics.flat_share(groups) == pytest.approx(2 / 3)
+
+
+def logged(diversity, flat_share=0.5):
+    return {"darling/diversity": diversity, "darling/flat_share": flat_share}
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        (logged(0.96), "counts as different from all others"),
+        (logged(0.04), "count as the same"),
+        (logged(0.5, 0.9), "in nine groups of ten"),
+    ],
+)
+def test_twenty_steps_without_a_signal_are_warned_of_once(step, what):
+    watch = SignalWatch()
+    assert [watch.see(step) for _ in range(19)] == [None] * 19
+    warning = watch.see(step)
+    assert what in warning and "--darling.partition_model" not in warning and "darling-show" in warning
+    assert [watch.see(step) for _ in range(30)] == [None] * 30
+
+
+def test_one_step_with_a_signal_begins_the_twenty_anew_and_one_without_groups_does_not_count():
+    watch = SignalWatch()
+    steps = [logged(0.99)] * 19 + [logged(0.9)] + [logged(0.99)] * 19
+    assert [watch.see(each) for each in steps] == [None] * 39
+    assert watch.see({}) is None
+    assert watch.see(logged(0.99)) is not None
+    mixed = SignalWatch()  # never the same complaint twenty times
+    assert [mixed.see(logged(*each)) for each in [(0.99, 0.0), (0.01, 0.0)] * 20] == [None] * 40
 
 
 def test_without_a_floor_the_share_at_it_is_that_of_no_diversity():
@@ -74,7 +124,13 @@ def test_where_no_response_takes_part_the_metrics_of_diversity_are_left_out():
     groups = make_groups([[-1, -1]] * 2, [[0.0, 0.0]] * 2, [[0.4, 0.8]] * 2, [True] * 2)
     logged = of_training(groups)
     assert logged["darling/quality_only_groups"] == 2.0
-    gone = {"darling/diversity", "darling/classes_per_group", "darling/one_class_share", "darling/floor_share"}
+    gone = {
+        "darling/flat_share",
+        "darling/diversity",
+        "darling/classes_per_group",
+        "darling/one_class_share",
+        "darling/floor_share",
+    }
     assert set(of_training(GROUPS)) - set(logged) == gone
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_partition_models import FirstLetter, Listed, Scripted, error
+from small_partition_models import FirstLetter, Listed, Scripted, decisions, error
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import (
@@ -52,7 +52,7 @@ def oracle_equivalent(responses):
 @settings(deadline=None)
 @given(st.lists(texts.map(lambda responses: Group("p", responses[:16])), max_size=3))
 def test_judgements_match_the_rules(groups):
-    judged = FirstLetter().equivalent(groups)
+    judged = decisions(FirstLetter(), groups)
     assert [each.dtype for each in judged] == [torch.bool] * len(groups)
     assert [each.tolist() for each in judged] == [oracle_equivalent(group.responses) for group in groups]
 
@@ -71,7 +71,7 @@ def test_all_groups_are_scored_together_without_what_the_rules_decide():
     expected = [[0, 1, 2, 0], [0], [0, 0, 0], [0, 1, 0]]
     assert [each.tolist() for each in labels] == expected
 
-    model = FirstLetter(clustering="pairwise")
+    model = FirstLetter(clustering="average")
     assert [each.tolist() for each in model.partition(groups)] == expected
     assert model.calls == [
         [
@@ -110,7 +110,7 @@ def test_every_score_lands_at_its_pair(sizes, random):
                 score[pair] = random.randrange(8) / 8
             return [score[pair] for pair in pairs]
 
-    judged = Random().equivalent(groups)
+    judged = decisions(Random(), groups)
     for group, equivalent in zip(groups, judged, strict=True):
         for i, j in combinations(range(len(group.responses)), 2):
             expected = score[Pair(group.prompt, group.responses[i], group.responses[j])] > 0.5
@@ -132,7 +132,7 @@ def test_scoring_in_rounds_gives_what_all_pairs_give(clustering, one_first, size
     model.one_first = one_first
     labels = model.partition(groups)
     assert len(model.asked) <= sum(n * (n - 1) // 2 for n, _ in sizes)
-    oracle = [cluster(each, clustering) for each in Listed(equivalent).equivalent(groups)]
+    oracle = [cluster(each.float(), 0.5, clustering) for each in decisions(Listed(equivalent), groups)]
     assert [each.tolist() for each in labels] == [each.tolist() for each in oracle]
 
 
@@ -152,7 +152,7 @@ def test_rounds_go_on_while_they_spare_more_than_they_cost():
     groups = [Group(str(k), random.Random(k).sample("abcdefgh", 8)) for k in range(20)]
     alone, together, sparing = (Listed(equivalent) for _ in range(3))
     sparing.round_cost = 0
-    expected = [cluster(each) for each in alone.equivalent(groups)]
+    expected = [cluster(each.float(), 0.5) for each in decisions(alone, groups)]
     alone.asked, alone.calls = [], 0
     for model, batches in ((alone, [[group] for group in groups]), (together, [groups])):
         labels = [each for batch in batches for each in model.partition(batch)]
@@ -175,7 +175,7 @@ def test_a_similarity_equal_to_the_threshold_is_not_above_it(threshold):
 @pytest.mark.parametrize("result", [[0.9, 0.1, 0.2], np.array([0.9, 0.1, 0.2]), torch.tensor([0.9, 0.1, 0.2]).half()])
 def test_scores_may_be_a_list_an_array_or_a_tensor(result):
     expected = [[True, True, False], [True, True, False], [False, False, True]]
-    assert Scripted(result).equivalent([Group("p", ["a", "b", "c"])])[0].tolist() == expected
+    assert decisions(Scripted(result), [Group("p", ["a", "b", "c"])])[0].tolist() == expected
     # Rounds: two pairs, then none is left to ask for.
     two = result[:2]
     assert Scripted(two).partition([Group("p", ["a", "b"]), Group("q", ["a", "b"])])[0].tolist() == [0, 0]
@@ -184,7 +184,7 @@ def test_scores_may_be_a_list_an_array_or_a_tensor(result):
 @pytest.mark.parametrize("bad", [float("nan"), 1.002, -0.002, float("inf")])
 def test_a_score_outside_its_range_names_the_pair(bad):
     with pytest.raises(DarlingError) as caught:
-        Scripted([0.5, bad, 0.5]).equivalent([Group("Name a fruit.", ["apple", "fig", "pear"])])
+        decisions(Scripted([0.5, bad, 0.5]), [Group("Name a fruit.", ["apple", "fig", "pear"])])
     assert "Scripted.similarity" in error(caught)
     assert "'apple' and 'pear'; the prompt starts 'Name a fruit.'" in error(caught)
     assert "1 of 3 outside" in error(caught)
@@ -206,7 +206,7 @@ def test_rounding_just_outside_the_range_is_tolerated():
 )
 def test_scores_of_another_shape_or_type_are_refused(result, found):
     with pytest.raises(DarlingError, match=f"Scripted.similarity(.|\n)*{found}"):
-        Scripted(result).equivalent([Group("p", ["a", "b", "c"])])
+        decisions(Scripted(result), [Group("p", ["a", "b", "c"])])
     with pytest.raises(DarlingError, match="Scripted.similarity"):
         Scripted(result).partition([Group(prompt, ["a", "b"]) for prompt in "pqr"])
 
@@ -242,8 +242,8 @@ def test_a_bad_similarity_matrix_is_refused(result, found):
 def test_rounding_between_the_two_halves_of_a_matrix_does_not_matter():
     # Entry [i, j] with i < j decides.
     groups = [Group("p", ["a", "b"])]
-    assert Matrix([torch.tensor([[1.0, 1e-9], [-1e-9, 1.0]])]).equivalent(groups)[0].tolist() == [[True] * 2] * 2
-    assert torch.equal(Matrix([torch.tensor([[1.0, -1e-9], [1e-9, 1.0]])]).equivalent(groups)[0], torch.eye(2).bool())
+    assert decisions(Matrix([torch.tensor([[1.0, 1e-5], [-1e-5, 1.0]])]), groups)[0].tolist() == [[True] * 2] * 2
+    assert torch.equal(decisions(Matrix([torch.tensor([[1.0, -1e-5], [1e-5, 1.0]])]), groups)[0], torch.eye(2).bool())
 
 
 # --- thresholds and clustering
@@ -271,7 +271,7 @@ def test_a_class_may_have_a_clustering_of_its_own():
         def similarity(self, pairs):
             return [1.0 for _ in pairs]
 
-    assert (Own().clustering, Own(clustering="pairwise").clustering) == ("greedy", "pairwise")
+    assert (Own().clustering, Own(clustering="average").clustering) == ("greedy", "average")
 
 
 def test_clustering_is_checked_and_used():

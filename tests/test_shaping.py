@@ -6,7 +6,7 @@ import torch
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.registry import register_advantage, register_reward
-from darling_plugin.shaping import Groups, shape
+from darling_plugin.shaping import Groups, Similarities, shape
 
 
 def groups(quality, diversity, quality_only=None):
@@ -77,3 +77,62 @@ def test_shapes_that_do_not_match_are_refused():
         shape(groups([[1.0] * 3] * 2, [[1.0] * 4] * 2), DarlingConfig(), unpenalized)
     with pytest.raises(DarlingError, match=r"quality \(3,\), diversity \(3,\)"):
         shape(groups([1.0] * 3, [1.0] * 3), DarlingConfig(), unpenalized)
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [(1.0, [0.1, 0.5, 1.0]), (0.0, [1.0] * 3), (0.5, [0.5, 0.75, 1.0]), (1.5, [0.1, 0.25, 1.0])],
+)
+def test_the_weight_of_diversity_comes_before_the_floor(weight, expected):
+    shaped = shape(groups([[1.0] * 3], [[0.0, 0.5, 1.0]]), DarlingConfig(weight=weight), unpenalized)
+    assert shaped.reward.tolist() == [pytest.approx(expected)]
+
+
+def test_the_part_of_diversity_in_the_reward():
+    shaped = shape(groups([[1.0, 0.5]], [[0.4, 0.8]]), DarlingConfig(), unpenalized)
+    assert shaped.diversity_part.tolist() == [pytest.approx([1.0 * (0.4 - 0.6), 0.5 * (0.8 - 0.6)])]
+    for config in (DarlingConfig(reward="quality"), DarlingConfig(weight=0.0)):
+        assert shape(groups([[1.0, 0.5]], [[0.4, 0.8]]), config, unpenalized).diversity_part.tolist() == [[0.0, 0.0]]
+
+
+# Responses 0 and 1, 1 and 2 are equivalent, 3 to nothing.
+CHAIN = [[1.0, 0.9, 0.1, 0.2], [0.9, 1.0, 0.9, 0.0], [0.1, 0.9, 1.0, 0.3], [0.2, 0.0, 0.3, 1.0]]
+
+
+def gated(quality, quality_only=False, *, clustering="union_find", **flags):
+    batch = groups([quality], [[0.0] * 4], [quality_only])
+    batch.similarities = Similarities(torch.tensor([CHAIN]), threshold=0.5, clustering=clustering)
+    batch.gate_is_due = True
+    return shape(batch, DarlingConfig(quality_gate="above:0", **flags), unpenalized)
+
+
+def test_a_gate_that_is_due_leaves_responses_out_before_classes_are_made():
+    shaped = gated([1.0, 0.0, 1.0, 0.5])
+    assert shaped.groups.labels.tolist() == [[0, -1, 1, 2]], "without the link between them 0 and 2 are two classes"
+    assert shaped.groups.diversity.tolist() == [[1.0, 0.0, 1.0, 1.0]]
+    assert shaped.reward.tolist() == [pytest.approx([1.0, 0.0, 1.0, 0.5])]
+    together = gated([1.0, 0.5, 1.0, 0.5])
+    assert together.groups.labels.tolist() == [[0, 0, 0, 1]]
+    assert together.groups.diversity.tolist() == [pytest.approx([1 / 3] * 3 + [1.0])]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"diversity": "pairs"}, [0.5, 0.5, 0.0, 1.0]),
+        ({"diversity": "expected"}, [(0.1 + 0.8) / 2, (0.1 + 1.0) / 2, 0.0, (0.8 + 1.0) / 2]),
+        ({"clustering": "average"}, [0.5, 0.5, 0.0, 1.0]),
+    ],
+)
+def test_a_gate_that_is_due_with_every_way_to_diversity(flags, expected):
+    shaped = gated([1.0, 1.0, 0.0, 1.0], **flags)
+    assert shaped.groups.diversity.tolist() == [pytest.approx(expected)]
+
+
+def test_a_gate_that_is_due_and_lets_one_or_nobody_through_or_meets_an_unpartitioned_group():
+    assert gated([0.0, 0.0, 0.0, 1.0]).groups.diversity.tolist() == [[0.0, 0.0, 0.0, 1.0]]
+    nobody = gated([0.0] * 4)
+    assert (nobody.groups.labels.tolist(), nobody.reward.tolist()) == ([[-1] * 4], [[0.0] * 4])
+    unpartitioned = gated([0.5, 0.0, 1.0, 1.0], quality_only=True)
+    assert unpartitioned.reward.tolist() == [[0.5, 0.0, 1.0, 1.0]]
+    assert unpartitioned.groups.labels.tolist() == [[-1] * 4]

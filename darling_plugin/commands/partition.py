@@ -14,25 +14,32 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rich.console import Console
 from tqdm import tqdm
 
 from darling_plugin.config import DarlingConfig, add_flag
 from darling_plugin.errors import DarlingError, options_begin_with
+from darling_plugin.evaluation.agreement import Agreement
 from darling_plugin.partition import (
+    Group,
     Measurement,
     PartitionModel,
+    check_diversity,
     check_partition_spec,
     load_partition_model,
     measure_each,
 )
+from darling_plugin.partition.base import DECIMALS
 from darling_plugin.partition.groups import GroupLine, read_groups
+from darling_plugin.partition.text import read_partition_text
 from darling_plugin.user_code import import_user_code
 
 # Held at a time, so that input without end needs no more memory. A fixed number: where lower precision makes a
 # result depend on the batch, two runs over one file still agree.
 GROUPS_AT_ONCE = 64
 
-FLAGS = ("partition_model", "threshold", "clustering", "import_path")  # of DarlingConfig, with its defaults and help
+# Of DarlingConfig, with its defaults and help.
+FLAGS = ("partition_model", "threshold", "clustering", "diversity", "partition_text", "import_path")
 
 EXAMPLE = """\
 a line in:   {"prompt": "Name a colour", "responses": ["Red!", "red", "I say blue"], "id": 7}
@@ -41,8 +48,12 @@ a line out:  {"prompt": ..., "responses": ..., "id": 7, "labels": [0, 0, 1], "di
   darling-partition responses.jsonl -o partitions.jsonl --partition_model lexical
   zcat responses.jsonl.gz | darling-partition --threshold 0.7 | jq .diversity
 
-labels: the class of each response; diversity: the share of the other responses that lie in other classes. With
---clustering pairwise, "equivalent" is added too: which pairs were judged to say the same.
+labels: the class of each response; diversity: the share of the other responses that lie in other classes, or what
+--diversity says. Where all pairs had to be scored "similarity" is added, and with --partition_text what of each
+response was "compared", null where all of it was.
+--report is for lines that have true labels, as {"prompt": ..., "responses": ..., "labels": [0, 0, 1]}. They go out as
+"true_labels", and at the end a table says how the three kinds of diversity compare with theirs, as deviations from
+the group's mean: push is how much of a true difference arrives, noise what else does, for a unit of push.
 Lines go out in the order they came in, 64 groups at a time and the rest when the input ends. A line that is no group,
 or that the partition model fails on, is named on stderr and left out.
 
@@ -88,9 +99,8 @@ class Totals:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     options_begin_with("--")
-    arguments = _parser().parse_args(argv)
     try:
-        return _run(arguments)
+        return _run(_parser().parse_args(argv))
     except DarlingError as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 2
@@ -110,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", metavar="FILE.jsonl", nargs="?", default="-", help="a group a line; default: stdin")
     parser.add_argument("-o", "--output", metavar="OUT.jsonl", default="-", help="default: stdout")
+    parser.add_argument("--report", action="store_true", help="compare with the labels that the lines have")
     for flag in fields(DarlingConfig):
         if flag.name in FLAGS:
             add_flag(parser, flag, f"--{flag.name}", flag.name)
@@ -122,16 +133,19 @@ def _run(arguments: argparse.Namespace) -> int:
     if config.import_path:
         import_user_code(config.import_path)
     config.check()
-    check_partition_spec(config.partition_model, **options)
+    check_diversity(check_partition_spec(config.partition_model, **options), config.diversity)
     with _source(arguments.file) as source, _results(arguments.output, source) as results:
         model = _load(config.partition_model, options)
         totals = Totals()
+        agreement = Agreement(getattr(model, "threshold", None)) if arguments.report else None
         try:
-            _partition(model, source, results, totals)
+            _partition(model, config, source, results, totals, agreement)
         except KeyboardInterrupt:
             print(f"interrupted after {totals}", file=sys.stderr)
             raise
     print(totals, file=sys.stderr)
+    if agreement is not None:
+        Console(stderr=True).print(agreement.table())
     return 1 if totals.bad_lines else 0
 
 
@@ -142,23 +156,59 @@ def _load(spec: str, options: dict[str, Any]) -> PartitionModel:
         raise DarlingError(f"the partition model {spec!r}", f"{error}", "correct what follows the colon") from error
 
 
-def _partition(model: PartitionModel, source: BinaryIO, results: BinaryIO, totals: Totals) -> None:
-    """Reads groups from `source` and writes them to `results`, measured; sums them up in `totals`."""
-    group_lines = read_groups(source, totals.report)
+def _partition(
+    model: PartitionModel,
+    config: DarlingConfig,
+    source: BinaryIO,
+    results: BinaryIO,
+    totals: Totals,
+    agreement: Agreement | None,
+) -> None:
+    """Reads groups from `source` and writes them to `results`, measured; sums them up in `totals`, and `agreement`."""
+    group_lines = _comparable(read_groups(source, totals.report), config, totals, labelled=agreement is not None)
     # None: no bar where stderr is no terminal.
     with tqdm(unit=" groups", disable=None, dynamic_ncols=True) as bar:
         if not bar.disable and source.seekable():
             bar.total = _count_lines(source)
         while batch := list(islice(group_lines, GROUPS_AT_ONCE)):
-            outcomes = measure_each(model, [line.group for line in batch])
+            groups = [line.group for line in batch]
+            outcomes = measure_each(model, groups, config.diversity, with_similarity=agreement is not None)
             lines = []
             for line, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Measurement):
+                    if agreement is not None:
+                        agreement.add(line.record["true_labels"], outcome)
                     lines.append(_result(line, outcome, totals))
                 else:
                     totals.report(line.number, f"the partition model failed: {_describe(outcome)}")
             _write(results, "".join(lines))
             bar.update(len(batch))
+
+
+def _comparable(
+    lines: Iterator[GroupLine], config: DarlingConfig, totals: Totals, *, labelled: bool
+) -> Iterator[GroupLine]:
+    """The lines with what of their responses is compared; with their true labels where they need them."""
+    part = read_partition_text(config.partition_text)
+    for line in lines:
+        prompt, responses = line.group.prompt, line.group.responses
+        record = dict(line.record)
+        if labelled:
+            true = record.pop("labels", None)
+            if not (isinstance(true, list) and len(true) == len(responses) and all(type(x) is int for x in true)):
+                totals.report(line.number, f"needs a class number for each response as labels, found {true!r:.80}")
+                continue
+            record["true_labels"] = true
+        try:
+            compared = [part(prompt, response) or "" for response in responses]
+        except Exception as error:
+            totals.report(line.number, f"--partition_text failed: {_describe(error)}")
+            continue
+        if config.partition_text != "whole":
+            record["compared"] = [
+                None if some == response else some for some, response in zip(compared, responses, strict=True)
+            ]
+        yield GroupLine(line.number, record, Group(prompt, compared))
 
 
 def _describe(error: BaseException) -> str:
@@ -175,8 +225,8 @@ def _result(line: GroupLine, measurement: Measurement, totals: Totals) -> str:
     labels, diversity = measurement.labels.tolist(), measurement.diversity.tolist()
     totals.add(labels, diversity)
     record = {**line.record, "labels": labels, "diversity": diversity}
-    if measurement.equivalent is not None:
-        record["equivalent"] = measurement.equivalent.tolist()
+    if measurement.similarity is not None:
+        record["similarity"] = [[round(each, DECIMALS) for each in row] for row in measurement.similarity.tolist()]
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 

@@ -18,7 +18,7 @@ class WithinGroup:
     With g and t these deviations, of all responses of all groups::
 
         push  = sum(g t) / sum(t^2)        # how much of a true difference arrives: the regression of g on t
-        noise = std(g - push t) / (push std(t))    # what else arrives, for a unit of push
+        noise = std(g - push t) / (|push| std(t))  # what else arrives, for a unit of push
         error = sqrt(mean((g - t)^2))      # that of no signal at all is error_of_none
 
     Attributes:
@@ -59,7 +59,7 @@ def within_group(given: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) ->
     variance = float(t @ t)
     push = float(g @ t) / variance if variance else math.nan
     strength = float(g.norm() * t.norm())
-    signal = push * math.sqrt(variance)
+    signal = abs(push) * math.sqrt(variance)
     noise = float((g - push * t).norm()) / signal if signal else math.inf
     return WithinGroup(
         groups=len(all_g),

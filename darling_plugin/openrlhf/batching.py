@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from darling_plugin.openrlhf.watchdog import Watchdog
-from darling_plugin.partition import Group, Measurement, PartitionModel, measure_each
+from darling_plugin.partition import Group, Measurement
 
 SETTLING = 1.0  # seconds that a process started after a hang waits for the groups at hand
 # How long an idle actor waits for more groups: a burst of finished prompts comes in one by one, and its first group
@@ -29,10 +30,15 @@ class Batcher:
 
     When idle, a batch is what arrives within GATHER_SECONDS of its first group; groups that arrive while a batch is
     being measured make up the next, which begins at once.
+
+    Args:
+        measure_each: groups -> for each its Measurement, or what was raised for it.
     """
 
-    def __init__(self, model: PartitionModel, watchdog: Watchdog) -> None:
-        self._model = model
+    def __init__(
+        self, measure_each: Callable[[list[Group]], list[Measurement | BaseException]], watchdog: Watchdog
+    ) -> None:
+        self._measure_each = measure_each
         self._watchdog = watchdog
         self._waiting: list[Waiting] = []
         self._measuring: asyncio.Task | None = None
@@ -73,7 +79,7 @@ class Batcher:
                 started = time.perf_counter()
                 try:
                     with self._watchdog.over([each.number for each in batch]):
-                        outcomes = await asyncio.to_thread(measure_each, self._model, [each.group for each in batch])
+                        outcomes = await asyncio.to_thread(self._measure_each, [each.group for each in batch])
                 except Exception as error:
                     outcomes = [error] * len(batch)
                 seconds = (time.perf_counter() - started) / len(batch)

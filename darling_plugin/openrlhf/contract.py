@@ -133,6 +133,14 @@ def split(generate_kwargs: Mapping[str, Any], args: Any) -> str:
     return "eval"
 
 
+def comes_with_quality(args: Any) -> bool:
+    """Whether a response has its quality when it is generated, by a reward function or an agent.
+
+    If not, a reward model gives it at the training step.
+    """
+    return bool(args.reward.remote_url or args.train.agent_func_path)
+
+
 def max_len(generate_kwargs: Mapping[str, Any]) -> int:
     """How many tokens of prompt and response OpenRLHF keeps. It has a default of its own, which the plugin cannot see.
 

@@ -9,7 +9,9 @@ import torch
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.openrlhf import responses
-from darling_plugin.shaping import Groups, Shaped
+from darling_plugin.partition import CLUSTERINGS
+from darling_plugin.partition.base import DECIMALS
+from darling_plugin.shaping import Groups, Shaped, Similarities
 
 
 @dataclass
@@ -72,9 +74,8 @@ def take_measured(experiences: list[Any], places: Places) -> dict[str, torch.Ten
             f"samples without {', '.join(missing)}",
             "the hooks are not installed where the samples are generated: start with python3 -m darling_plugin",
         )
-    keys = list(responses.ADDED)
-    if responses.EQUIVALENT in experiences[0].info:
-        keys.append(responses.EQUIVALENT)
+    optional = (*responses.OF_SIMILARITY, responses.TEXT_MISSING)
+    keys = [*responses.ADDED, *(key for key in optional if key in experiences[0].info)]
     measured = {key: places.gather([experience.info.pop(key) for experience in experiences]) for key in keys}
     numbers = measured[responses.GROUP]
     if not (numbers == numbers[:, :1]).all():
@@ -86,13 +87,25 @@ def take_measured(experiences: list[Any], places: Places) -> dict[str, torch.Ten
     return measured
 
 
-def as_groups(experiences: list[Any], places: Places, measured: dict[str, torch.Tensor]) -> Groups:
+def as_groups(
+    experiences: list[Any], places: Places, measured: dict[str, torch.Tensor], *, gate_is_due: bool = False
+) -> Groups:
     """The groups of the experiences, with their quality as `experience.rewards` has it."""
+    similarities, missing = None, measured.get(responses.TEXT_MISSING)
+    if responses.SIMILARITY in measured:
+        similarities = Similarities(
+            measured[responses.SIMILARITY],
+            threshold=measured[responses.THRESHOLD].flatten()[0].item(),
+            clustering=CLUSTERINGS[int(measured[responses.CLUSTERING].flatten()[0])],
+        )
     return Groups(
         quality=places.gather([experience.rewards.flatten() for experience in experiences]).float(),
         labels=measured[responses.LABEL],
         diversity=measured[responses.DIVERSITY],
         quality_only=measured[responses.QUALITY_ONLY][:, 0].bool(),
+        similarities=similarities,
+        text_missing=None if missing is None else missing.bool(),
+        gate_is_due=gate_is_due,
     )
 
 
@@ -100,7 +113,6 @@ def records(
     experiences: list[Any],
     places: Places,
     groups: Groups,
-    measured: dict[str, torch.Tensor],
     shaped: Shaped | None,
 ) -> list[dict[str, Any]]:
     """A dict a group, for partitions.jsonl, with each response as its token ids: the trainer has a tokenizer.
@@ -112,7 +124,6 @@ def records(
     """
     prompts = places.gather_list([prompt for experience in experiences for prompt in experience.prompts])
     response_tokens = places.gather_list([ids for experience in experiences for ids in _response_tokens(experience)])
-    decisions = measured.get(responses.EQUIVALENT)
     columns = []
     for group, quality_only in enumerate(groups.quality_only.tolist()):
         record = {
@@ -124,8 +135,8 @@ def records(
             "reward": (groups.quality if shaped is None else shaped.reward)[group].tolist(),
             "advantage": None if shaped is None or shaped.advantage is None else shaped.advantage[group].tolist(),
         }
-        if decisions is not None:
-            record["equivalent"] = None if quality_only else decisions[group].bool().tolist()
+        if groups.similarities is not None:
+            record["similarity"] = None if quality_only else _rounded(groups.similarities.values[group])
         columns.append(record)
     if shaped is not None:
         penalty = shaped.reward - shaped.unpenalized_reward
@@ -136,6 +147,11 @@ def records(
             record["response_length"] = lengths[group].tolist()
             record["truncated"] = truncated[group].tolist()
     return columns
+
+
+def _rounded(similarity: torch.Tensor) -> list[list[float]]:
+    # As decimals: a float32's nearest double has nine more digits, which say nothing.
+    return [[round(value, DECIMALS) for value in row] for row in similarity.tolist()]
 
 
 def _response_tokens(experience: Any) -> list[list[int]]:

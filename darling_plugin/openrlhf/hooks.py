@@ -8,6 +8,7 @@ what was seen; *resume* takes back what a killed run logged after its last check
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from types import ModuleType
@@ -20,13 +21,17 @@ from ray.util.queue import Empty, Queue
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.log import append_partitions, rewind_partitions, write_run
-from darling_plugin.metrics import Scoring, evaluation_metrics, training_metrics
+from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, training_metrics
 from darling_plugin.openrlhf import contract, placement, responses
 from darling_plugin.openrlhf.experiences import Places, as_groups, records, take_measured
 from darling_plugin.openrlhf.partition_actor import PartitionPool
 from darling_plugin.openrlhf.seams import installed_seam, installed_seams, is_hooked, wrap
+from darling_plugin.partition.text import read_partition_text
+from darling_plugin.quality_gate import NONE
 from darling_plugin.shaping import shape
 from darling_plugin.user_code import import_user_code
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_TIMEOUT = 60.0  # seconds for an evaluation's records, put before OpenRLHF sends its metrics, to be there
 
@@ -68,7 +73,7 @@ def _start(call_original: Callable, generator: Any, arguments: dict[str, Any]) -
     generator.darling_pool = PartitionPool(
         config,
         generator.tokenizer,
-        quality_expected=bool(args.reward.remote_url or args.train.agent_func_path),
+        quality_expected=contract.comes_with_quality(args),
         colocate_with=placement.shared_group(args, config),
     )
     if config.log_dir:
@@ -100,7 +105,8 @@ def _advantages(call_original: Callable, maker: Any, arguments: dict[str, Any]) 
     experiences = arguments["experiences"]
     places = Places.of_training(experiences, maker.args.rollout.n_samples_per_prompt)
     measured = take_measured(experiences, places)
-    groups = as_groups(experiences, places, measured)
+    gate_is_due = config.quality_gate != NONE and not contract.comes_with_quality(maker.args)
+    groups = as_groups(experiences, places, measured, gate_is_due=gate_is_due)
     _check_finite(groups.quality, measured[responses.GROUP])
     token_kl = [experience.kl for experience in experiences]  # the original clears it
 
@@ -120,7 +126,7 @@ def _advantages(call_original: Callable, maker: Any, arguments: dict[str, Any]) 
         seconds=measured[responses.SCORING_SECONDS][:, 0],
     )
     maker.darling_metrics = training_metrics(shaped, scoring)
-    maker.darling_records = records(experiences, places, groups, measured, shaped) if config.log_dir else []
+    maker.darling_records = records(experiences, places, shaped.groups, shaped) if config.log_dir else []
     return experiences
 
 
@@ -161,6 +167,7 @@ def _train_step(call_original: Callable, trainer: Any, arguments: dict[str, Any]
     status, step = call_original()
     maker = trainer.experience_maker
     status.update(maker.darling_metrics)
+    _warn_without_signal(trainer, maker.darling_metrics)
     _append(maker.darling_records, trainer.tokenizer, step, "train")
     return status, step
 
@@ -176,7 +183,7 @@ def _evaluation(call_original: Callable, _: None, arguments: dict[str, Any]) -> 
     if DarlingConfig.from_environment().log_dir:
         # OpenRLHF hands its metrics to the trainer, which alone knows the step, and to loggers, which take numbers.
         queue = ray.get_actor(_evaluations_name())
-        ray.get(queue.put.remote(records(samples, places, groups, measured, None)))
+        ray.get(queue.put.remote(records(samples, places, groups, None)))
     return metrics | evaluation_metrics(groups)
 
 
@@ -219,18 +226,35 @@ def _evaluations_name() -> str:
     return placement.job_name("evaluations")
 
 
+def _warn_without_signal(trainer: Any, metrics: dict[str, float]) -> None:
+    if not hasattr(trainer, "darling_watch"):
+        trainer.darling_watch = SignalWatch()
+    warning = trainer.darling_watch.see(metrics)
+    if warning:
+        logger.warning(warning)
+
+
 def _append(group_records: list[dict[str, Any]], tokenizer: Any, step: int, split: str) -> None:
-    if group_records:
-        lines = [
-            {
-                "step": step,
-                "split": split,
-                **record,
-                "responses": [responses.decode(tokenizer, token_ids) for token_ids in record["responses"]],
-            }
-            for record in group_records
-        ]
-        append_partitions(DarlingConfig.from_environment().log_dir, lines)
+    if not group_records:
+        return
+    config = DarlingConfig.from_environment()
+    lines = []
+    for record in group_records:
+        texts = [responses.decode(tokenizer, token_ids) for token_ids in record["responses"]]
+        line = {"step": step, "split": split, **record, "responses": texts}
+        if config.partition_text != "whole":
+            line["compared"] = _compared(config, record, texts)
+        lines.append(line)
+    append_partitions(config.log_dir, lines)
+
+
+def _compared(config: DarlingConfig, record: dict[str, Any], texts: list[str]) -> list[str | None] | None:
+    """What of each response was compared; None where that is all of it, or the group could not be partitioned."""
+    if record["labels"] is None:  # the user's function may be what failed
+        return None
+    part = read_partition_text(config.partition_text)
+    compared = [part(record["prompt"], text) or "" for text in texts]
+    return [None if some == text else some for some, text in zip(compared, texts, strict=True)]
 
 
 HOOKS: dict[str, Callable] = {

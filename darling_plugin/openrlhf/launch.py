@@ -49,13 +49,15 @@ def check(config: DarlingConfig, openrlhf_argv: list[str]) -> DarlingConfig:
     check_installed_openrlhf()
     if config.enable:
         config = _check_openrlhf_flags(config, openrlhf_argv)
-        from darling_plugin.partition import check_partition_spec
+        from darling_plugin.partition import check_diversity, check_partition_spec
         from darling_plugin.user_code import import_user_code
 
         if config.import_path:
             import_user_code(config.import_path)
         config.check()
-        check_partition_spec(config.partition_model, threshold=config.threshold, clustering=config.clustering)
+        model = check_partition_spec(config.partition_model, threshold=config.threshold, clustering=config.clustering)
+        check_diversity(model, config.diversity)
+        _say_what_partitions(config)
     _refuse_foreign_setup_hook(_job_runtime_env(), "the job's runtime_env")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         raise DarlingError(
@@ -109,12 +111,6 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
             f"{config.log_dir}/partitions.jsonl",
             "name another folder, move that file away, or resume its run with --ckpt.load_enable",
         )
-    if config.correct_only and not (flags.remote_url or flags.agent_func_path):
-        raise DarlingError(
-            "the quality of a response when it is partitioned, for --darling.correct_only",
-            "a reward model, which scores later",
-            "use a reward function (--reward.remote_url) or an agent, or drop --darling.correct_only",
-        )
     placement.check_colocation(flags, config)
     return config
 
@@ -132,6 +128,17 @@ def _warn_of_std(flags: argparse.Namespace, config: DarlingConfig) -> None:
         f"distinct answers of 10 where not dividing gave 5.49. Without it: {instead}.",
         file=sys.stderr,
     )
+
+
+def _say_what_partitions(config: DarlingConfig) -> None:
+    """On GPUs, where the paper's classifier can run, nobody shall use the small default without knowing it."""
+    if not config.cpu and config.partition_model == "default" and config.gpus_per_partition_actor == 0:
+        print(
+            "[darling] Groups are partitioned by `default`, a small model, on the CPU. The paper used a classifier: "
+            "--darling.partition_model darling-modernbert --darling.gpus_per_partition_actor 0.2 (for maths "
+            "darling-qwen3-math).",
+            file=sys.stderr,
+        )
 
 
 def _job_runtime_env() -> dict[str, Any]:

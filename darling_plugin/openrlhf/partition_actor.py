@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,7 +23,9 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.openrlhf import placement, responses
 from darling_plugin.openrlhf.batching import Batcher
 from darling_plugin.openrlhf.watchdog import Watchdog
-from darling_plugin.partition import Group, Measurement, SimilarityModel, load_partition_model
+from darling_plugin.partition import Group, Measurement, load_partition_model, measure_each
+from darling_plugin.partition.text import read_partition_text
+from darling_plugin.quality_gate import NONE, read_quality_gate
 from darling_plugin.user_code import import_user_code
 
 logger = logging.getLogger(__name__)
@@ -80,7 +83,15 @@ class PartitionActor:
         self._model = load_partition_model(
             config.partition_model, threshold=config.threshold, clustering=config.clustering
         )
-        self._batcher = Batcher(self._model, Watchdog(journal, config.partition_timeout))
+        self._text, self._gate = read_partition_text(config.partition_text), read_quality_gate(config.quality_gate)
+        self._gates_here = quality_expected
+        gate_is_due = config.quality_gate != NONE and not quality_expected
+        with_similarity = (
+            gate_is_due or config.diversity != "classes" or getattr(self._model, "clustering", None) == "average"
+        )
+        self._made = responses.Made.by(self._model) if with_similarity else None
+        measure = partial(measure_each, self._model, diversity=config.diversity, with_similarity=with_similarity)
+        self._batcher = Batcher(measure, Watchdog(journal, config.partition_timeout))
         self._warned = False
 
     async def describe(self) -> dict[str, Any]:
@@ -108,11 +119,12 @@ class PartitionActor:
         # The end of the prompt, for chat templates begin them all alike.
         which_group = f"{split} prompt {number} of this run, which ends {prompt[-80:]!r}"
         responses.check_quality(group, which_group, expected=self._quality_expected)
-        measurement, taking_part, seconds = None, [], 0.0
+        taking_part = self._taking_part(group)
+        measurement, seconds, missing = None, 0.0, [False] * len(group)
         try:
-            taking_part = [k for k, response in enumerate(group) if self._takes_part(response)]
-            texts = [responses.text(response, self._tokenizer, max_len) for response in group]
-            measurement, seconds = await self._measure(number, prompt, [texts[k] for k in taking_part])
+            texts = [self._text(prompt, responses.text(each, self._tokenizer, max_len)) for each in group]
+            missing = [text is None for text in texts]
+            measurement, seconds = await self._measure(number, prompt, [texts[k] or "" for k in taking_part])
         except Exception as error:
             self._handle_failure(error, which_group, len(group))
         responses.add_measurement(
@@ -123,16 +135,21 @@ class PartitionActor:
             generated_at=generated_at,
             scored_at=time.time(),
             scoring_seconds=seconds,
-            with_decisions=isinstance(self._model, SimilarityModel) and self._model.clustering == "pairwise",
+            made=self._made,
+            missing=None if self._config.partition_text == "whole" else missing,
         )
         return group
 
-    def _takes_part(self, response: dict[str, Any]) -> bool:
-        return not self._config.correct_only or responses.quality(response) > 0
+    def _taking_part(self, group: list[dict[str, Any]]) -> list[int]:
+        """Which of the responses pass the quality gate; all, where their quality is not known yet."""
+        if not self._gates_here:
+            return list(range(len(group)))
+        quality = torch.tensor([[responses.quality(response) for response in group]])
+        return self._gate(quality)[0].nonzero().flatten().tolist()
 
     async def _measure(self, number: int, prompt: str, texts: list[str]) -> tuple[Measurement, float]:
-        if not texts:  # no response is correct: that is a result, not a failure
-            return Measurement(torch.zeros(0, dtype=torch.long), torch.zeros(0)), 0.0
+        if not texts:  # no response passes the gate: that is a result, not a failure
+            return Measurement(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0, 0)), 0.0
         return await self._batcher.measure(number, Group(prompt, texts))
 
     def _handle_failure(self, error: Exception, which_group: str, n: int) -> None:

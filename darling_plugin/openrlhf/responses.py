@@ -7,12 +7,13 @@ out again.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Measurement
+from darling_plugin.partition import CLUSTERINGS, Measurement, PartitionModel, SimilarityModel
 
 LABEL = "darling_label"  # class in its group; -1: left out of the partition
 DIVERSITY = "darling_diversity"  # in [0, 1]
@@ -21,8 +22,15 @@ QUALITY_ONLY = "darling_quality_only"  # 1 where the group could not be partitio
 GENERATED_AT = "darling_generated_at"  # microseconds since the epoch, as are all times: integers survive as int64
 SCORED_AT = "darling_scored_at"
 SCORING_SECONDS = "darling_scoring_seconds"  # this group's share of the batch it was scored in
-EQUIVALENT = "darling_equivalent"  # this response's row of pair decisions, (n,); with clustering "pairwise" alone
 ADDED = (LABEL, DIVERSITY, GROUP, QUALITY_ONLY, GENERATED_AT, SCORED_AT, SCORING_SECONDS)  # always
+# Where the diversity, the clustering or a gate that is still due needs them:
+SIMILARITY = "darling_similarity"  # this response's row, (n,)
+THRESHOLD = "darling_threshold"
+CLUSTERING = "darling_clustering"  # its place in CLUSTERINGS
+OF_SIMILARITY = (SIMILARITY, THRESHOLD, CLUSTERING)
+TEXT_MISSING = (
+    "darling_text_missing"  # 1 where a response lacks what --darling.partition_text names, unless it is whole
+)
 
 
 def decode(tokenizer: Any, token_ids: list[int]) -> str:
@@ -68,6 +76,21 @@ def check_quality(responses: list[dict[str, Any]], which_group: str, *, expected
             )
 
 
+@dataclass
+class Made:
+    """How a partition model makes classes of similarities: what the training step needs to make them again."""
+
+    threshold: float
+    clustering: str
+
+    @classmethod
+    def by(cls, model: PartitionModel) -> Made:
+        """A model that gives classes alone has similarities of 1 within a class, else 0 (measure)."""
+        if isinstance(model, SimilarityModel):
+            return cls(model.threshold, model.clustering)
+        return cls(0.5, "union_find")
+
+
 def add_measurement(
     responses: list[dict[str, Any]],
     measurement: Measurement | None,
@@ -77,23 +100,26 @@ def add_measurement(
     generated_at: float,
     scored_at: float,
     scoring_seconds: float,
-    with_decisions: bool,
+    made: Made | None = None,
+    missing: list[bool] | None = None,
 ) -> None:
     """Adds what was measured of one group to the `extra_logs` of its n responses.
+
+    OpenRLHF needs the same keys on every sample: a group that could not be partitioned has rows of zeros.
 
     Args:
         measurement: of the responses `taking_part`; None where the group could not be partitioned.
         generated_at, scored_at: seconds since the epoch.
-        with_decisions: whether to add the pair decisions too. OpenRLHF needs the same keys on every sample, so a group
-            without decisions then gets rows of zeros.
+        made: adds the similarities, which the measurement then has, and this.
+        missing: adds which responses lack the text that is compared.
     """
     n = len(responses)
-    labels, diversity, decisions = torch.full((n,), -1), torch.zeros(n), torch.zeros(n, n)
+    labels, diversity, similarity = torch.full((n,), -1), torch.zeros(n), torch.zeros(n, n)
     if measurement is not None and taking_part:
         labels[taking_part] = measurement.labels
         diversity[taking_part] = measurement.diversity
-        if measurement.equivalent is not None:
-            decisions[torch.tensor(taking_part)[:, None], taking_part] = measurement.equivalent.float()
+        if made is not None:
+            similarity[torch.tensor(taking_part)[:, None], taking_part] = measurement.similarity
     for k, response in enumerate(responses):
         logs = {
             LABEL: int(labels[k]),
@@ -104,6 +130,9 @@ def add_measurement(
             SCORED_AT: int(scored_at * 1e6),
             SCORING_SECONDS: scoring_seconds,
         }
-        if with_decisions:
-            logs[EQUIVALENT] = decisions[k].tolist()
+        if made is not None:
+            logs[SIMILARITY] = similarity[k].tolist()
+            logs[THRESHOLD], logs[CLUSTERING] = float(made.threshold), CLUSTERINGS.index(made.clustering)
+        if missing is not None:
+            logs[TEXT_MISSING] = int(missing[k])
         response["extra_logs"] = {**(response.get("extra_logs") or {}), **logs}

@@ -9,7 +9,7 @@ from darling_plugin.partition.base import (
     SimilarityModel,
 )
 from darling_plugin.partition.clustering import CLUSTERINGS
-from darling_plugin.partition.measure import Measurement, measure, measure_each
+from darling_plugin.partition.measure import Measurement, check_diversity, measure, measure_each
 from darling_plugin.partition.spec import check_partition_spec, load_partition_model
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "PairwiseModel",
     "PartitionModel",
     "SimilarityModel",
+    "check_diversity",
     "check_partition_spec",
     "load_partition_model",
     "measure",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DECIMALS = 6  # of a similarity, so that what is decided can be decided again from a log
 RANGE_TOLERANCE = 1e-3  # rounding that a similarity in half precision may show outside [0, 1]
 
 
@@ -74,6 +75,11 @@ class SimilarityModel(PartitionModel):
     Two rules come before the model is asked. Responses identical after str.strip() are equivalent. A response that is
     empty after str.strip() is equivalent to other empty ones only, and the model never sees it.
 
+    Attributes:
+        calibrated: set to True where the similarity is P(equivalent), which expected diversity takes it for.
+        is_overlap: set to True where it is a share of what two responses have in common, whose complement is a
+            diversity in its own right, and nothing is warned of.
+
     Args:
         threshold: overrides the class attribute of that name; the comparison is strict.
         clustering: overrides the class attribute of that name; one of CLUSTERINGS.
@@ -81,6 +87,8 @@ class SimilarityModel(PartitionModel):
 
     threshold: float
     clustering: str = DEFAULT_CLUSTERING
+    calibrated = False
+    is_overlap = False
 
     def __init__(self, *, threshold: float | None = None, clustering: str | None = None) -> None:
         if threshold is not None:
@@ -98,8 +106,12 @@ class SimilarityModel(PartitionModel):
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         """One symmetric tensor (n, n) a group; entry i, j compares responses i and j, the diagonal is not used."""
 
-    def equivalent(self, groups: Sequence[Group]) -> list[torch.BoolTensor]:
-        """One symmetric tensor (n, n) a group: similarity > threshold, and the two rules above; diagonal true."""
+    def all_similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
+        """One symmetric tensor (n, n) a group, of all its responses: the similarities, and the two rules above.
+
+        Where a rule makes two responses equivalent the entry is 1, and where it makes them different 0, or what is
+        needed to lie above the threshold, and not above it. To six decimals, as the log has them.
+        """
         sorted_out = [_kinds(group) for group in groups]
         # The model sees each distinct text of a group once, and only groups with something left to compare.
         asked = [Group(group.prompt, kinds) for group, (kinds, _) in zip(groups, sorted_out, strict=True) if kinds[1:]]
@@ -108,21 +120,22 @@ class SimilarityModel(PartitionModel):
         results = []
         for kinds, rows in sorted_out:
             similarity = next(answers) if len(kinds) > 1 else None
-            results.append(self._judge(len(kinds) + 1, similarity)[rows][:, rows])
+            results.append(self._with_rules(len(kinds) + 1, similarity)[rows][:, rows])
         return results
 
     def partition(self, groups: Sequence[Group]) -> list[torch.LongTensor]:
-        return [cluster(equivalent, self.clustering) for equivalent in self.equivalent(groups)]
+        return [cluster(each, self.threshold, self.clustering) for each in self.all_similarities(groups)]
 
-    def _judge(self, kinds: int, similarity: torch.FloatTensor | None) -> torch.BoolTensor:
+    def _with_rules(self, kinds: int, similarity: torch.FloatTensor | None) -> torch.FloatTensor:
         """(kinds, kinds), symmetric; the last kind, the empty response, is equivalent to itself only."""
         import torch
 
-        above = torch.zeros(kinds, kinds, dtype=torch.bool)
+        complete = torch.full((kinds, kinds), 0.0 if self.threshold >= 0 else self.threshold - 1)
         if similarity is not None:
             # Only i < j is read: a matrix product may differ by a rounding step between [i, j] and [j, i].
-            above[:-1, :-1] = (similarity > self.threshold).triu(1)
-        return (above | above.T).fill_diagonal_(True)
+            upper = similarity.round(decimals=DECIMALS).triu(1)
+            complete[:-1, :-1] = upper + upper.T
+        return complete.fill_diagonal_(1.0 if self.threshold < 1 else self.threshold + 1)
 
     def _checked_similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         owner = type(self).__name__
@@ -174,7 +187,7 @@ class PairwiseModel(SimilarityModel):
     def partition(self, groups: Sequence[Group]) -> list[torch.LongTensor]:
         import torch
 
-        if self.clustering == "pairwise":
+        if self.clustering == "average":
             return super().partition(groups)
         sorted_out = [_kinds(group) for group in groups]
         dialogues = [rounds(len(kinds), self.clustering, one_first=self.one_first) for kinds, _ in sorted_out]
@@ -234,7 +247,7 @@ class PairwiseModel(SimilarityModel):
                 f"{scores[worst].item()} for {describe(pairs[worst])}; {int((~inside).sum())} of {len(pairs)} outside",
                 "map the model's output to [0, 1], and look at what it makes of that pair",
             )
-        return scores.clamp(0, 1)
+        return scores.clamp(0, 1).round(decimals=DECIMALS)
 
 
 class EmbeddingModel(SimilarityModel):

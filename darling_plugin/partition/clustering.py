@@ -1,4 +1,4 @@
-"""Pairwise judgements -> classes; and which judgements are needed at all."""
+"""Similarities -> classes; and which pairs have to be judged at all."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from darling_plugin.registry import nearest
 if TYPE_CHECKING:
     import torch
 
-CLUSTERINGS = ("union_find", "greedy", "pairwise")
+CLUSTERINGS = ("union_find", "greedy", "average")
 DEFAULT_CLUSTERING = "union_find"
 
 
 def check_clustering(method: str) -> str:
     """`method` itself; raises DarlingError when it is not one of CLUSTERINGS."""
+    if method == "pairwise":
+        raise DarlingError(
+            f"a {spelled('clustering')} that makes classes: {', '.join(CLUSTERINGS)}",
+            "'pairwise', which never did",
+            f"pass {spelled('diversity')} pairs: the same diversity under another name",
+        )
     if method not in CLUSTERINGS:
         raise DarlingError(
             f"a known {spelled('clustering')}",
@@ -27,24 +33,29 @@ def check_clustering(method: str) -> str:
     return method
 
 
-def cluster(equivalent: torch.BoolTensor, method: str = DEFAULT_CLUSTERING) -> torch.LongTensor:
-    """Classes of one group, numbered 0, 1, 2, ... by first appearance.
+def cluster(similarity: torch.Tensor, threshold: float, method: str = DEFAULT_CLUSTERING) -> torch.LongTensor:
+    """Classes of one group, numbered 0, 1, 2, ... by first appearance. Two are equivalent above the threshold.
 
     - "union_find": connected components, as the official code trains (a ~ b and b ~ c puts a with c).
     - "greedy": each response joins the first class whose *first* member it is equivalent to, as NoveltyBench
       evaluates; depends on the order of the responses, and gives at least as many classes as union_find.
-    - "pairwise": no transitive closure in the diversity (see diversity.pair_diversity); classes, which are still
-      wanted for counting them, are those of union_find.
+    - "average": average linkage. The two classes whose members are most alike in the mean become one, as long as that
+      mean is above the threshold; one unsure pair does not join two classes, as it does under union_find.
 
     Args:
-        equivalent: (n, n), symmetric, true on the diagonal.
+        similarity: (n, n), symmetric; the diagonal is not read.
 
     Returns:
-        (n,) int64.
+        (n,) int64; a group of one is one class.
     """
     import torch
 
     check_clustering(method)
+    if len(similarity) == 1:
+        return torch.zeros(1, dtype=torch.long)
+    if method == "average":
+        return torch.tensor(numbered(_average_linkage(similarity, threshold)))
+    equivalent = (similarity > threshold).fill_diagonal_(True)
     labels = _greedy(equivalent.tolist()) if method == "greedy" else _connected_components(equivalent)
     return torch.tensor(numbered(labels))
 
@@ -87,10 +98,10 @@ def rounds(n: int, method: str, *, one_first: bool = False) -> Rounds:
         one_first: prefer rounds whose pairs have one and the same i, for models that then read response i only once.
             Where nothing is equivalent they take n - 1 rounds; without it union_find takes about n / 2.
     """
+    if method == "average":
+        raise ValueError("average linkage needs every pair at once")
     check_clustering(method)
-    if method == "greedy":
-        return _greedy_rounds(n)
-    return _union_find_rounds(n, one_first)
+    return _greedy_rounds(n) if method == "greedy" else _union_find_rounds(n, one_first)
 
 
 def _union_find_rounds(n: int, one_first: bool) -> Rounds:
@@ -156,3 +167,15 @@ def _connected_components(equivalent: torch.BoolTensor) -> list[int]:
     from scipy.sparse.csgraph import connected_components
 
     return connected_components(equivalent.numpy(), directed=False)[1].tolist()
+
+
+def _average_linkage(similarity: torch.Tensor, threshold: float) -> list[int]:
+    import numpy as np
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    above_diagonal = similarity.double().numpy()[np.triu_indices(len(similarity), 1)]
+    threshold = float(np.float32(threshold))  # as torch compares it with the similarities
+    top = max(above_diagonal.max(), threshold)  # SciPy takes distances of 0 and more
+    # Classes are joined up to and including the distance given, and the threshold itself is not above it.
+    distance = np.nextafter(top - threshold, -np.inf)
+    return fcluster(linkage(top - above_diagonal, "average"), distance, "distance").tolist()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
-from darling_plugin.diversity import class_diversity, pair_diversity
-from darling_plugin.errors import DarlingError
+from darling_plugin.diversity import class_diversity, compute_diversity
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import Group, PartitionModel, SimilarityModel, start, to_tensor
 from darling_plugin.partition.clustering import cluster
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -21,25 +24,58 @@ class Measurement:
     """One group's partition and diversity.
 
     labels: (n,) int64 class of each response, from 0 to the number of classes - 1. diversity: (n,) float32 in [0, 1].
-    equivalent: (n, n) bool where the clustering is "pairwise", else None.
+    similarity: (n, n) float32, as SimilarityModel.all_similarities gives it; None where it was not needed.
     """
 
     labels: torch.LongTensor
     diversity: torch.FloatTensor
-    equivalent: torch.BoolTensor | None = None
+    similarity: torch.FloatTensor | None = None
 
 
-def measure(model: PartitionModel, groups: Sequence[Group]) -> list[Measurement]:
+def check_diversity(model: type[PartitionModel], diversity: str) -> None:
+    """Whether that kind of diversity (one of DIVERSITIES) can be made of what such a model gives.
+
+    Raises DarlingError for a model without similarities, unless the kind is "classes". Warns where "expected" takes a
+    similarity for a probability that nobody has calibrated.
+    """
+    _check_similarities(model, diversity)
+    if diversity == "expected" and not (model.calibrated or model.is_overlap):
+        logger.warning(
+            "%s expected takes the similarity of %s for the probability that two responses are equivalent, and it is "
+            "none: the diversity may be far too high or too low throughout. Models with calibrated = True are made "
+            "for it, such as default",
+            spelled("diversity"),
+            model.__name__,
+        )
+
+
+def _check_similarities(model: type[PartitionModel], diversity: str) -> None:
+    if diversity != "classes" and not issubclass(model, SimilarityModel):
+        raise DarlingError(
+            f"a partition model with similarities, for {spelled('diversity')} {diversity}",
+            f"{model.__name__}, which gives classes alone",
+            f"pass {spelled('diversity')} classes, or another partition model",
+        )
+
+
+def measure(
+    model: PartitionModel, groups: Sequence[Group], diversity: str = "classes", *, with_similarity: bool = False
+) -> list[Measurement]:
     """Labels and diversity of every group, in order; checks what the model returned.
 
-    Diversity is :func:`~darling_plugin.diversity.class_diversity` of the labels, or, for a SimilarityModel with
-    clustering "pairwise", :func:`~darling_plugin.diversity.pair_diversity` of its judgements.
+    Args:
+        diversity: one of DIVERSITIES; "pairs" and "expected" need a SimilarityModel (:func:`check_diversity`).
+        with_similarity: whether the similarities are wanted too: every pair is scored for them. They come anyway with
+            other diversities than "classes" and with average linkage. Of a model that gives classes alone they are 1
+            within a class, else 0.
     """
     if not groups:
         return []
-    if isinstance(model, SimilarityModel) and model.clustering == "pairwise":
-        judged = model.equivalent(groups)
-        return [Measurement(cluster(each, "pairwise"), pair_diversity(each), each) for each in judged]
+    _check_similarities(type(model), diversity)
+    if isinstance(model, SimilarityModel) and (
+        with_similarity or diversity != "classes" or model.clustering == "average"
+    ):
+        return [_of_similarity(model, diversity, each) for each in model.all_similarities(groups)]
 
     owner = type(model).__name__
     needed = f"one result a group from {owner}.partition"
@@ -53,23 +89,33 @@ def measure(model: PartitionModel, groups: Sequence[Group]) -> list[Measurement]
             needed, f"{len(results)} for {len(groups)} groups", "return them in the order of the groups"
         )
     all_labels = [_checked_labels(result, group, owner) for result, group in zip(results, groups, strict=True)]
-    return [Measurement(labels, class_diversity(labels)) for labels in all_labels]
+    return [
+        Measurement(labels, class_diversity(labels), (labels[:, None] == labels).float() if with_similarity else None)
+        for labels in all_labels
+    ]
 
 
-def measure_each(model: PartitionModel, groups: Sequence[Group]) -> list[Measurement | BaseException]:
+def measure_each(
+    model: PartitionModel, groups: Sequence[Group], diversity: str = "classes", *, with_similarity: bool = False
+) -> list[Measurement | BaseException]:
     """What :func:`measure` gives for each group, or what it raised for that one.
 
     All together first. If that fails they are measured one by one, so that only the groups that cause the failure
     suffer from it. Ctrl-C passes through.
     """
     try:
-        return measure(model, groups)
+        return measure(model, groups, diversity, with_similarity=with_similarity)
     except BaseException as error:  # a SystemExit, or a panic in a tokenizer, is no Exception
         if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
             raise  # Ctrl-C reaches the main thread alone; in another one the model itself has raised it
         if len(groups) == 1:
             return [error]
-    return [measure_each(model, [group])[0] for group in groups]
+    return [measure_each(model, [group], diversity, with_similarity=with_similarity)[0] for group in groups]
+
+
+def _of_similarity(model: SimilarityModel, diversity: str, similarity: torch.FloatTensor) -> Measurement:
+    labels = cluster(similarity, model.threshold, model.clustering)
+    return Measurement(labels, compute_diversity(diversity, labels, similarity, model.threshold), similarity)
 
 
 def _checked_labels(result: Any, group: Group, owner: str) -> torch.LongTensor:

@@ -1,6 +1,7 @@
 """`darling-partition`: results, bad lines, partition models and flags."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from partition_command import COLOURS, LEXICAL, joined, numbered, parsed, start
 from darling_plugin.commands import partition as partition_command
 from darling_plugin.commands.partition import GROUPS_AT_ONCE, main
 from darling_plugin.config import DarlingConfig
-from darling_plugin.partition import Group, load_partition_model, measure
+from darling_plugin.diversity import DIVERSITIES
+from darling_plugin.partition import CLUSTERINGS, Group, load_partition_model, measure
 
 # --- results
 
@@ -24,21 +26,59 @@ def test_every_key_is_kept_and_labels_and_diversity_come_last(command):
     assert list(done.records[0]) == ["id", "prompt", "responses", "meta", "labels", "diversity"]
 
 
-@pytest.mark.parametrize("clustering", ["union_find", "greedy", "pairwise"])
+@pytest.mark.parametrize("diversity", DIVERSITIES)
+@pytest.mark.parametrize("clustering", CLUSTERINGS)
 @pytest.mark.parametrize("threshold", [None, 0.1])
-def test_results_are_those_of_measure(command, clustering, threshold):
+def test_results_are_those_of_measure(command, clustering, diversity, threshold):
     responses = ["a b c", "b c d", "c d e", "d e f", "x", "x y"]
     records = [{"prompt": "p", "responses": responses[: k + 1]} for k in range(len(responses))]
     flags = [] if threshold is None else ["--threshold", str(threshold)]
-    done = command(records, *LEXICAL, "--clustering", clustering, *flags)
+    done = command(records, *LEXICAL, "--clustering", clustering, "--diversity", diversity, *flags)
     model = load_partition_model("lexical", threshold=threshold, clustering=clustering)
-    expected = measure(model, [Group("p", record["responses"]) for record in records])
+    expected = measure(model, [Group("p", record["responses"]) for record in records], diversity)
     assert [each["labels"] for each in done.records] == [each.labels.tolist() for each in expected]
     assert [each["diversity"] for each in done.records] == [each.diversity.tolist() for each in expected]
-    if clustering == "pairwise":
-        assert [each["equivalent"] for each in done.records] == [each.equivalent.tolist() for each in expected]
+    if diversity == "classes" and clustering != "average":
+        assert not any("similarity" in each for each in done.records)
     else:
-        assert not any("equivalent" in each for each in done.records)
+        similarities = [torch.tensor(each["similarity"]) for each in done.records]
+        assert all(torch.allclose(*two) for two in zip(similarities, [x.similarity for x in expected], strict=True))
+
+
+def test_a_part_of_each_response_is_compared(command):
+    lines = [{"prompt": "p", "responses": ["so: red", "well: red", "none"]}, {"prompt": "q", "responses": ["a", "b"]}]
+    done = command(lines, *LEXICAL, "--partition_text", "after:: ")
+    assert done.records[0] == {
+        **lines[0],
+        "compared": ["red", "red", ""],
+        "labels": [0, 0, 1],
+        "diversity": [0.5, 0.5, 1.0],
+    }
+    assert done.records[1]["labels"] == [0, 0], "without the mark they count as empty"
+
+
+def test_a_line_on_which_the_text_function_fails_is_named(command, tmp_path):
+    file = tmp_path / "part.py"
+    file.write_text("def part(prompt, response):\n    return response.split(': ')[1]\n")
+    lines = [{"prompt": "p", "responses": ["none"]}, {"prompt": "p", "responses": ["so: red"]}]
+    done = command(lines, *LEXICAL, "--partition_text", f"{file}:part")
+    assert (done.status, len(done.records), done.records[0]["compared"]) == (1, 1, ["red"])
+    assert "line 1: --partition_text failed: IndexError" in done.err
+
+
+def test_the_report_compares_every_kind_of_diversity_with_the_labels(command):
+    right = {"prompt": "p", "responses": ["a b", "b a", "c"], "labels": [0, 0, 1]}
+    flat = {"prompt": "p", "responses": ["x", "y", "z"], "labels": [0, 0, 1]}
+    done = command([right, {**COLOURS}, {**right, "labels": [0, 1]}, flat], *LEXICAL, "--report", "--threshold", "0.3")
+    assert [each["true_labels"] for each in done.records] == [[0, 0, 1]] * 2
+    assert [each["labels"] for each in done.records] == [[0, 0, 1], [0, 1, 2]]
+    assert "line 2: needs a class number for each response as labels, found None" in done.err
+    assert "line 3: needs a class number" in done.err
+    rows = [re.findall(r"[\w.-]+", line) for line in done.err.splitlines() if "│" in line]
+    # One of two groups is told right, of the other nothing arrives: push 1/2, noise as much as that again.
+    assert rows[0] == ["classes", "0.707", "0.500", "1.000", "0.167", "1"]
+    assert [row[0] for row in rows] == ["classes", "pairs", "expected"]
+    assert "error of no signal at all: 0.236" in done.err
 
 
 def test_lines_come_out_in_order_across_batches(command):
@@ -51,9 +91,9 @@ def test_lines_come_out_in_order_across_batches(command):
 def test_the_model_gets_full_batches(command, monkeypatch):
     asked = []
 
-    def counting(model, groups):
+    def counting(model, groups, diversity, *, with_similarity):
         asked.append(len(groups))
-        return measure(model, groups)
+        return measure(model, groups, diversity, with_similarity=with_similarity)
 
     monkeypatch.setattr(partition_command, "measure_each", counting)
     lines = [line for record in numbered(GROUPS_AT_ONCE + 1) for line in (b"bad", b"", record)]
@@ -223,11 +263,17 @@ def test_a_wrong_use_is_refused_before_anything_is_loaded(command, monkeypatch, 
     assert "--darling." not in done.err, "flags that this command does not have"
 
 
-@pytest.mark.parametrize("flags", [["--clustering", "best"], ["--threshold", "high"], ["--partition", "lexical"]])
-def test_an_unknown_flag_or_value_is_refused(flags, capsys):
+@pytest.mark.parametrize("flags", [["--diversity", "most"], ["--threshold", "high"], ["--partition", "lexical"]])
+def test_an_unknown_flag_or_value_is_refused(flags):
     with pytest.raises(SystemExit) as exited:
         main(flags)
     assert exited.value.code == 2
+
+
+@pytest.mark.parametrize(("method", "do"), [("best", "known: union_find"), ("pairwise", "pass --diversity pairs")])
+def test_a_clustering_that_there_is_not_is_refused_with_what_there_is(method, do, capsys):
+    assert main(["--clustering", method]) == 2
+    assert do in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there_are_no_traceback(command, models):

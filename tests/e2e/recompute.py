@@ -20,25 +20,32 @@ def check(log_dir: Path) -> list[dict]:
     records, run = read(log_dir)
     assert records, "an empty partitions.jsonl proves nothing"
     for record in records:
-        check_record(record, run["darling"], run["openrlhf"])
+        check_record(record, run["darling"], run["openrlhf"], run["partition_model"])
     return records
 
 
-def check_record(record: dict, flags: dict, openrlhf: dict) -> None:
+def check_record(record: dict, flags: dict, openrlhf: dict, partition_model: dict) -> None:
     n = len(record["responses"])
     assert record["labels"] is not None, "no run here has a group that could not be partitioned"
     for key in ("labels", "quality", "diversity", "reward"):
         assert len(record[key]) == n, key
-    equivalent = record.get("equivalent") or [[a == b for b in record["labels"]] for a in record["labels"]]
-    close(record["diversity"], diversity(record["labels"], equivalent))
+    threshold = partition_model["threshold"]
+    assert ("similarity" in record) == (flags["diversity"] != "classes" or partition_model["clustering"] == "average")
+    differs = [[float(a != b) for b in record["labels"]] for a in record["labels"]]
+    if flags["diversity"] == "expected":
+        differs = [[1 - min(max(p, 0), 1) for p in row] for row in record["similarity"]]
+    elif flags["diversity"] == "pairs":
+        differs = [[float(p <= threshold) for p in row] for row in record["similarity"]]
+    if flags["diversity"] == "pairs" and partition_model["clustering"] == "union_find":
+        check_components(record["labels"], record["similarity"], threshold)
+    close(record["diversity"], diversity(record["labels"], differs))
     if record["split"] == "eval":
         assert record["reward"] == record["quality"], "evaluation keeps its raw rewards"
         assert record["advantage"] is None
         return
-    assert [label >= 0 for label in record["labels"]] == [
-        not flags["correct_only"] or quality > 0 for quality in record["quality"]
-    ]
-    floored = [max(value, flags["diversity_floor"]) for value in record["diversity"]]
+    assert [label >= 0 for label in record["labels"]] == passes(record["quality"], flags["quality_gate"])
+    weight = flags["weight"]
+    floored = [max(1 - weight + weight * value, flags["diversity_floor"]) for value in record["diversity"]]
     quality = transformed(record["quality"], flags["quality_transform"])
     if flags["reward"] == "multiply":
         shaped = [q * d for q, d in zip(quality, floored, strict=True)]
@@ -77,7 +84,34 @@ def length_penalized(reward: float, length: int, truncated: bool, openrlhf: dict
     return reward
 
 
-def diversity(labels: list[int], equivalent: list[list[bool]]) -> list[float]:
+def passes(quality: list[float], gate: str) -> list[bool]:
+    if gate == "none":
+        return [True] * len(quality)
+    name, number = gate.split(":")
+    needed = {
+        "above": lambda: math.nextafter(float(number), math.inf),
+        "top": lambda: sorted(quality, reverse=True)[math.ceil(float(number) * len(quality)) - 1],
+        "reference": lambda: (
+            min(quality) + float(number) * (max(quality) - math.fsum(quality) / len(quality)) - TOLERANCE
+        ),
+    }[name]()
+    return [value >= needed for value in quality]
+
+
+def check_components(labels: list[int], similarity: list[list[float]], threshold: float) -> None:
+    """Two responses are one class if and only if a chain of pairs above the threshold leads from one to the other."""
+    taking_part = [k for k, label in enumerate(labels) if label >= 0]
+    for first in taking_part:
+        reached, new = {first}, [first]
+        while new:
+            here = new.pop()
+            found = [j for j in taking_part if j not in reached and similarity[here][j] > threshold]
+            reached.update(found)
+            new += found
+        assert reached == {j for j in taking_part if labels[j] == labels[first]}
+
+
+def diversity(labels: list[int], differs: list[list[float]]) -> list[float]:
     taking_part = [k for k, label in enumerate(labels) if label >= 0]
     values = []
     for i in range(len(labels)):
@@ -87,7 +121,7 @@ def diversity(labels: list[int], equivalent: list[list[bool]]) -> list[float]:
         elif not others:
             values.append(1.0)
         else:
-            values.append(sum(not equivalent[i][j] for j in others) / len(others))
+            values.append(sum(differs[i][j] for j in others) / len(others))
     return values
 
 

@@ -106,7 +106,7 @@ def test_maths_partitioned_among_the_correct_alone_with_groups_all_right_and_all
     records, logged, _ = train(
         inputs,
         tied_model,
-        "--darling.correct_only",
+        *["--darling.quality_gate", "above:0"],
         data__label_key="label",
         data__apply_chat_template=None,
         reward__remote_url=str(inputs / "maths.py"),
@@ -137,7 +137,7 @@ def test_async_partial_rollout_with_oversampling_two_engines_two_actors_and_eval
     records, logged, _ = train(
         inputs,
         tied_model,
-        *["--darling.clustering", "pairwise", "--darling.num_partition_actors", "2"],
+        *["--darling.diversity", "pairs", "--darling.num_partition_actors", "2"],
         vllm__num_engines="2",
         train__async_enable="",
         train__partial_rollout_enable="",
@@ -149,7 +149,7 @@ def test_async_partial_rollout_with_oversampling_two_engines_two_actors_and_eval
         train__batch_size="8",
     )
     assert steps(records) == [1] * 4 + [2] * 4 + [3] * 2, "eight prompts at once, then the last two, four a step"
-    assert all(len(record["equivalent"]) == len(record["labels"]) for record in records)
+    assert all(len(record["similarity"]) == len(record["labels"]) for record in records)
     evaluated = sorted(set(steps(records, "eval")))
     assert evaluated and evaluated == sorted(logged["eval/darling/diversity"]), "at the steps OpenRLHF says"
     for step in evaluated:

@@ -10,6 +10,7 @@ from actor_groups import Letters, broken, column, make_actor, responses, score
 
 from darling_plugin import DarlingError
 from darling_plugin.openrlhf.responses import decode
+from darling_plugin.partition import CLUSTERINGS
 
 
 def test_labels_and_diversity_ride_in_extra_logs(configured):
@@ -19,7 +20,7 @@ def test_labels_and_diversity_ride_in_extra_logs(configured):
     assert column(scored, "darling_group") == [7, 7, 7]
     assert column(scored, "darling_quality_only") == [0, 0, 0]
     assert column(scored, "theirs") == [1.0, 1.0, 1.0]
-    assert "darling_equivalent" not in scored[0]["extra_logs"]
+    assert not {"darling_similarity", "darling_text_missing"} & set(scored[0]["extra_logs"])
     for response in scored:
         logs = response["extra_logs"]
         assert 0 <= logs["darling_scored_at"] - logs["darling_generated_at"] < 60e6
@@ -46,20 +47,64 @@ def test_a_group_of_one(configured):
     assert column(scored, "darling_diversity") == [1.0]
 
 
-def test_correct_only(configured):
+def test_a_quality_gate(configured):
     group = responses("an apple", "an apple", "a pear", "an apple", rewards=[1.0, 0.0, 1.0, 1.0])
-    scored = score(make_actor(configured, correct_only=True), group)
+    scored = score(make_actor(configured, quality_gate="above:0"), group)
     assert column(scored, "darling_label") == [0, -1, 1, 0]
     assert column(scored, "darling_diversity") == pytest.approx([0.5, 0.0, 1.0, 0.5])
-    none_correct = score(make_actor(configured, correct_only=True), responses("a", "b", rewards=[0.0, 0.0]))
+    none_correct = score(make_actor(configured, quality_gate="above:0"), responses("a", "b", rewards=[0.0, 0.0]))
     assert column(none_correct, "darling_label") == [-1, -1]
     assert column(none_correct, "darling_quality_only") == [0, 0], "that is a result, not a failure"
 
 
-def test_pairwise_decisions_ride_along(configured, temporary_model):
-    scored = score(make_actor(configured, clustering="pairwise"), responses("an apple", "a pear", "an apple"))
-    assert column(scored, "darling_equivalent") == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
-    assert column(scored, "darling_diversity") == [0.5, 1.0, 0.5]
+def test_a_gate_sees_the_whole_group(configured):
+    group = responses("a", "b", "c", "d", rewards=[0.1, 0.4, 0.2, 0.3])
+    assert column(score(make_actor(configured, quality_gate="top:0.5"), group), "darling_label") == [-1, 0, -1, 1]
+
+
+def test_similarities_ride_along_where_the_training_step_needs_them(configured):
+    identity = [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    texts = ("an apple", "a pear", "an apple")
+    for flags in ({"diversity": "pairs"}, {"diversity": "expected"}, {"clustering": "average"}):
+        scored = score(make_actor(configured, **flags), responses(*texts))
+        assert column(scored, "darling_similarity") == identity
+        assert column(scored, "darling_diversity") == [0.5, 1.0, 0.5]
+        assert column(scored, "darling_threshold") == [0.5] * 3
+        place = CLUSTERINGS.index(flags.get("clustering", "union_find"))
+        assert column(scored, "darling_clustering") == [place] * 3
+    left_out = make_actor(configured, diversity="pairs", quality_gate="above:0")
+    scored = score(left_out, responses(*texts, rewards=[1.0, 1.0, 0.0]))
+    assert column(scored, "darling_similarity") == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    nobody = score(left_out, responses("a", "b", rewards=[0.0, 0.0]))
+    assert column(nobody, "darling_similarity") == [[0, 0], [0, 0]]
+
+
+def test_a_reward_models_gate_is_left_to_the_training_step(configured, temporary_model):
+    later = make_actor(configured, quality_expected=False, quality_gate="above:0")
+    scored = score(later, responses("a", "b", "a", rewards=[None] * 3))
+    assert column(scored, "darling_label") == [0, 1, 0]
+    assert column(scored, "darling_similarity") == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    temporary_model("labels", lambda self, groups: [[0, 1, 0] for _ in groups])
+    labels = make_actor(configured, quality_expected=False, quality_gate="above:0", partition_model="labels")
+    scored = score(labels, responses("a", "b", "c", rewards=[None] * 3))
+    assert column(scored, "darling_similarity") == [[1, 0, 1], [0, 1, 0], [1, 0, 1]], "a model of classes alone"
+
+
+def test_a_part_of_the_response_is_compared(configured):
+    actor = make_actor(configured, partition_text="after:=>")
+    scored = score(actor, responses("long thoughts => red", "others => red", "cut off", ""))
+    assert column(scored, "darling_label") == [0, 0, 1, 1], "without the mark a response counts as empty"
+    assert column(scored, "darling_text_missing") == [0, 0, 1, 1]
+
+
+def test_a_function_of_text_that_raises_is_a_failing_partition(configured, tmp_path):
+    file = tmp_path / "part.py"
+    file.write_text("def part(prompt, response):\n    return response.split('=>')[1]\n")
+    group = ("a => b", "no mark")
+    with pytest.raises(DarlingError, match="(?s)a partition of 2 responses.*IndexError"):
+        score(make_actor(configured, partition_text=f"{file}:part"), responses(*group))
+    kept = make_actor(configured, partition_text=f"{file}:part", on_error="quality_only")
+    assert column(score(kept, responses(*group)), "darling_quality_only") == [1, 1]
 
 
 @pytest.mark.parametrize("on_error", ["fail", "quality_only"])
@@ -75,7 +120,7 @@ def test_a_missing_or_infinite_reward_always_stops(configured, on_error, reward,
 @pytest.mark.parametrize("reward", [[0.5], torch.tensor([0.5]), torch.tensor(0.5), 0.5])
 def test_every_form_of_reward_that_openrlhf_takes(configured, reward):
     # A list of one is what OpenRLHF's own reward server answers with.
-    scored = score(make_actor(configured, correct_only=True), responses("a", "b", rewards=[reward, [0.0]]))
+    scored = score(make_actor(configured, quality_gate="above:0"), responses("a", "b", rewards=[reward, [0.0]]))
     assert column(scored, "darling_label") == [0, -1]
     with pytest.raises(DarlingError, match="reward nan"):
         score(make_actor(configured), responses("a", "b", rewards=[reward, [float("nan")]]))

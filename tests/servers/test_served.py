@@ -1,6 +1,7 @@
 """`served:` and its dialects: what is asked of vLLM and text-embeddings-inference, and what their answers mean."""
 
 import pytest
+from small_partition_models import decisions
 from small_servers import (
     MAX_LENGTH,
     WORDS,
@@ -48,7 +49,7 @@ def test_a_group_is_partitioned_by_the_servers_scores(start_server):
     server = start_server("tei")
     responses = ["the cat", "a dog", "the mat", "a tree"]
     model = load_partition_model(f"served:{server.url}", threshold=0.6)
-    (equivalent,) = model.equivalent([Group("p", responses)])
+    (equivalent,) = decisions(model, [Group("p", responses)])
     for i in range(4):
         for j in range(i):
             assert equivalent[i, j] == (known_score([responses[j], responses[i]]) > 0.6)

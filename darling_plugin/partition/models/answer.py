@@ -30,21 +30,25 @@ class Answer(PartitionModel):
     mathematics: 1/2, \frac{1}{2} and 0.5 are one class. Words count where they are boxed. It compares in one direction
     (3/6 = 1/2 is right where 1/2 is wanted, not the reverse); here two answers are equal if either direction says so.
     That is not transitive: 50% equals both 50 and 0.5. Clustering "union_find" makes one class of the three, "greedy"
-    goes by each class's first answer; "pairwise" is refused, and so is a threshold, for answers are equal or not.
+    goes by each class's first answer; "average" is refused, and so is a threshold, for answers are equal or not.
 
     All responses without an answer share one class, the empty ones included, or babble would be the most diverse
     response of all. In that class, too, is a response that math-verify fails to read, or not within DEADLINE; a
     comparison that fails or takes longer leaves two answers different. Both are counted in a warning.
     """
 
-    def __init__(self, *, clustering: str | None = None) -> None:
-        self.clustering = check_clustering(DEFAULT_CLUSTERING if clustering is None else clustering)
-        if self.clustering == "pairwise":
+    @classmethod
+    def check_arguments(cls, *, clustering: str | None = None) -> None:
+        if clustering == "average":
             raise DarlingError(
                 'clustering "union_find" or "greedy" for the partition model answer',
                 f"{clustering!r}",
                 f"drop {spelled('clustering')}",
             )
+
+    def __init__(self, *, clustering: str | None = None) -> None:
+        self.check_arguments(clustering=clustering)
+        self.clustering = check_clustering(DEFAULT_CLUSTERING if clustering is None else clustering)
         check_installed("the partition model answer")
         self._workers = MathWorkers(WORKERS)
         (trial,) = self._workers.run(read_answer, [(r"It is $\frac{1}{2}$.",)], deadline=DEADLINE)  # starts them, too

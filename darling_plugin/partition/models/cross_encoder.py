@@ -79,6 +79,7 @@ class CrossEncoder(PairwiseModel):
     """
 
     threshold = 0.5
+    calibrated = True
     special_tokens: tuple[str, str, str] | None = None  # before, between and after; None: the tokenizer's own
 
     def __init__(

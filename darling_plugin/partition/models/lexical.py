@@ -28,11 +28,13 @@ class Lexical(PairwiseModel):
 
     Its weakness: it sees wording, not meaning. A paraphrase counts as different, and a policy learns to use that: with
     4-gram diversity in place of the classifier, arXiv 2509.02534 saw maths answers gain text after the answer and
-    other languages. (There it is a number from 0 to 1 a response; here the overlap decides, at a threshold, whether
-    two responses are equivalent.) Languages written without spaces come out as a few very long words.
+    other languages. With --darling.diversity expected a response's diversity is 1 minus its mean overlap with the
+    others, the number from 0 to 1 of that ablation; with classes the overlap decides, at a threshold, whether two
+    responses are equivalent. Languages written without spaces come out as a few very long words.
     """
 
     threshold = 0.5
+    is_overlap = True
 
     def __init__(
         self, size: str | None = None, *, threshold: float | None = None, clustering: str | None = None

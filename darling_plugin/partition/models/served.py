@@ -38,6 +38,7 @@ class Served(PairwiseModel):
     """
 
     threshold = 0.5
+    calibrated = True
     patience = 60.0
 
     def __init__(

@@ -43,6 +43,7 @@ class VLLMClassifier(PairwiseModel):
     """
 
     threshold = 0.5
+    calibrated = True
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class Head(SimilarityModel):
         compile_after: as for cross-encoder.
     """
 
+    calibrated = True
+
     def __init__(
         self,
         path: str,
