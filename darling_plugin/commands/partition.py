@@ -42,9 +42,10 @@ a line out:  {"prompt": ..., "responses": ..., "id": 7, "labels": [0, 0, 1], "di
   zcat responses.jsonl.gz | darling-partition --threshold 0.7 | jq .diversity
 
 labels: the class of each response; diversity: the share of the other responses that lie in other classes. With
---clustering pairwise, "equivalent" is added too: which pairs were judged to say the same.
-Lines go out in the order they came in, 64 groups at a time and the rest when the input ends. A line that is no group,
-or that the partition model fails on, is named on stderr and left out.
+--clustering pairwise, "equivalent" is added too: which pairs were judged to say the same. Other keys stay as they are.
+
+Lines go out in the order in which they came in, 64 groups at a time. A line that is no group, or on which the
+partition model fails, is named on stderr and left out.
 
 exit status: 0; 1 if lines were left out; 2 for wrong usage; 130 after Ctrl-C
 """
@@ -108,8 +109,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("file", metavar="FILE.jsonl", nargs="?", default="-", help="a group a line; default: stdin")
-    parser.add_argument("-o", "--output", metavar="OUT.jsonl", default="-", help="default: stdout")
+    parser.add_argument(
+        "file", metavar="FILE.jsonl", nargs="?", default="-", help="groups to read, one a line; default: stdin"
+    )
+    parser.add_argument("-o", "--output", metavar="OUT.jsonl", default="-", help="file to write; default: stdout")
     for flag in fields(DarlingConfig):
         if flag.name in FLAGS:
             add_flag(parser, flag, f"--{flag.name}", flag.name)

@@ -18,6 +18,13 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.log import read_partitions
 
 TITLE_WIDTH = 60
+EXAMPLE = """\
+  darling-show runs/demo --groups 5
+
+DIR holds the run's partitions.jsonl. Means leave out the groups that could not be partitioned.
+
+exit status: 0; 2 where there is nothing to show
+"""
 
 # Where a turn begins, with its role: ChatML, Llama 3, gpt-oss and Granite; Gemma; Phi, Zephyr and DeepSeek; Mistral.
 TURN = re.compile(
@@ -107,9 +114,15 @@ def show(log_dir: Path, groups: int, console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="darling-show", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="darling-show",
+        description="Shows what a run did: means of each training step, then groups of the last one class by class.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("log_dir", metavar="DIR", type=Path, help="--darling.log_dir of a run, finished or not")
-    parser.add_argument("--groups", type=int, default=3, help="groups of the last step to show; default: 3")
+    parser.add_argument("--groups", type=int, default=3, help="how many groups of the last step; default: 3")
     arguments = parser.parse_args(argv)
     try:
         show(arguments.log_dir, arguments.groups, Console())
