@@ -13,7 +13,7 @@ shaping.py     the order of it all: gate, quality-only groups, weight, floor, re
 metrics.py     what is logged about all of it
 commands/      darling-partition, -show, -train-partition, -label-pairs
 training/      partition models from labels, labels from a judge
-evaluation/    how good a measurement of diversity is
+evaluation/    how good a measured diversity is
 openrlhf/      the only folder that knows OpenRLHF and Ray: it carries the above into the training loop
 """
 

@@ -29,10 +29,12 @@ a line out: {"prompt": "Name a fruit", "generation_0": "Apple!", "generation_1":
   darling-label-pairs responses.jsonl -o pairs.jsonl --url http://localhost:8000 --estimate_only
   darling-label-pairs responses.jsonl -o pairs.jsonl --url http://localhost:8000 --task maths --pairs_per_prompt 4
 
-Every pair is asked about in both orders; "yes" means the same. It is written where both answers agree, with the
-probabilities p of "yes". Pairs on which they disagree go to OUT.disagreed.jsonl, pairs without an answer of yes or
-no to OUT.unanswered.jsonl. A run that was stopped goes on when the same command is given again; with another task or
-model it is refused. The key is OPENAI_API_KEY.
+Every pair is asked about in both orders; "yes" means the same. A pair goes to OUT.jsonl where both answers agree, with
+the probability of "yes" in each order (p). Where they disagree it goes to OUT.disagreed.jsonl, without an answer of
+yes or no to OUT.unanswered.jsonl.
+
+After a stop, give the same command again: it goes on. Another task or model for the same OUT is refused. If the server
+wants a key, set OPENAI_API_KEY.
 
 exit status: 0; 1 if pairs were left unanswered; 2 for input, usage or a server that was wrong; 130 after Ctrl-C
 """
@@ -60,19 +62,24 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("file", metavar="RESPONSES.jsonl", type=Path, help="a prompt and its responses a line")
-    add("-o", "--output", metavar="OUT.jsonl", type=Path, required=True)
-    add("--url", required=True, help="of an OpenAI-compatible server, with or without /v1")
-    add("--model", help="its name there; not needed where the server has one only")
+    add("file", metavar="RESPONSES.jsonl", type=Path, help="groups to label: a prompt and its responses a line")
+    add("-o", "--output", metavar="OUT.jsonl", type=Path, required=True, help="file for the labelled pairs")
+    add("--url", required=True, help="where an OpenAI-compatible server listens, with or without /v1")
+    add("--model", help="the chat model; not needed where the server has one only")
     add("--task", choices=tuple(QUESTIONS), default="open", help="what counts as the same; default: open. maths: "
         "whether two solutions take the same approach")  # fmt: skip
-    add("--pairs_per_prompt", type=int, help="of each line, drawn at random; default: all")
-    add("--seed", type=int, default=0, help="of that draw")
-    add("--max_chars", type=int, default=MAX_CHARS, help=f"of each text, the middle is left out; default: {MAX_CHARS}")
-    add("--concurrency", type=int, default=CONCURRENCY, help=f"pairs at a time; default: {CONCURRENCY}")
-    add("--input_price", type=float, help="of a million tokens; with --output_price, for the estimate")
-    add("--output_price", type=float, help="of a million tokens")
-    add("--estimate_only", action="store_true", help="say what it would cost, and stop")
+    add("--pairs_per_prompt", type=int, help="how many pairs of each line, drawn at random; default: all")
+    add("--seed", type=int, default=0, help="seed of that draw; default: 0")
+    add(
+        "--max_chars",
+        type=int,
+        default=MAX_CHARS,
+        help=f"of a longer text the middle is left out; default: {MAX_CHARS}",
+    )
+    add("--concurrency", type=int, default=CONCURRENCY, help=f"pairs asked about at a time; default: {CONCURRENCY}")
+    add("--input_price", type=float, help="price of a million tokens in, for the estimate; with --output_price")
+    add("--output_price", type=float, help="price of a million tokens out")
+    add("--estimate_only", action="store_true", help="say what it would cost, and stop: nothing is asked")
     return parser
 
 

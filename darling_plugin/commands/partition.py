@@ -49,13 +49,15 @@ a line out:  {"prompt": ..., "responses": ..., "id": 7, "labels": [0, 0, 1], "di
   zcat responses.jsonl.gz | darling-partition --threshold 0.7 | jq .diversity
 
 labels: the class of each response; diversity: the share of the other responses that lie in other classes, or what
---diversity says. Where all pairs had to be scored "similarity" is added, and with --partition_text what of each
-response was "compared", null where all of it was.
+--diversity says. Where all pairs had to be scored, "similarity" is added, and with --partition_text what of each
+response was "compared", null where all of it was. Other keys stay as they are.
+
 --report is for lines that have true labels, as {"prompt": ..., "responses": ..., "labels": [0, 0, 1]}. They go out as
 "true_labels", and at the end a table says how the three kinds of diversity compare with theirs, as deviations from
 the group's mean: push is how much of a true difference arrives, noise what else does, for a unit of push.
-Lines go out in the order they came in, 64 groups at a time and the rest when the input ends. A line that is no group,
-or that the partition model fails on, is named on stderr and left out.
+
+Lines go out in the order in which they came in, 64 groups at a time. A line that is no group, or on which the
+partition model fails, is named on stderr and left out.
 
 exit status: 0; 1 if lines were left out; 2 for wrong usage; 130 after Ctrl-C
 """
@@ -118,8 +120,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("file", metavar="FILE.jsonl", nargs="?", default="-", help="a group a line; default: stdin")
-    parser.add_argument("-o", "--output", metavar="OUT.jsonl", default="-", help="default: stdout")
+    parser.add_argument(
+        "file", metavar="FILE.jsonl", nargs="?", default="-", help="groups to read, one a line; default: stdin"
+    )
+    parser.add_argument("-o", "--output", metavar="OUT.jsonl", default="-", help="file to write; default: stdout")
     parser.add_argument("--report", action="store_true", help="compare with the labels that the lines have")
     for flag in fields(DarlingConfig):
         if flag.name in FLAGS:

@@ -17,7 +17,25 @@ from rich.text import Text
 from darling_plugin.errors import DarlingError
 from darling_plugin.log import read_partitions
 
-CHAT_TOKEN = re.compile(r"<\|[^|>]*\|>")
+TITLE_WIDTH = 60
+EXAMPLE = """\
+  darling-show runs/demo --groups 5
+
+DIR holds the run's partitions.jsonl. Means leave out the groups that could not be partitioned.
+
+exit status: 0; 2 where there is nothing to show
+"""
+
+# Where a turn begins, with its role: ChatML, Llama 3, gpt-oss and Granite; Gemma; Phi, Zephyr and DeepSeek; Mistral.
+TURN = re.compile(
+    r"<(?:\|(?:im_start|start_header_id|start_of_role|start)\||start_of_turn)>(?P<role>\w+)"
+    r"(?:<\|(?:end_header_id|end_of_role|message)\|>)?"
+    r"|<[|｜](?P<named>user|assistant|system)[|｜]>"
+    r"|(?P<opened>\[INST\])|\[/INST\]",
+    re.IGNORECASE,
+)
+END_OF_TURN = re.compile(r"\s*(?:<\|(?:im_end|eot_id|end|end_of_text|endoftext)\|>|<end_of_turn>|</s>)\s*$")
+SYSTEM_IN_TURN = re.compile(r"^\s*<<SYS>>.*?<</SYS>>", re.DOTALL)  # Llama 2
 
 
 def steps_table(records: list[dict[str, Any]]) -> Table:
@@ -38,10 +56,32 @@ def steps_table(records: list[dict[str, Any]]) -> Table:
     return table
 
 
+def asked(prompt: str) -> str:
+    """What the user asked last, out of the marks of a chat template. A prompt without such marks stays as it is."""
+    turns = list(TURN.finditer(prompt))
+    ends = [turn.start() for turn in turns[1:]] + [len(prompt)]
+    of_user = [
+        prompt[turn.end() : end]
+        for turn, end in zip(turns, ends, strict=False)
+        if turn["opened"] or (turn["role"] or turn["named"] or "").lower() == "user"
+    ]
+    return SYSTEM_IN_TURN.sub("", END_OF_TURN.sub("", of_user[-1])).strip() if of_user else prompt
+
+
+def shortened(text: str, width: int) -> str:
+    """The text on one line, cut before the word with which it would be longer than `width`."""
+    text = " ".join(text.split())
+    if len(text) <= width:
+        return text
+    words = text[: width - 1].rpartition(" ")[0]
+    # A script without spaces, or a long formula, has no word's end nearby.
+    return f"{words} …" if 2 * len(words) >= width else f"{text[: width - 1]}…"
+
+
 def group_table(record: dict[str, Any]) -> Table:
-    """The responses of one group, class by class."""
-    prompt = " ".join(CHAT_TOKEN.sub(" ", record["prompt"]).split())
-    table = Table(title=Text(f"step {record['step']}: …{prompt[-60:]}"), title_justify="left")
+    """The responses of one group, class by class, under what was asked."""
+    title = f"step {record['step']}: {shortened(asked(record['prompt']), TITLE_WIDTH)}"
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("class", justify="right", min_width=5)
     table.add_column("response", overflow="fold")
     for column in ("quality", "diversity", "reward"):
@@ -74,9 +114,15 @@ def show(log_dir: Path, groups: int, console: Console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="darling-show", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="darling-show",
+        description="Shows what a run did: means of each training step, then groups of the last one class by class.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("log_dir", metavar="DIR", type=Path, help="--darling.log_dir of a run, finished or not")
-    parser.add_argument("--groups", type=int, default=3, help="groups of the last step to show; default: 3")
+    parser.add_argument("--groups", type=int, default=3, help="how many groups of the last step; default: 3")
     arguments = parser.parse_args(argv)
     try:
         show(arguments.log_dir, arguments.groups, Console())

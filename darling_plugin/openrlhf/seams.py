@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import inspect
 import os
+import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -137,11 +138,32 @@ def seams_of(release: str) -> tuple[Seam, ...]:
 @functools.cache
 def installed_seams() -> tuple[Seam, ...]:
     """Every seam as the installed OpenRLHF has it."""
-    return seams_of(version("openrlhf"))
+    return seams_of(installed_release())
 
 
 def installed_seam(role: str) -> Seam:
     return next(seam for seam in installed_seams() if seam.role == role)
+
+
+def installed_release() -> str:
+    """The release of the OpenRLHF that this process imports.
+
+    Raises DarlingError where nothing names it. A worker on another node than the driver may have no OpenRLHF, or its
+    code alone, from PYTHONPATH or the working_dir of a Ray job.
+    """
+    try:
+        return version("openrlhf")
+    except PackageNotFoundError:
+        package = importlib.util.find_spec("openrlhf")
+        code = list(package.submodule_search_locations or ()) if package else []
+        found = (
+            f"its code alone, in {code[0]}: no openrlhf-*.dist-info names its release" if code else "none installed"
+        )
+        raise DarlingError(
+            f"OpenRLHF {' or '.join(SUPPORTED_OPENRLHF)}, installed",
+            f"{found} (node {platform.node()}, Python in {sys.prefix})",
+            "install OpenRLHF there with pip, as its README says; on a cluster on every node",
+        ) from None
 
 
 def check_installed_openrlhf() -> None:
@@ -149,12 +171,7 @@ def check_installed_openrlhf() -> None:
 
     Reads the source files instead of importing them: importing OpenRLHF takes many seconds.
     """
-    try:
-        release = version("openrlhf")
-    except PackageNotFoundError:
-        raise DarlingError(
-            f"OpenRLHF {' or '.join(SUPPORTED_OPENRLHF)}", "none installed", "install OpenRLHF as its README says"
-        ) from None
+    release = installed_release()
     if release not in SUPPORTED_OPENRLHF:
         raise DarlingError(
             f"an OpenRLHF this plugin was proven on: {', '.join(SUPPORTED_OPENRLHF)}",

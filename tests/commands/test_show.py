@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from darling_plugin.commands.show import main
+from darling_plugin.commands.show import asked, main, shortened
 
 
 @pytest.fixture
@@ -49,18 +49,19 @@ def test_a_row_a_step_and_the_last_steps_groups_class_by_class(log_dir, capsys):
     rows = [line.replace("│", " ").split() for line in said.splitlines()]
     assert ["1", "0.500", "1.000", "2.00", "0.500"] in rows
     assert ["2", "0.500", "0.667", "2.00", "0.333"] in rows
-    assert "step 2: …Question of step 2" in said and "step 1: …" not in said and "9.000" not in said
+    assert "step 2: Question of step 2" in [line.strip() for line in said.splitlines()]
+    assert "step 1: " not in said and "9.000" not in said
     assert said.index("answer 0 of 0") < said.index("answer 0 of 2") < said.index("answer 1 of 1")
 
 
 def test_no_more_groups_than_asked_for(log_dir, capsys):
     assert main([log_dir(*[group(1, [0, 1], [1.0, 1.0])] * 5), "--groups", "2"]) == 0
-    assert capsys.readouterr().out.count("step 1: …") == 2
+    assert capsys.readouterr().out.count("step 1: ") == 2
 
 
 def test_a_line_that_is_being_written_is_left_out(log_dir, capsys):
     assert main([log_dir(group(1, [0, 1], [1.0, 1.0]), end='\n{"step": 2, "spl')]) == 0
-    assert "step 1: …" in capsys.readouterr().out
+    assert "step 1: " in capsys.readouterr().out
 
 
 def test_a_folder_without_partitions_is_named(tmp_path, capsys):
@@ -76,3 +77,52 @@ def test_a_run_before_its_first_step_has_nothing_to_show(log_dir, capsys):
 def test_a_broken_line_is_not_passed_over(log_dir, capsys):
     assert main([log_dir(group(1, [0, 1], [1.0, 1.0]), end="\nnonsense\n")]) == 2
     assert "as --darling.log_dir writes it" in capsys.readouterr().err
+
+
+QUESTION = "Name a fruit.\nAny fruit, e.g. <b>apple</b>"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n",
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday: 26 Jul<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<s>[INST] {} [/INST]",
+        "<s>[INST] <<SYS>>\nBe\nbrief.\n<</SYS>>\n\n{} [/INST] Sure:",
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]Hello[/INST]Hi</s>[INST]{}[/INST]",
+        "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+        "<|user|>\n{}<|end|>\n<|assistant|>\n",
+        "<|system|>\n</s>\n<|user|>\n{}</s>\n<|assistant|>\n",
+        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>{}<｜Assistant｜><think>\n",
+        "<|start|>system<|message|>Be brief.<|end|><|start|>user<|message|>{}<|end|><|start|>assistant",
+        "<|start_of_role|>user<|end_of_role|>{}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+        "{}",
+    ],
+)
+def test_what_the_user_asked_is_shown_without_the_chat_template(prompt):
+    assert asked(prompt.format(QUESTION)) == QUESTION
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "  user: f <| x |> g </s>\n", "<s>Once upon a time", "<|im_start|>system\nOnly"]
+)
+def test_a_prompt_without_a_users_turn_stays_as_it_is(prompt):
+    assert asked(prompt) == prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("short enough", "short enough"),
+        ("twelve  chars\n", "twelve chars"),
+        ("one two three four", "one two …"),
+        ("one two thr four", "one two …"),
+        ("我喜欢吃苹果和香蕉还有其他的水果", "我喜欢吃苹果和香蕉还有…"),
+        ("x = sqrt(2)+sqrt(3)", "x = sqrt(2)…"),
+    ],
+)
+def test_a_title_is_cut_at_a_word(text, shown):
+    assert shortened(text, 12) == shown and len(shown) <= 12

@@ -120,6 +120,23 @@ def test_a_renamed_parameter_reaches_the_hook_by_the_name_it_knows():
     assert seam.arguments(wrapped, (), {"step": 3, "metrics": {"a": 1}}) == expected
 
 
+@pytest.mark.parametrize("has_code", [True, False])
+def test_a_worker_without_openrlhfs_metadata_says_what_to_install(tmp_path, has_code):
+    code = tmp_path / "openrlhf"
+    if has_code:  # as a Ray job's working_dir or PYTHONPATH brings it, without a dist-info
+        code.mkdir()
+        (code / "__init__.py").touch()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(seams.__file__).parents[2]}"}
+    asks = "from darling_plugin.openrlhf.seams import installed_seams; installed_seams()"
+    done = subprocess.run(  # -S: without the installed packages
+        [sys.executable, "-S", "-c", asks], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert done.returncode != 0 and "DarlingError" in done.stderr, done.stderr
+    _, found, do = done.stderr.rsplit("darling-plugin\n", 1)[1].splitlines()
+    assert (f"its code alone, in {code}" if has_code else "none installed") in found
+    assert "on every node" in do and "PackageNotFoundError" not in done.stderr
+
+
 def test_seams_import_the_standard_library_alone():
     imported = {
         (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else node.names[0].name.split(".")[0]
