@@ -1,9 +1,12 @@
+import math
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darling_plugin.diversity import class_diversity, pair_diversity
+from darling_plugin.diversity import class_diversity, expected_diversity, pair_diversity
 
 
 def oracle_class_diversity(labels):
@@ -115,3 +118,32 @@ def test_pair_diversity_has_no_transitive_closure():
 @pytest.mark.parametrize("diagonal", [True, False])
 def test_pair_diversity_of_a_group_of_one(diagonal):
     assert pair_diversity(torch.tensor([[diagonal]])).tolist() == [1.0]
+
+
+# --- expected diversity
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.randoms())
+def test_expected_diversity_matches_the_mean_over_all_outcomes(n, random):
+    """The mean of pair_diversity over every way in which pairs can turn out, weighed by its probability."""
+    p = torch.eye(n)
+    for i in range(n):
+        for j in range(i):
+            p[i, j] = p[j, i] = random.randrange(101) / 100
+    found = expected_diversity(p)
+    assert found.dtype == torch.float32 and found.shape == (n,)
+    for i in range(n):
+        others = [p[i, j].item() for j in range(n) if j != i]
+        mean = 0.0
+        for outcome in product([True, False], repeat=len(others)):
+            weight = math.prod(q if same else 1 - q for q, same in zip(others, outcome, strict=True))
+            mean += weight * (outcome.count(False) / len(others) if others else 1.0)
+        assert found[i].item() == pytest.approx(mean, abs=1e-5)
+
+
+def test_expected_diversity_of_certain_probabilities_is_pair_diversity_and_cosines_are_cut_off():
+    equivalent = torch.tensor([[True, True, False], [True, True, True], [False, True, True]])
+    assert torch.equal(expected_diversity(equivalent.float()), pair_diversity(equivalent))
+    cosines = torch.tensor([[1.0, -0.5, 1.2], [-0.5, 1.0, 0.5], [1.2, 0.5, 1.0]])
+    assert expected_diversity(cosines).tolist() == [0.5, 0.75, 0.25]

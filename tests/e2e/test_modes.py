@@ -1,6 +1,7 @@
 """Real runs of every way OpenRLHF trains, each with DARLING on and its partitions.jsonl recomputed."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import launching
@@ -63,7 +64,8 @@ def test_a_reward_model_with_rloo_kl_as_a_loss_and_a_last_partial_batch_on_gemma
     records, logged, _ = train(
         inputs,
         tiny_model.build(tmp_path / "gemma3", "gemma3"),
-        *["--darling.quality_transform", "group_min"],
+        *["--darling.quality_transform", "group_min", "--darling.quality_gate", "top:0.5"],
+        *["--darling.diversity", "expected", "--darling.weight", "1.5", "--darling.clustering", "average"],
         reward__remote_url=None,
         reward__model_name_or_path=str(reward_model),
         reward__num_gpus_per_node="1",
@@ -77,6 +79,9 @@ def test_a_reward_model_with_rloo_kl_as_a_loss_and_a_last_partial_batch_on_gemma
     assert steps(records) == [1] * 4 + [2] * 2, "six prompts, four a step"
     assert min(value for record in records for value in record["quality"]) < 0
     assert all(min(record["reward"]) == 0 for record in records), "group_min zeroes each group's worst"
+    assert all(2 <= sum(label >= 0 for label in record["labels"]) < 4 for record in records), "the better half"
+    assert all(all(row[k] == 1 for k, row in enumerate(record["similarity"])) for record in records), "of all"
+    assert logged["train/darling/signal"][1] > 0
     assert logged["train/kl"][2] != 0
 
 
@@ -138,6 +143,7 @@ def test_async_partial_rollout_with_oversampling_two_engines_two_actors_and_eval
         inputs,
         tied_model,
         *["--darling.diversity", "pairs", "--darling.num_partition_actors", "2"],
+        *["--darling.partition_text", "after:a"],
         vllm__num_engines="2",
         train__async_enable="",
         train__partial_rollout_enable="",
@@ -149,7 +155,20 @@ def test_async_partial_rollout_with_oversampling_two_engines_two_actors_and_eval
         train__batch_size="8",
     )
     assert steps(records) == [1] * 4 + [2] * 4 + [3] * 2, "eight prompts at once, then the last two, four a step"
-    assert all(len(record["similarity"]) == len(record["labels"]) for record in records)
+    missing = {}
+    for record in records:
+        after = [text.rpartition("a")[2] if "a" in text else "" for text in record["responses"]]
+        assert record["compared"] == [
+            None if some == text else some for some, text in zip(after, record["responses"], strict=True)
+        ]
+        step = missing.setdefault((record["split"], record["step"]), [])
+        step += ["a" not in text for text in record["responses"]]
+        for i, j in combinations(range(len(after)), 2):
+            if not (after[i].strip() and after[j].strip()):
+                assert record["similarity"][i][j] == (after[i].strip() == after[j].strip())
+    for (split, step), of_step in missing.items():
+        assert logged[f"{split}/darling/text_missing"][step] == pytest.approx(sum(of_step) / len(of_step), abs=1e-6)
+    assert 0 < sum(sum(of_step) for of_step in missing.values()) < sum(map(len, missing.values()))
     evaluated = sorted(set(steps(records, "eval")))
     assert evaluated and evaluated == sorted(logged["eval/darling/diversity"]), "at the steps OpenRLHF says"
     for step in evaluated:

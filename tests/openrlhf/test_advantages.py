@@ -95,6 +95,36 @@ def test_whoever_edits_a_registered_advantage_changes_what_is_trained_on(install
         assert torch.equal(a.rewards, b.rewards)
 
 
+# Responses 0 and 1, 1 and 2 are equivalent, 3 to nothing.
+CHAIN = [[1.0, 0.9, 0.1, 0.2], [0.9, 1.0, 0.9, 0.0], [0.1, 0.9, 1.0, 0.3], [0.2, 0.0, 0.3, 1.0]]
+
+
+@pytest.mark.parametrize("sizes", [[8], [3, 5], [1] * 8])
+def test_a_reward_models_quality_is_gated_here(installed, configured, sizes):
+    configured(quality_gate="above:0", log_dir="somewhere")
+    quality = [[1.0, -1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 1.0]]
+    order = [7, 0, 3, 2, 4, 1, 6, 5]
+    experiences = make_experiences(quality, [[0, 0, 0, 1]] * 2, sizes, order, similarity=[CHAIN, CHAIN])
+    configured(quality_gate="above:0", quality_transform="raw", diversity_floor=0.0, log_dir="somewhere")
+    maker = make_maker(remote_url=None)
+    out = maker.compute_advantages_and_returns(experiences)
+    rewards = by_place(out, lambda e: e.rewards.tolist())
+    # Without the link between them the first and third are two classes; left out: diversity 0.
+    expected = [1.0, 0.0, 1.0, 0.5, 1 / 3, 1 / 3, 1 / 3, 1.0]
+    assert [rewards[k] for k in range(8)] == pytest.approx(expected)
+    assert [record["labels"] for record in maker.darling_records] == [[0, -1, 1, 2], [0, 0, 0, 1]]
+    assert maker.darling_records[0]["similarity"] == CHAIN, "as decimals, all of it"
+    assert maker.darling_metrics["darling/classes_per_group"] == 2.5
+
+
+def test_a_reward_functions_quality_was_gated_before(installed, configured):
+    configured(quality_gate="above:0", quality_transform="raw", diversity_floor=0.0)
+    experiences = make_experiences([[1.0, -1.0, 1.0, 0.5]], [[0, -1, 0, 1]], [4], similarity=[CHAIN])
+    out = make_maker().compute_advantages_and_returns(experiences)
+    found = by_place(out, lambda e: e.rewards.tolist())
+    assert [found[k] for k in range(4)] == pytest.approx([2 / 3, 0, 2 / 3, 0.5]), "by the diversity that was sent"
+
+
 def test_centered_std(installed, configured):
     configured(advantage="centered_std", diversity_floor=0.0)
     out = make_maker().compute_advantages_and_returns(make_experiences([[1.0, 1.0, 0.0, 1.0]], [[0, 1, 2, 3]], [4]))

@@ -201,6 +201,29 @@ def test_dividing_by_a_standard_deviation_warns_once_and_names_the_ablation(caps
     assert warning is None or re.search(warning, said)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], 1),
+        (["--darling.cpu"], 0),
+        (["--darling.partition_model", "lexical"], 0),
+        (["--darling.gpus_per_partition_actor", "0.2"], 0),
+    ],
+)
+def test_a_run_on_gpus_that_partitions_with_the_small_default_says_so(capsys, flags, said):
+    config, rest = parse([*ENABLED, *flags])
+    launch.check(config, rest)
+    assert capsys.readouterr().err.count("partitioned by `default`, a small model, on the CPU") == said
+
+
+def test_expected_diversity_of_a_model_that_gives_no_probabilities_is_warned_of(caplog):
+    for model in ("embedding", "default", "lexical"):
+        config, rest = parse([*ENABLED, "--darling.partition_model", model, "--darling.diversity", "expected"])
+        launch.check(config, rest)
+    (warning,) = caplog.records
+    assert "diversity expected takes the similarity of Embedding" in warning.message
+
+
 COLOCATED = [*ENABLED, "--train.colocate_all", "--actor.num_gpus_per_node", "2", "--darling.gpus_per_partition_actor"]
 
 

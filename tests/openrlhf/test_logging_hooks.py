@@ -1,6 +1,7 @@
 """The hooks that log, on OpenRLHF's own classes, without Ray: metrics, partitions.jsonl, a run that resumes."""
 
 import json
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,9 @@ def test_every_metric_of_a_step(installed, configured):
             "darling/diversity": (3 * 1 / 3 + 1) / 8,
             "darling/classes_per_group": 1.5,
             "darling/one_class_share": 0.5,
+            "darling/flat_share": 0.5,
+            # counted 0.5, 0.5, 0.5, 1 about 0.625, times the quality: -1/8, 0, -1/8, 3/8
+            "darling/signal": statistics.pstdev([-1 / 8, 0, -1 / 8, 3 / 8]) / 2,
             "darling/floor_share": 7 / 8,
             "darling/reward": (0.5 + 0 + 0.5 + 1 + 4 * 0.25) / 8,
             "darling/quality_only_groups": 0.0,
@@ -124,6 +128,7 @@ def test_evaluation_keeps_its_rewards_and_logs_its_diversity(installed, configur
         "darling/diversity": 0.5,
         "darling/classes_per_group": 1.5,
         "darling/one_class_share": 0.5,
+        "darling/flat_share": 1.0,
         "darling/quality_only_groups": 0.0,
     }
     assert not (tmp_path / "partitions.jsonl").exists(), "the step is known to the trainer alone"
@@ -228,3 +233,21 @@ def test_a_run_that_does_not_resume_rewinds_nothing(installed, configured, tmp_p
     append_partitions(str(tmp_path), [{"step": 1}])
     ppo_trainer.BasePPOTrainer.init_checkpoint_states(make_trainer(None, tmp_path, resumes=False))
     assert (tmp_path / "partitions.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_what_was_compared_stands_in_the_log_where_it_is_not_the_whole_response(configured, tmp_path):
+    configured(log_dir=str(tmp_path), partition_text="after:12 ")
+    record = {"prompt": "p", "responses": [[11, 12, 13], [14], []], "labels": [0, 1, 1]}
+    hooks._append([record, {**record, "labels": None}], Tokenizer(), 3, "train")
+    compared, failed = map(json.loads, (tmp_path / "partitions.jsonl").read_text().splitlines())
+    assert compared["responses"] == ["11 12 13", "14", ""]
+    assert compared["compared"] == ["13", "", None]
+    assert failed["compared"] is None
+
+
+def test_steps_without_a_signal_are_warned_of(caplog):
+    trainer = SimpleNamespace()
+    for _ in range(25):
+        hooks._warn_without_signal(trainer, {"darling/diversity": 0.99, "darling/flat_share": 0.2})
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING" and "For 20 steps nearly every response" in warning.message

@@ -18,7 +18,13 @@ class Tokenizer:
 
 
 def make_maker(estimator="dr_grpo", n=4, kl=0.0, **reward_flags):
-    reward = {"clip_range": (-10, 10), "overlong_buffer_len": None, "stop_properly_penalty_coef": None, **reward_flags}
+    reward = {
+        "clip_range": (-10, 10),
+        "remote_url": "reward.py",
+        "overlong_buffer_len": None,
+        "stop_properly_penalty_coef": None,
+        **reward_flags,
+    }
     args = SimpleNamespace(
         rollout=SimpleNamespace(n_samples_per_prompt=n),
         algo=SimpleNamespace(
@@ -26,6 +32,7 @@ def make_maker(estimator="dr_grpo", n=4, kl=0.0, **reward_flags):
             kl=SimpleNamespace(use_loss=False),
         ),
         reward=SimpleNamespace(**reward),
+        train=SimpleNamespace(agent_func_path=None),
         data=SimpleNamespace(max_len=64),
     )
     return experience_maker.RemoteExperienceMaker(
@@ -33,8 +40,11 @@ def make_maker(estimator="dr_grpo", n=4, kl=0.0, **reward_flags):
     )
 
 
-def make_experiences(quality, labels, sizes, order=None, *, quality_only=(), kl=0.0, drop=()):
-    """Experiences of `sizes` samples each, holding the samples of (P, n) `quality` and `labels` in `order`."""
+def make_experiences(quality, labels, sizes, order=None, *, quality_only=(), kl=0.0, drop=(), similarity=None):
+    """Experiences of `sizes` samples each, holding the samples of (P, n) `quality` and `labels` in `order`.
+
+    similarity: (P, n, n), where the actors send it along; threshold 0.5, union_find.
+    """
     quality, labels = torch.as_tensor(quality, dtype=torch.float32), torch.as_tensor(labels)
     groups, n = quality.shape
     order = list(range(groups * n)) if order is None else order
@@ -55,6 +65,10 @@ def make_experiences(quality, labels, sizes, order=None, *, quality_only=(), kl=
             responses.SCORING_SECONDS: torch.full((size,), 0.25),
             "reward": quality.flatten()[places],
         }
+        if similarity is not None:
+            info[responses.SIMILARITY] = torch.as_tensor(similarity).flatten(0, 1)[places]
+            info[responses.THRESHOLD] = torch.full((size,), 0.5)
+            info[responses.CLUSTERING] = torch.zeros(size, dtype=torch.long)
         for key in drop:
             del info[key]
         lengths = [1 + place % (TOKENS - 1) for place in places]
