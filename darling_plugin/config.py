@@ -4,7 +4,8 @@ import argparse
 import json
 import math
 import os
-from dataclasses import Field, asdict, dataclass, field, fields
+import re
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from darling_plugin.diversity import DIVERSITIES
@@ -92,14 +93,24 @@ class DarlingConfig:
     gpus_per_partition_actor: float = _flag(0.0, "GPU share of each; 0 partitions on the CPU", type=float)
     partition_timeout: float = _flag(
         1800.0,
-        "seconds the partition model may take for the groups it is given together; after longer its process is "
-        "started again and they are tried one by one, and one that takes longer alone cannot be partitioned",
+        "seconds the partition model may take for the groups it is given together, of a million characters at most; "
+        "after longer its process is started again and they are tried one by one, and one that takes longer alone "
+        "cannot be partitioned",
         type=float,
+    )
+    start_timeout: float = _flag(
+        600.0, "seconds for the partition actors to find room and load their model, at the start", type=float
     )
     on_error: str = _flag(
         "fail",
         "when a group cannot be partitioned: fail (stop the run) or quality_only (train it on quality, count it)",
         choices=("fail", "quality_only"),
+    )
+    quality_only_limit: float = _flag(
+        0.5,
+        "under --darling.on_error quality_only: the run stops when more than this share of the last 64 training "
+        "groups could not be partitioned; 1 never stops it",
+        type=float,
     )
     log_dir: str | None = _flag(None, "folder for partitions.jsonl (a line a group) and run.json (flags, versions)")
     import_path: str | None = _flag(
@@ -129,8 +140,12 @@ class DarlingConfig:
             raise _bad_value("threshold", "a finite number", self.threshold)
         if self.num_partition_actors < 1:
             raise _bad_value("num_partition_actors", "at least 1", self.num_partition_actors)
-        if not (math.isfinite(self.partition_timeout) and self.partition_timeout > 0):
-            raise _bad_value("partition_timeout", "a finite number of seconds above 0", self.partition_timeout)
+        for name in ("partition_timeout", "start_timeout"):
+            seconds = getattr(self, name)
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise _bad_value(name, "a finite number of seconds above 0", seconds)
+        if not 0.0 <= self.quality_only_limit <= 1.0:
+            raise _bad_value("quality_only_limit", "a share from 0 to 1", self.quality_only_limit)
         if self.gpus_per_partition_actor < 0:
             raise _bad_value("gpus_per_partition_actor", "0 or more", self.gpus_per_partition_actor)
 
@@ -143,6 +158,20 @@ class DarlingConfig:
                 f"{spelled('reward')} additive, which standardizes the diversity: all weights but 0 come to the same",
                 f"drop {spelled('weight')}, or set {spelled('reward')} multiply; without diversity it is quality",
             )
+
+    def with_absolute_paths(self) -> "DarlingConfig":
+        """The same, with what names a file or folder of the user's resolved against the current folder."""
+        changed = {"log_dir": self.log_dir and os.path.abspath(self.log_dir)}
+        for name in ("import_path", "partition_model", "partition_text"):
+            # path.py, path.py:Class?option=value
+            file = re.fullmatch(r"([^:?]+\.py)(:.*)?", getattr(self, name) or "", re.DOTALL)
+            if file:
+                changed[name] = os.path.abspath(os.path.expanduser(file[1])) + (file[2] or "")
+        kind, _, argument = self.partition_model.partition(":")
+        folder, question, options = argument.partition("?")
+        if folder and os.path.exists(folder):  # head:folder; what is not there may be a name on the Hub
+            changed["partition_model"] = f"{kind}:{os.path.abspath(folder)}{question}{options}"
+        return replace(self, **changed)
 
     def to_environment(self) -> dict[str, str]:
         return {ENVIRONMENT_VARIABLE: json.dumps(asdict(self))}

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import torch
 
 from darling_plugin.openrlhf.watchdog import Watchdog
 from darling_plugin.partition import Group, Measurement
+from darling_plugin.partition.base import out_of_memory
 
 SETTLING = 1.0  # seconds that a process started after a hang waits for the groups at hand
 # How long an idle actor waits for more groups: a burst of finished prompts comes in one by one, and its first group
 # would be a batch of its own. No group is held back longer than this.
 GATHER_SECONDS = 0.005
+# Characters of the responses in a batch, about 250,000 tokens, so that --darling.partition_timeout is a deadline for
+# that much text, and not for however many groups have arrived. A single group may be longer. It is plenty for a GPU.
+BATCH_CHARACTERS = 1_000_000
 
 
 @dataclass
@@ -29,7 +35,10 @@ class Batcher:
     """Measures groups in batches.
 
     When idle, a batch is what arrives within GATHER_SECONDS of its first group; groups that arrive while a batch is
-    being measured make up the next, which begins at once.
+    being measured make up the next, which begins at once. A batch has at most BATCH_CHARACTERS: the rest waits.
+
+    After an error of the accelerator that is no shortage of memory this process ends, and Ray starts another: every
+    later call in it would fail.
 
     Args:
         measure_each: groups -> for each its Measurement, or what was raised for it.
@@ -53,8 +62,8 @@ class Batcher:
         """
         if number in self._watchdog.hung:
             raise TimeoutError(
-                f"no answer within --darling.partition_timeout {self._watchdog.limit:g} s; this actor's log says "
-                "where it hung"
+                f"no answer within --darling.partition_timeout {self._watchdog.limit:g} s, or an error that broke the "
+                "accelerator: this actor's log says which, and where"
             )
         waiting = Waiting(number, group, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -75,14 +84,36 @@ class Batcher:
             # Those that hung together are measured alone: the one that hangs again does so on its own account.
             alone = [[each] for each in arrived if each.number in self._watchdog.suspects]
             together = [each for each in arrived if each.number not in self._watchdog.suspects]
-            for batch in [together, *alone] if together else alone:
+            for batch in [*_in_batches(together), *alone]:
                 started = time.perf_counter()
                 try:
                     with self._watchdog.over([each.number for each in batch]):
                         outcomes = await asyncio.to_thread(self._measure_each, [each.group for each in batch])
                 except Exception as error:
                     outcomes = [error] * len(batch)
+                broken = next((each for each in outcomes if isinstance(each, Exception) and _breaks(each)), None)
+                if broken is not None:
+                    self._watchdog.end([each.number for each in batch], broken)
                 seconds = (time.perf_counter() - started) / len(batch)
                 for each, outcome in zip(batch, outcomes, strict=True):
                     if not each.measured.done():  # OpenRLHF up to 0.11.0 cancels groups that it no longer needs
                         each.measured.set_result((outcome, seconds))
+
+
+def _in_batches(waiting: list[Waiting]) -> Iterator[list[Waiting]]:
+    batch, characters = [], 0
+    for each in waiting:
+        own = sum(map(len, each.group.responses))
+        if batch and characters + own > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(each)
+        characters += own
+    if batch:
+        yield batch
+
+
+def _breaks(error: Exception) -> bool:
+    """Whether after this error no call of the accelerator works any more in this process."""
+    kinds = getattr(torch, "AcceleratorError", ())  # from torch 2.8; before, a RuntimeError with this text
+    return (isinstance(error, kinds) or "CUDA error:" in str(error)) and not out_of_memory(error)

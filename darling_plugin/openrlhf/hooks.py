@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from types import ModuleType
@@ -33,6 +34,7 @@ from darling_plugin.user_code import import_user_code
 
 logger = logging.getLogger(__name__)
 
+FALLBACK_GROUPS = 64  # the last of a run that --darling.quality_only_limit looks at
 EVALUATION_TIMEOUT = 60.0  # seconds for an evaluation's records, put before OpenRLHF sends its metrics, to be there
 
 
@@ -126,6 +128,7 @@ def _advantages(call_original: Callable, maker: Any, arguments: dict[str, Any]) 
         seconds=measured[responses.SCORING_SECONDS][:, 0],
     )
     maker.darling_metrics = training_metrics(shaped, scoring)
+    maker.darling_quality_only = groups.quality_only.tolist()
     maker.darling_records = records(experiences, places, shaped.groups, shaped) if config.log_dir else []
     return experiences
 
@@ -168,6 +171,7 @@ def _train_step(call_original: Callable, trainer: Any, arguments: dict[str, Any]
     maker = trainer.experience_maker
     status.update(maker.darling_metrics)
     _warn_without_signal(trainer, maker.darling_metrics)
+    _stop_where_most_fell_back(trainer, maker.darling_quality_only)
     _append(maker.darling_records, trainer.tokenizer, step, "train")
     return status, step
 
@@ -232,6 +236,20 @@ def _warn_without_signal(trainer: Any, metrics: dict[str, float]) -> None:
     warning = trainer.darling_watch.see(metrics)
     if warning:
         logger.warning(warning)
+
+
+def _stop_where_most_fell_back(trainer: Any, quality_only: list[bool]) -> None:
+    if not hasattr(trainer, "darling_fell_back"):
+        trainer.darling_fell_back = deque(maxlen=FALLBACK_GROUPS)
+    last = trainer.darling_fell_back
+    last += quality_only
+    limit = DarlingConfig.from_environment().quality_only_limit
+    if len(last) == FALLBACK_GROUPS and sum(last) > limit * FALLBACK_GROUPS:
+        raise DarlingError(
+            f"a partition of at least {1 - limit:.0%} of the last {FALLBACK_GROUPS} groups",
+            f"{sum(last)} of them could not be partitioned, and were trained on their quality alone",
+            "read why in the partition actors' logs; --darling.quality_only_limit 1 goes on all the same",
+        )
 
 
 def _append(group_records: list[dict[str, Any]], tokenizer: Any, step: int, split: str) -> None:

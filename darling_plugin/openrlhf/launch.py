@@ -28,8 +28,7 @@ def main(argv: list[str]) -> None:
     config, rest = parse(argv)
     if {"-h", "--help"} & set(rest):
         return _help(rest)
-    if config.log_dir:
-        config = replace(config, log_dir=os.path.abspath(config.log_dir))  # a worker's current folder may be another
+    config = config.with_absolute_paths()  # a worker's current folder may be another
     if config.enable or config.cpu:
         config = check(config, rest)
     if config.cpu:

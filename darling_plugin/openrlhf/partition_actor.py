@@ -30,7 +30,6 @@ from darling_plugin.user_code import import_user_code
 
 logger = logging.getLogger(__name__)
 
-START_TIMEOUT = 600.0  # seconds for the actors to be placed and the partition model to load
 # How often Ray submits a group again whose actor died, before the run stops. Ray may count a death twice: once for the
 # connection that broke, once for the process.
 RETRIES = 20
@@ -49,7 +48,7 @@ class PartitionPool:
             colocate_with: placement group whose bundles lend the actors their GPU share, in turn; None takes it from
                 what the cluster has free.
 
-        Raises DarlingError when they cannot be placed or started within START_TIMEOUT.
+        Raises DarlingError, which names those that are late, when they are not ready within --darling.start_timeout.
         """
         self._dispatched = itertools.count()
         actor_class = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(PartitionActor)
@@ -59,10 +58,11 @@ class PartitionPool:
             resources = placement.actor_options(config, colocate_with, k)
             actor = actor_class.options(**resources).remote(config, tokenizer, quality_expected, journal)
             self._actors.append(actor)
-        try:
-            self.description = ray.get([actor.describe.remote() for actor in self._actors], timeout=START_TIMEOUT)[0]
-        except ray.exceptions.GetTimeoutError:
-            raise placement.no_room(config, colocate_with, START_TIMEOUT) from None
+        descriptions = [actor.describe.remote() for actor in self._actors]
+        _, late = ray.wait(descriptions, num_returns=len(descriptions), timeout=config.start_timeout)
+        if late:
+            raise placement.no_room(config, colocate_with, [descriptions.index(each) for each in late])
+        self.description = ray.get(descriptions)[0]
 
     def submit(self, generated: ray.ObjectRef, *, split: str, max_len: int) -> ray.ObjectRef:
         """A ref to the same list of response dicts that `generated` will hold, scored."""

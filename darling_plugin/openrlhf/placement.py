@@ -104,16 +104,19 @@ def actor_options(config: DarlingConfig, group: Any, k: int) -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": bundle, **gpus}
 
 
-def no_room(config: DarlingConfig, group: Any, timeout: float) -> DarlingError:
-    """The error for actors that were not ready within `timeout` seconds."""
+def no_room(config: DarlingConfig, group: Any, late: list[int]) -> DarlingError:
+    """The error for the actors with these numbers, which were not ready within --darling.start_timeout."""
     import ray
 
+    where = "beside the models" if group is None else "in the placement group of the models"
+    numbers = ", ".join(map(str, late[:8])) + ", …" * (len(late) > 8)
     return DarlingError(
         f"{config.num_partition_actors} partition actor(s) with {config.gpus_per_partition_actor:g} GPU each, "
-        f"{'beside the models' if group is None else 'in the placement group of the models'}, within {timeout:.0f} s",
-        f"not ready; free in the cluster: {ray.available_resources()}",
+        f"{where}, within {config.start_timeout:g} s",
+        f"{len(late)} not ready, number {numbers}; free in the cluster: {ray.available_resources()}",
         "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0: on the CPU), or add "
-        "resources; if it was loading, download the partition model before the run",
+        "resources; if they were loading, download the partition model before the run, or raise "
+        "--darling.start_timeout",
     )
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import threading
 
+import pytest
+import torch
 from actor_groups import broken, column, make_actor, responses, score
 
 from darling_plugin.openrlhf import batching
@@ -188,3 +190,37 @@ def test_a_group_that_is_cancelled_meanwhile_harms_no_other(configured, temporar
         return await asyncio.wait_for(asyncio.gather(scores[0], scores[2]), 30)
 
     assert [column(group, "darling_group")[0] for group in asyncio.run(burst())] == [0, 2]
+
+
+def test_a_batch_has_a_million_characters_at_most_and_a_longer_group_is_one_by_itself(
+    configured, temporary_model, monkeypatch
+):
+    monkeypatch.setattr(batching, "BATCH_CHARACTERS", 10)
+    batches = []
+    temporary_model("keeps", keeps_batches(batches))
+    actor = make_actor(configured, partition_model="keeps")
+
+    async def burst():
+        texts = [("abc", "de"), ("ab", "cde"), ("a", "b"), ("a" * 20, "b"), ("x", "y")]
+        return await asyncio.gather(
+            *(actor.score(responses(*each, prompt=str(k)), k, "train", 1000) for k, each in enumerate(texts))
+        )
+
+    scored = asyncio.run(burst())
+    assert batches == [["0", "1"], ["2"], ["3"], ["4"]]
+    assert [column(group, "darling_group")[0] for group in scored] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("error", "breaks"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("shapes do not match"), False),
+        (ZeroDivisionError(), False),
+    ],
+)
+def test_which_errors_break_the_accelerator(error, breaks):
+    assert batching._breaks(error) == breaks

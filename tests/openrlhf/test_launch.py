@@ -57,6 +57,8 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         ),
         (["--darling.partition_text", "regex:abc", *ENABLED], "a pattern without a group"),
         (["--darling.partition_text", "nowhere.py:part", *ENABLED], "no such file"),
+        (["--darling.start_timeout", "0", *ENABLED], "start_timeout: a finite number of seconds above 0"),
+        (["--darling.quality_only_limit", "2", *ENABLED], "quality_only_limit: a share from 0 to 1"),
         (["--darling.quality_gate", "top:2", *ENABLED], "not between 0 and 1"),
         (["--darling.quality_gate", "bove:1", *ENABLED], "did you mean 'above'"),
         (["--darling.advantage", "diversity_weighted", *ENABLED], "set --darling.reward quality"),
@@ -355,3 +357,24 @@ def test_help_shows_ours_beside_openrlhfs():
     for flag in DarlingConfig.__dataclass_fields__:
         assert f"--darling.{flag}" in done.stdout
     assert "--algo.advantage.estimator" in done.stdout
+
+
+def test_files_are_named_from_where_the_command_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = DarlingConfig(
+        log_dir="runs/a",
+        import_path="mine.py",
+        partition_model="models/own.py:Own?size=3.5",
+        partition_text="~/text.py:part",
+    ).with_absolute_paths()
+    assert config.log_dir == f"{tmp_path}/runs/a"
+    assert config.import_path == f"{tmp_path}/mine.py"
+    assert config.partition_model == f"{tmp_path}/models/own.py:Own?size=3.5"
+    assert config.partition_text == f"{os.path.expanduser('~')}/text.py:part"
+    names = DarlingConfig(
+        import_path="my.package", partition_model="embedding:org/model.py", partition_text="after:.py"
+    )
+    assert names.with_absolute_paths() == names
+    (tmp_path / "head").mkdir()
+    own = DarlingConfig(partition_model="head:head?dtype=float32").with_absolute_paths()
+    assert own.partition_model == f"head:{tmp_path}/head?dtype=float32"

@@ -251,3 +251,17 @@ def test_steps_without_a_signal_are_warned_of(caplog):
         hooks._warn_without_signal(trainer, {"darling/diversity": 0.99, "darling/flat_share": 0.2})
     (warning,) = caplog.records
     assert warning.levelname == "WARNING" and "For 20 steps nearly every response" in warning.message
+
+
+def test_a_run_in_which_most_groups_fall_back_stops(configured):
+    configured(on_error="quality_only", quality_only_limit=0.5)
+    trainer = SimpleNamespace()
+    for _ in range(10):
+        hooks._stop_where_most_fell_back(trainer, [True] * 4 + [False] * 4)
+    with pytest.raises(DarlingError, match="at least 50% of the last 64 groups(.|\n)*33 of them could not"):
+        hooks._stop_where_most_fell_back(trainer, [True] * 5)
+    early = SimpleNamespace()
+    hooks._stop_where_most_fell_back(early, [True] * 63)  # a bad beginning is not yet a run
+    configured(on_error="quality_only", quality_only_limit=1.0)
+    for _ in range(3):
+        hooks._stop_where_most_fell_back(early, [True] * 64)

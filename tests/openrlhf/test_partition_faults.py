@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig
-from darling_plugin.openrlhf import launch, partition_actor, placement
+from darling_plugin.openrlhf import launch, placement
 from darling_plugin.openrlhf.partition_actor import PartitionPool
 
 # Workers cannot import this file: it travels with what it defines.
@@ -24,6 +24,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 MODEL = """
 import os, re, time
 import ray
+import torch
 from darling_plugin import PartitionModel
 
 with open({starts!r}, "a") as file:
@@ -34,6 +35,8 @@ class Model(PartitionModel):
         for group in groups:
             if "hang" in group.prompt:
                 time.sleep(600)
+            if "illegal" in group.prompt:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
             if "regex" in group.prompt:
                 re.match(r"(a|a)+$", "a" * 60 + "b")  # holds Python's lock for longer than anyone waits
             time.sleep({seconds})
@@ -121,7 +124,22 @@ def test_a_model_that_hangs_costs_its_own_groups_alone(tmp_path):
         session = ray._private.worker._global_node.get_session_dir_path()
     assert 3 <= len(starts(tmp_path)) <= 6, "each hang ends a process: that of a batch, those alone"
     said = "".join(path.read_text(errors="replace") for path in Path(session, "logs").glob("worker-*.err"))
-    assert re.search(r"hung on the groups.*Timeout.*model.py.* in partition", said, re.S), "it says where"
+    assert re.search(r"on the groups.*Timeout.*model.py.* in partition", said, re.S), "it says where"
+
+
+def test_a_broken_accelerator_costs_its_own_group_alone(tmp_path):
+    model = write_model(tmp_path, seconds=0.3)
+    config = DarlingConfig(enable=True, partition_model=model, on_error="quality_only")
+    with local_ray(config):
+        pool = PartitionPool(config, Letters(), quality_expected=True)
+        refs = [submit(pool, prompt, ["a", "b"]) for prompt in ("first", "illegal", "third", "fourth")]
+        scored = ray.get(refs, timeout=120)
+        assert [group[0]["extra_logs"]["darling_quality_only"] for group in scored] == [0, 1, 0, 0]
+        assert labels(ray.get(submit(pool, "later", ["a", "a"]), timeout=30)) == [0, 0]
+        session = ray._private.worker._global_node.get_session_dir_path()
+    assert 2 <= len(starts(tmp_path)) <= 4, "a process ends with its batch, and one with the group alone"
+    said = "".join(path.read_text(errors="replace") for path in Path(session, "logs").glob("worker-*.err"))
+    assert re.search(r"This process ends.*an illegal memory access was encountered", said, re.S)
 
 
 def test_a_model_that_hangs_stops_the_run_by_default(tmp_path):
@@ -167,13 +185,14 @@ def find_shared():
     return ray.util.get_placement_group(placement.job_name("models"))
 
 
-def test_an_actor_that_finds_no_room_is_waited_for_and_named_not_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(partition_actor, "START_TIMEOUT", 5.0)
-    config = DarlingConfig(enable=True, partition_model=write_model(tmp_path), gpus_per_partition_actor=0.5)
+def test_an_actor_that_finds_no_room_is_waited_for_and_named_not_for_ever(tmp_path):
+    config = DarlingConfig(
+        enable=True, partition_model=write_model(tmp_path), gpus_per_partition_actor=0.5, start_timeout=5
+    )
     with local_ray(config, num_gpus=1):
         group = placement_group([{"GPU": 1, "CPU": 1}])
         ray.get(group.ready(), timeout=30)
-        with pytest.raises(DarlingError, match="(?s)0.5 GPU each, beside the models.*not ready; free in the cluster"):
+        with pytest.raises(DarlingError, match="(?s)0.5 GPU each, beside the models.*1 not ready, number 0; free in"):
             PartitionPool(config, Letters(), quality_expected=True)
         full = ray.remote(num_gpus=0.8, num_cpus=0)(Full)
         placed = PlacementGroupSchedulingStrategy(group, 0)
