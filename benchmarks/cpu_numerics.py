@@ -4,8 +4,8 @@ python benchmarks/cpu_numerics.py
 
 Real groups of NoveltyBench (groups_odd.jsonl: every 17th, so that each is of another prompt and all ten sources take
 part), each distinct response once, no layer compiled. One CPU stands in for others: ATEN_CPU_CAPABILITY limits the
-instructions of PyTorch's own kernels, ONEDNN_MAX_CPU_ISA those of its matrix products in bfloat16, MKL_CBWR those of
-its matrix products in float32. Each setting runs in a process of its own and is compared with the same dtype where
+instructions of PyTorch's own kernels, ONEDNN_MAX_CPU_ISA those of the matrix products in bfloat16, MKL_CBWR those of
+the matrix products in float32. Each setting runs in a process of its own and is compared with the same dtype where
 nothing is set; `bfloat16 for float32` compares the two dtypes where nothing is set. Where no similarity differs, the
 setting changes nothing on this CPU. The last column is how far from the threshold the furthest of the pairs lies
 whose decision turned.
@@ -26,17 +26,26 @@ from darling_plugin.partition import Group, load_partition_model
 GROUPS = NOVELTYBENCH.with_name("groups_odd.jsonl")
 EVERY = 17
 MODELS = ("default", "embedding")
-DTYPES = ("float32", "bfloat16")
 NOTHING = "nothing"
-SETTINGS = (
-    NOTHING,
-    "ATEN_CPU_CAPABILITY=avx2",
-    "ATEN_CPU_CAPABILITY=default",
-    "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16",  # without AMX and float16 instructions
-    "ONEDNN_MAX_CPU_ISA=AVX512_CORE",  # without bfloat16 instructions
-    "ONEDNN_MAX_CPU_ISA=AVX2",
-    "MKL_CBWR=COMPATIBLE",  # SSE2
-)
+# What has an effect on a dtype: oneDNN hardly takes part in float32, MKL hardly in bfloat16.
+SETTINGS = {
+    "float32": (
+        NOTHING,
+        "ATEN_CPU_CAPABILITY=avx2",
+        "ATEN_CPU_CAPABILITY=default",
+        "ONEDNN_MAX_CPU_ISA=AVX2",
+        "MKL_CBWR=COMPATIBLE",  # SSE2
+    ),
+    "bfloat16": (
+        NOTHING,
+        "ATEN_CPU_CAPABILITY=avx2",
+        "ATEN_CPU_CAPABILITY=default",
+        "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16",  # without AMX and float16 instructions
+        "ONEDNN_MAX_CPU_ISA=AVX512_CORE",  # without bfloat16 instructions
+        "ONEDNN_MAX_CPU_ISA=AVX2",
+    ),
+}
+VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 
 
 def main() -> None:
@@ -50,14 +59,14 @@ def main() -> None:
         print(json.dumps({spec: similarities(spec, dtype, groups) for spec in MODELS}))
         return
     found = {}
-    for dtype in DTYPES:
-        for setting in SETTINGS:
+    for dtype, settings in SETTINGS.items():
+        for setting in settings:
             console.print(dtype, setting)
             found[dtype, setting] = similarities_elsewhere(dtype, setting)
     rows = []
     for spec in MODELS:
         own = {key: found[key][spec] for key in found}
-        rows.append(compare(spec, "bfloat16 for float32", NOTHING, groups, *(own[each, NOTHING] for each in DTYPES)))
+        rows.append(compare(spec, "bfloat16 for float32", NOTHING, groups, *(own[each, NOTHING] for each in SETTINGS)))
         for dtype, setting in own:
             if setting != NOTHING:
                 rows.append(compare(spec, dtype, setting, groups, own[dtype, NOTHING], own[dtype, setting]))
@@ -80,8 +89,7 @@ def similarities(spec: str, dtype: str, groups: list[Group]) -> dict[str, Any]:
 
 def similarities_elsewhere(dtype: str, setting: str) -> dict[str, Any]:
     """By model; in a process of its own, since these variables are read once."""
-    names = [each.partition("=")[0] for each in SETTINGS]
-    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     if setting != NOTHING:
         name, _, value = setting.partition("=")
         environment[name] = value
