@@ -2,13 +2,12 @@
 
 python benchmarks/cpu_numerics.py
 
-Real groups of NoveltyBench (groups_odd.jsonl: every 17th, so that each is of another prompt and all ten sources take
-part), each distinct response once, no layer compiled. One CPU stands in for others: ATEN_CPU_CAPABILITY limits the
-instructions of PyTorch's own kernels, ONEDNN_MAX_CPU_ISA those of the matrix products in bfloat16, MKL_CBWR those of
-the matrix products in float32. Each setting runs in a process of its own and is compared with the same dtype where
-nothing is set; `bfloat16 for float32` compares the two dtypes where nothing is set. Where no similarity differs, the
-setting changes nothing on this CPU. The last column is how far from the threshold the furthest of the pairs lies
-whose decision turned.
+Real groups of NoveltyBench (every 17th of groups_odd.jsonl: 30, of ten sources and 18 prompts), each distinct response
+once, no layer compiled. One CPU stands in for others: ATEN_CPU_CAPABILITY limits the instructions of PyTorch's own
+kernels, ONEDNN_MAX_CPU_ISA those of the matrix products in bfloat16, MKL_CBWR those of the matrix products in float32.
+Each setting runs in a process of its own and is compared with the same dtype where nothing is set; `bfloat16 for
+float32` compares the two dtypes where nothing is set. Where no similarity differs, the setting changes nothing on this
+CPU. The last column is how far from the threshold the furthest of the pairs lies whose decision turned.
 """
 
 import argparse
