@@ -14,13 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.console import Console
 from rich.table import Table
 
 from darling_plugin.partition import Group, Pair
+from darling_plugin.partition.clustering import cluster
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -88,6 +92,21 @@ def cut(tokenizer: Any, text: str, tokens: int) -> str:
 def all_pairs(groups: Sequence[Group]) -> list[Pair]:
     """The pairs that the official code scores: all i < j of each group."""
     return [Pair(group.prompt, *two) for group in groups for two in combinations(group.responses, 2)]
+
+
+def classes(similarities: torch.Tensor, threshold: float, groups: Sequence[Group]) -> list[list[int]]:
+    """What union-find makes of the similarities of all i < j of each group, one group after the other."""
+    import torch
+
+    found, start = [], 0
+    for group in groups:
+        n = len(group.responses)
+        similarity = torch.eye(n)
+        rows, columns = torch.triu_indices(n, n, offset=1)
+        similarity[rows, columns] = similarity[columns, rows] = similarities[start : start + len(rows)]
+        found.append(cluster(similarity, threshold).tolist())
+        start += len(rows)
+    return found
 
 
 def side_by_side(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from common import all_pairs, console, make_groups, save, sizes
+from common import all_pairs, classes, console, make_groups, save, sizes
 from cross_encoders import path_of, tokenizer
 from rich.progress import track
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from darling_plugin.partition import Group, Pair, load_partition_model
-from darling_plugin.partition.clustering import cluster
 from darling_plugin.partition.models.embedding import _default_model_path
 
 GROUPS, TOKENS, CLOSE = 24, 200, 0.02
@@ -50,25 +49,12 @@ def one_text_at_a_time(groups: Sequence[Group]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def labels(scores: torch.Tensor, threshold: float, groups: Sequence[Group]) -> list[list[int]]:
-    """What union-find over all pairs makes of the scores."""
-    found, start = [], 0
-    for group in groups:
-        n = len(group.responses)
-        similarity = torch.eye(n)
-        rows, columns = torch.triu_indices(n, n, offset=1)
-        similarity[rows, columns] = similarity[columns, rows] = scores[start : start + len(rows)]
-        found.append(cluster(similarity, threshold).tolist())
-        start += len(rows)
-    return found
-
-
 def compare(spec: str, dtype: str, groups: Sequence[Group], reference: torch.Tensor) -> dict[str, object]:
     model = load_partition_model(spec, dtype=dtype, compile_after=0)
     scores = torch.cat([each[torch.triu_indices(8, 8, offset=1).unbind()] for each in model.similarities(groups)])
     flipped = (scores > model.threshold) != (reference > model.threshold)
     ours = [each.tolist() for each in model.partition(groups)]
-    theirs = labels(reference, model.threshold, groups)
+    theirs = classes(reference, model.threshold, groups)
     other = sum(a != b for a, b in zip(ours, theirs, strict=True))
     close = (reference - model.threshold).abs() < CLOSE
     return {

@@ -16,6 +16,7 @@ ORDER = (
     "limit_cuda",
     "limit_cpu",
     "precision",
+    "cpu_numerics",
     "growth",
     "pairs_saved",
     "training",

@@ -7,7 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("limit", "libraries", "precision", "growth", "official_protocol", "training", "partition_models", "report")
+SCRIPTS = (
+    "limit",
+    "libraries",
+    "precision",
+    "cpu_numerics",
+    "growth",
+    "official_protocol",
+    "training",
+    "partition_models",
+    "report",
+)
 
 
 def main() -> None:

@@ -44,6 +44,20 @@ def test_the_page_on_partition_models_has_the_measured_figures():
         assert " | ".join(["", *figures, str(row["memory, MB"]), ""]).strip() in page
 
 
+def test_the_page_on_partition_models_has_the_measured_figures_of_other_cpus():
+    root = Path(__file__).parents[1]
+    measured = json.loads((root / "benchmarks/results/cpu_numerics.json").read_text())
+    page = (root / "docs/partition-models.md").read_text()
+    assert f"{measured['commit']}; versions" in page
+    of = {model: [row for row in measured["rows"] if row["model"] == model] for model in ("default", "embedding")}
+    for rows in zip(*of.values(), strict=True):
+        cells = [rows[0]["dtype"], rows[0]["set"]]
+        for row in rows:
+            cells += [f"{row['decisions that differ']} of {row['pairs']}", row["groups whose classes differ"]]
+            cells.append(common.shown(row["largest difference"]))
+        assert report.line(cells) in page
+
+
 def result(**changes):
     return {
         "title": "A title",
@@ -176,7 +190,9 @@ def test_saving_writes_the_docstrings_command_and_explanation(tmp_path, monkeypa
     assert "`python benchmarks/some.py`" in page
 
 
-@pytest.mark.parametrize("script", ["official_protocol", "libraries", "limit", "growth", "precision", "training"])
+@pytest.mark.parametrize(
+    "script", ["official_protocol", "libraries", "limit", "growth", "precision", "cpu_numerics", "training"]
+)
 def test_every_benchmark_says_how_it_is_run_and_what_it_compares(script):
     doc = (Path(common.__file__).parent / f"{script}.py").read_text(encoding="utf-8").split('"""')[1]
     parts = doc.split("\n\n")
