@@ -109,7 +109,7 @@ def _one_unit(prefix: str | None, name: str | None, digit: str | None, word: str
 
 LONGEST = 1000  # characters of an answer: what is longer is nothing to calculate with, but takes long to parse
 
-SPACES = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\(?:displaystyle|limits)(?![A-Za-z])|\s+")
+SPACES = re.compile(r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\(?:displaystyle|limits)(?![A-Za-z])|\s+")
 GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\\[,! ]|\{,\}| )\d{3})+(?!\d)")
 STYLES = re.compile(
     r"\\(?:textbf|mathbf|boldsymbol|bm|textit|emph|underline|mathit|textsf|texttt|mathsf)\s*\{([^{}]*)\}"
@@ -276,7 +276,7 @@ def value_text(text: str) -> str | None:
     if left and "," not in text and not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", "".join(left))):
         text = right
     text = text.strip()
-    if not text or text == "?" or right.strip() in ("", "?"):
+    if not text or text.endswith("?") or right.strip() in ("", "?"):
         return None
     text = REPEATING.sub(_repeating, text)
     text = MIXED.sub(r"(\1+\\frac{\2}{\3})", text)

@@ -290,6 +290,11 @@ EQUAL_TO = re.compile(
 # A character that is not read here makes a number a part of something: 10'000, 6th.
 GLUED_AFTER = re.compile(r"[^\s.,;:!?)\]}\"'*。\u3000-\uffef-]|['.,]\d")
 GLUED_BEFORE = re.compile(r"[^\s(\[{\"'=:,;<>~*。\u3000-\uffef-]$")
+# A task, as a response that repeats its prompt has it, is no answer: Compute the divisors that end in 1.
+TASK = re.compile(
+    r"\W*(?:(?:please|then|first|next|now),? )?(?:find|compute|determine|calculate|what|how|which|prove|show that)\b",
+    re.IGNORECASE,
+)
 MOST_WORDS = 6
 
 
@@ -308,6 +313,8 @@ def _ending(prose: _Prose, sentence: str) -> FinalAnswer | None:
     if not runs or sentence.rstrip("\"')").endswith("?"):
         return None
     run = runs[-1]
+    if TASK.match(sentence) and not _computed(sentence, run):
+        return None
     before, after = sentence[: run.start], sentence[run.end :].rstrip(" .!。,;\"')*").lstrip(" \"')*")
     if (not _computed(sentence, run) and PARTS.search(before)) or (TO.search(before) and not EQUAL_TO.search(before)):
         return None
