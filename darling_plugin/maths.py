@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import math
 import multiprocessing
 import re
 import signal
@@ -17,9 +18,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from darling_plugin.answer_form import FinalAnswer
 from darling_plugin.errors import DarlingError
+from darling_plugin.final_answer import final_answer, label_answer
 
 if TYPE_CHECKING:
     from pebble import ProcessFuture, ProcessPool
@@ -27,9 +31,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 3  # pools, before worker processes that die as they start stop the run
 PROBE = 1234.5678  # any number, to compare every answer with
 
-LATEX = re.compile(r"\$|\\boxed|\\\(|\\\[")
-# What closes a response, as <|im_end|> or </s>: math-verify would read 1/2<|im_end|> as 1.
-CLOSING_TOKENS = re.compile(r"(?:<[^<>\s]{1,40}>\s*)+$")
+DECIMALS = re.compile(r"\.(\d+)|$")
 
 
 def check_installed(user: str) -> None:
@@ -151,12 +153,40 @@ def _in_worker(function: Callable, call: tuple, deadline: float) -> Any:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-@functools.lru_cache(256)
-def find_answer(text: str) -> list[Any]:
-    """What math-verify finds, as mathematics and as a string; empty where there is no answer."""
-    from math_verify import parse
+@dataclass(frozen=True)
+class Reading:
+    """A final answer, and what math-verify makes of it: mathematics and a string, or the string alone."""
 
-    return parse(CLOSING_TOKENS.sub("", text), parsing_timeout=None, raise_on_error=True)
+    answer: FinalAnswer
+    parsed: list[Any]
+
+
+@functools.lru_cache(256)
+def find_answer(text: str) -> Reading | None:
+    """A response's final answer; None where there is none."""
+    answer = final_answer(text)
+    return None if answer is None else Reading(answer, _parse(answer))
+
+
+def _parse(answer: FinalAnswer) -> list[Any]:
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+    from sympy import nan, zoo
+
+    if answer.literal:
+        return [answer.text]
+    # Units are read already: math-verify drops them, and with them the t of 3t. The first match or none: it would go
+    # on to a fraction inside of what it cannot read.
+    normalization = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+    )
+    config = LatexExtractionConfig(normalization_config=normalization)
+    parsed = parse(
+        f"${answer.text}$", [config], extraction_mode="first_match", parsing_timeout=None, raise_on_error=True
+    )
+    # A division by zero equals nothing to math-verify, not even itself; as text it equals itself.
+    undefined = any(part.has(nan, zoo) for part in parsed if not isinstance(part, str))
+    return [answer.text] if undefined else parsed
 
 
 def read_answer(text: str) -> str:
@@ -164,37 +194,81 @@ def read_answer(text: str) -> str:
     from math_verify import verify
     from sympy import Float
 
-    answer = find_answer(text)
-    if not answer:
+    found = find_answer(text)
+    if found is None:
         return ""
-    if not verify(answer, answer, timeout_seconds=None, raise_on_error=True):
+    if not verify(found.parsed, found.parsed, timeout_seconds=None, raise_on_error=True):
         raise ValueError("an answer that does not equal itself")
     # An answer that hangs against any number, as 9^{9^{9^9}}, is found out here, once, and not in each comparison.
-    verify(answer, Float(PROBE), timeout_seconds=None)
-    return repr(answer)
+    verify(found.parsed, Float(PROBE), timeout_seconds=None)
+    return f"{found.parsed!r} {found.answer.unit}".strip()
 
 
 def equal_answers(first: str, second: str) -> bool:
     """Whether two texts' answers are equal, in either direction: math-verify compares in one."""
+    one, other = find_answer(first), find_answer(second)
+    if one is None or other is None:
+        return False
+    return _equal(one, other) or _equal(other, one)
+
+
+def _equal(gold: Reading, found: Reading) -> bool:
+    """Whether the values are equal, to six digits where one is rounded, and the units, where both have one."""
     from math_verify import verify
 
-    one, other = find_answer(first), find_answer(second)
-    return any(verify(*two, timeout_seconds=None, raise_on_error=True) for two in ((one, other), (other, one)))
+    if gold.answer.unit and found.answer.unit and gold.answer.unit != found.answer.unit:
+        return False
+    rounding, precision = _digits(gold, found)
+    return verify(
+        gold.parsed,
+        found.parsed,
+        float_rounding=rounding,
+        numeric_precision=precision,
+        timeout_seconds=None,
+        raise_on_error=True,
+    )
+
+
+def _digits(*readings: Reading) -> tuple[int, int]:
+    """Decimal places for math-verify to round to, and digits to subtract with.
+
+    It rounds to six places, whatever the size: 1e-7 is 4e-7. Here to six digits of the smallest number there is, and
+    no coarser than the places written out, so that 1234567.1 is not 1234567.2. Floats have no more than 15 digits.
+    """
+    smallest = min((size for reading in readings for part in reading.parsed for size in _sizes(part)), default=0)
+    written = max(len(places) for reading in readings for places in DECIMALS.findall(reading.answer.text + " "))
+    return max(5 - smallest, min(6, written, 14 - smallest)), max(15, 15 - smallest)
+
+
+def _sizes(part: Any) -> list[int]:
+    """The powers of ten of the numbers in an answer: -7 for 4e-7."""
+    from sympy import preorder_traversal
+
+    if isinstance(part, str):
+        return []
+    sizes, nodes = [], preorder_traversal(part)
+    for node in nodes:
+        if getattr(node, "is_number", False):
+            nodes.skip()
+            value = abs(node.evalf(5))
+            if value.is_Float and value > 0:
+                sizes.append(math.floor(math.log10(value)))
+    return sizes
 
 
 @functools.lru_cache(256)
-def parse_label(label: str) -> list[Any]:
-    """A label, LaTeX or a number, with $ or \\boxed around it or without, as math-verify has it; raises BadLabel."""
-    from math_verify import LatexExtractionConfig, parse, verify
+def parse_label(label: str) -> Reading:
+    """A label, LaTeX or a number, with $ or \\boxed around it or without, read as answers are; raises BadLabel."""
+    from math_verify import verify
 
-    latex = label if LATEX.search(label) else f"\\boxed{{{label}}}"
     problem = None
     try:
-        gold = parse(latex, [LatexExtractionConfig()], parsing_timeout=None, raise_on_error=True)
-        # A string is what math-verify falls back to; 1/0 does not even equal itself.
-        parsed = [answer for answer in gold if not isinstance(answer, str)]
-        if parsed and verify(parsed, parsed, timeout_seconds=None, raise_on_error=True):
-            return gold
+        answer = label_answer(label)
+        parsed = [] if answer is None else _parse(answer)
+        # A string is what math-verify falls back to: for words alone it is right.
+        known = parsed if answer and answer.literal else [part for part in parsed if not isinstance(part, str)]
+        if known and verify(known, known, timeout_seconds=None, raise_on_error=True):
+            return Reading(answer, parsed)
     except Exception as error:
         problem = error
     raise BadLabel(f"label {label!r} is no answer that math-verify can parse") from problem
@@ -202,6 +276,5 @@ def parse_label(label: str) -> list[Any]:
 
 def equals_label(response: str, label: str) -> bool:
     """Whether the response's final answer equals the label; raises BadLabel, and what math-verify raises."""
-    from math_verify import verify
-
-    return verify(parse_label(label), find_answer(response), timeout_seconds=None, raise_on_error=True)
+    gold, found = parse_label(label), find_answer(response)
+    return found is not None and _equal(gold, found)

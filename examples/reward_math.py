@@ -3,9 +3,11 @@ r"""OpenRLHF reward function of verifiable maths: 1 for a response whose final a
     pip install ".[math]"
     python3 -m darling_plugin … --reward.remote_url reward_math.py --data.label_key answer
 
-math-verify finds the final answer (the last \boxed{}, else the last formula or number) and compares it as mathematics:
-0.5, 1/2, $\frac{1}{2}$ and 50% are equal, so are 50% and 50, and \{1,2\} and 2,1. Several answers, one of them right,
-are wrong. Words count where they are boxed. A label is LaTeX or a number, with $ or \boxed around it or without.
+The final answer is the last \boxed{}, else a stated one ("the answer is 6"), else what the last sentence ends in
+(darling_plugin/final_answer.py has the rules); a number that the text ends past is none. math-verify compares it as
+mathematics: 0.5, 1/2, $\frac{1}{2}$ and 50% are equal, so are 50% and 50, and \{1,2\} and 2,1. Units and bases are
+equal, or one side has none. Several answers, one of them right, are wrong. Words count where they are boxed. A label
+is LaTeX or a number, with $ or \boxed around it or without.
 
 Range: 0 or 1. A response that is empty or has no answer gets 0. A check that hangs past DEADLINE, that kills its
 process or on which math-verify raises costs that sample alone: 0, a warning, `math_unchecked` 1 in the logs (else 0).

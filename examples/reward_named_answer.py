@@ -1,5 +1,7 @@
 """OpenRLHF reward function of the demo: 1 for a response that names an accepted answer, else 0.
 
+A list earns 1 only if each of its items is an accepted answer, or it would pay to guess: Rome, Berlin, Bangkok.
+
 The label of a prompt is its accepted answers, joined with ``|``.
 """
 
@@ -15,6 +17,10 @@ MAX_NAMED_ANSWERS = 3
 
 SPECIAL_TOKEN = re.compile(r"<\|[^|]*\|>")
 WORD = re.compile(r"[^\W_]+")
+ITEM_BREAK = re.compile(r"[,;\n•]|\b(?:and|or)\b|\s\d+[.)]|^\d+[.)]", re.IGNORECASE)
+LEAD_IN = re.compile(r"\b(?:is|are|include|like|as)\b")
+NO_ITEM_WORDS = frozenset(("a", "an", "the", "and", "or"))
+MOST_ITEM_WORDS = 3
 
 
 def _words(text: str) -> list[str]:
@@ -41,6 +47,27 @@ def _answer_by_words(answers: str) -> dict[tuple[str, ...], str]:
         for form in _singular_and_plurals(last_word):
             answer_by_words.setdefault((*first_words, form), answer)
     return answer_by_words
+
+
+def list_items(response: str) -> list[list[str]]:
+    """The words of each item, without articles, where the response is a list; empty where it is a sentence.
+
+    Commas, lines, and, or part a list into three short items, or into two after a colon. Words before the first item
+    are left out: "Some capitals are Rome, ...".
+    """
+    _, colon, after = response.rpartition(":")
+    parts = [_words(part) for part in ITEM_BREAK.split(after if colon else response)]
+    items = [words for part in parts if (words := [word for word in part if word not in NO_ITEM_WORDS])]
+    if items and not colon:
+        items[0] = _words(LEAD_IN.split(" ".join(items[0]))[-1])
+    short = all(1 <= len(words) <= MOST_ITEM_WORDS for words in items)
+    return items if short and len(items) >= (2 if colon else 3) else []
+
+
+def lists_a_wrong_one(response: str, answers: str) -> bool:
+    """Whether the response is a list with an item that is no accepted answer."""
+    accepted = {tuple(word for word in words if word not in NO_ITEM_WORDS) for words in _answer_by_words(answers)}
+    return any(tuple(item) not in accepted for item in list_items(SPECIAL_TOKEN.sub(" ", response)))
 
 
 def named_answers(response: str, answers: str) -> list[str]:
@@ -73,7 +100,8 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> di
             raise ValueError(f"query does not start with its prompt: query {query!r}, prompt {prompt!r}")
         if not label:
             raise ValueError("no accepted answers: is --data.label_key set to 'answers'?")
-        count = len(named_answers(query.removeprefix(prompt), label))
-        rewards.append(float(1 <= count <= MAX_NAMED_ANSWERS))
+        response = query.removeprefix(prompt)
+        named = 1 <= len(named_answers(response, label)) <= MAX_NAMED_ANSWERS
+        rewards.append(float(named and not lists_a_wrong_one(response, label)))
     reward_tensor = torch.tensor(rewards, dtype=torch.float32)
     return {"rewards": reward_tensor, "scores": reward_tensor, "extra_logs": {}}

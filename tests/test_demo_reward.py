@@ -90,6 +90,31 @@ def test_listing_everything_earns_nothing():
     assert reward("apple apple apple apple") == 1.0
 
 
+CAPITALS = "rome|berlin|paris|madrid|the hague|san marino"
+
+
+@pytest.mark.parametrize(
+    "response, expected",
+    [
+        ("Capital cities: Rome, Berlin, Bangkok Rome", 0),
+        ("Rome, Bangkok, Tokyo", 0),
+        ("Capitals: Rome, Bangkok", 0),
+        ("Some capitals are Rome, Berlin and Bangkok.<|im_end|>", 0),
+        ("1. Rome\n2. Bangkok\n3. Berlin", 0),
+        ("- Rome\n- Bangkok\n- Tokyo", 0),
+        ("Some capitals are Rome, Berlin and Madrid.<|im_end|>", 1),
+        ("Capital cities: Rome, the Hague, San Marino", 1),
+        ("1. Rome\n2. Berlin", 1),
+        ("Rome and Berlin", 1),
+        ("A capital: Rome", 1),
+        ("Paris, France.", 1),
+        ("Rome, the old city by the river, is one of them.", 1),
+    ],
+)
+def test_a_list_earns_only_if_all_of_it_is_right(response, expected):
+    assert reward(response, CAPITALS) == expected
+
+
 def test_query_that_does_not_start_with_its_prompt_raises():
     with pytest.raises(ValueError, match="does not start with its prompt"):
         reward_module.reward_func(["An apple."], [PROMPT], [FRUITS])

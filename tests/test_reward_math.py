@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import final_answers
 import psutil
 import pytest
 import torch
@@ -176,9 +177,28 @@ def test_a_check_that_hangs_costs_its_sample_alone(monkeypatch, caplog):
     assert check(["3", "4"], ["3", "3"]) == ([1, 0], [0, 0])
 
 
-def test_a_response_on_which_math_verify_raises_is_unchecked(caplog):
-    assert check(["9" * 5000, "The answer is ٣", "3"], ["3", "3", "3"]) == ([0, 0, 1], [1, 1, 0])
-    assert caplog.text.count("math-verify raised SympifyError") == 2
+def _raise_on_nines(response, label):
+    if "9" in response:
+        raise ArithmeticError("not today")
+    return maths.equals_label(response, label)
+
+
+def test_a_response_on_which_math_verify_raises_is_unchecked(monkeypatch, caplog):
+    monkeypatch.setattr(reward_math, "equals_label", _raise_on_nines)
+    assert check(["9", "The answer is 9", "3"], ["3", "3", "3"]) == ([0, 0, 1], [1, 1, 0])
+    assert caplog.text.count("math-verify raised ArithmeticError") == 2
+
+
+def test_numbers_of_thousands_of_digits_are_checked():
+    assert check(["9" * 5000, "9" * 5000, r"\boxed{%s}" % ("9" * 5000)], ["3", "9", "9"]) == ([0, 0, 0], [0, 0, 0])
+
+
+@pytest.mark.parametrize("rows", [final_answers.CASES, final_answers.GRID], ids=["cases", "grid"])
+def test_final_answers_as_people_write_them(rows):
+    assert len(rows) >= 150
+    rewards, unchecked = check([response for response, _, _ in rows], [label for _, label, _ in rows])
+    wrong = [row for row, reward in zip(rows, rewards, strict=True) if (reward == 1) != row[2]]
+    assert (wrong, sum(unchecked)) == ([], 0)
 
 
 def test_a_worker_killed_in_its_check_costs_that_check_alone(monkeypatch, caplog):

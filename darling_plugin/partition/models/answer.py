@@ -26,11 +26,13 @@ logger = logging.getLogger(__name__)
 class Answer(PartitionModel):
     r"""One class a final answer: `answer`. For maths; needs the packages math-verify and pebble, no model, no GPU.
 
-    math-verify finds a response's answer (the last \boxed{}, else the last formula or number) and compares it as
-    mathematics: 1/2, \frac{1}{2} and 0.5 are one class. Words count where they are boxed. It compares in one direction
-    (3/6 = 1/2 is right where 1/2 is wanted, not the reverse); here two answers are equal if either direction says so.
-    That is not transitive: 50% equals both 50 and 0.5. Clustering "union_find" makes one class of the three, "greedy"
-    goes by each class's first answer; "average" is refused, and so is a threshold, for answers are equal or not.
+    A response's answer is the last \boxed{}, else a stated one, else what the last sentence ends in: the rules are in
+    darling_plugin/final_answer.py. math-verify compares it as mathematics: 1/2, \frac{1}{2} and 0.5 are one class.
+    Words count where they are boxed. Units are not converted: 1 km and 1000 m are two classes. It compares in one
+    direction (3/6 = 1/2 is right where 1/2 is wanted, not the reverse); here two answers are equal if either direction
+    says so. That is not transitive: 50% equals both 50 and 0.5, and 5 both 5 hours and 5 minutes. Clustering
+    "union_find" makes one class of the three, "greedy" goes by each class's first answer; "average" is refused, and so
+    is a threshold, for answers are equal or not.
 
     All responses without an answer share one class, the empty ones included, or babble would be the most diverse
     response of all. In that class, too, is a response that math-verify fails to read, or not within DEADLINE; a
