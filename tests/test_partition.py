@@ -260,6 +260,9 @@ def test_a_threshold_must_be_set_and_finite():
     for bad in (float("nan"), "0.5", True):
         with pytest.raises(DarlingError, match="finite number"):
             FirstLetter(threshold=bad)
+    for bad in (-1, 50):
+        with pytest.raises(DarlingError, match="a number from 0 to 1 as threshold of the partition model FirstLetter"):
+            FirstLetter(threshold=bad)
     assert FirstLetter(threshold=0).threshold == 0
     assert FirstLetter.threshold == 0.5
 

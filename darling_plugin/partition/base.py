@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, Round, check_clustering, cluster, numbered, rounds
+from darling_plugin.partition.options import Between, OneOf, check_options
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,15 @@ class Pair(NamedTuple):
 
 
 class PartitionModel(ABC):
-    """Sorts each group's responses into classes that count as "saying the same"."""
+    """Sorts each group's responses into classes that count as "saying the same".
+
+    Attributes:
+        option_limits: of arguments of `__init__`, by their names: Between(least, greatest), OneOf(words). They are
+            checked, with the types that `__init__` annotates, before a model is built from a spec. A subclass names
+            its own; those of its bases hold too.
+    """
+
+    option_limits: ClassVar[Mapping[str, Between | OneOf]] = {}
 
     @classmethod  # noqa: B027  (a model may have nothing to check)
     def check_arguments(cls, *arguments: Any, **options: Any) -> None:
@@ -90,6 +99,11 @@ class SimilarityModel(PartitionModel):
     calibrated = False
     is_overlap = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.calibrated or cls.is_overlap:
+            cls.option_limits = {"threshold": Between(0, 1), **vars(cls).get("option_limits", {})}
+
     def __init__(self, *, threshold: float | None = None, clustering: str | None = None) -> None:
         if threshold is not None:
             self.threshold = threshold
@@ -100,7 +114,13 @@ class SimilarityModel(PartitionModel):
                 f"{found!r}",
                 f"set the class attribute `threshold`, or pass {spelled('threshold')}",
             )
+        check_options(type(self), threshold=found)
         self.clustering = check_clustering(self.clustering if clustering is None else clustering)
+
+    @classmethod
+    def check_arguments(cls, *arguments: Any, **options: Any) -> None:
+        if options.get("clustering") is not None:
+            check_clustering(options["clustering"])
 
     @abstractmethod
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
@@ -177,6 +197,7 @@ class PairwiseModel(SimilarityModel):
     another round cannot be expected to spare `round_cost` pairs, all that is left is scored at once.
     """
 
+    option_limits: ClassVar = {"threshold": Between(0, 1)}
     one_first = False  # set where pairs with the same first response are cheaper together
     round_cost = 16  # pairs that are scored in the time that another round takes; 0: every pair that can be is spared
 
@@ -252,6 +273,8 @@ class PairwiseModel(SimilarityModel):
 
 class EmbeddingModel(SimilarityModel):
     """Compares responses by the cosine of embeddings: implement `embed`, and set the class attribute `threshold`."""
+
+    option_limits: ClassVar = {"threshold": Between(-1, 1)}
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> torch.FloatTensor:

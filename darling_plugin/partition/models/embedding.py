@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import EmbeddingModel
+from darling_plugin.partition.options import DTYPES, Between, OneOf
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Embedding(EmbeddingModel):
     """
 
     threshold = 0.84
+    option_limits: ClassVar = {"compile_after": Between(0), "dtype": OneOf(DTYPES)}
 
     def __init__(
         self,

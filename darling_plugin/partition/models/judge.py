@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel, describe
+from darling_plugin.partition.options import Between, OneOf, check_options
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -86,7 +87,13 @@ class Judge(PairwiseModel):
     """
 
     threshold = 0.5
+    option_limits: ClassVar = {"task": OneOf(tuple(QUESTIONS)), "max_chars": Between(LEAST_CHARS)}
     round_cost = 0  # questions cost money
+
+    @classmethod
+    def check_arguments(cls, *arguments: Any, **options: Any) -> None:
+        super().check_arguments(*arguments, **options)
+        _base_url(options["url"] if "url" in options else arguments[0])
 
     def __init__(
         self,
@@ -100,13 +107,7 @@ class Judge(PairwiseModel):
         clustering: str | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
-        if task not in QUESTIONS:
-            raise DarlingError("a known task of the judge", f"{task!r}", f"known: {', '.join(QUESTIONS)}")
-        if not isinstance(max_chars, int) or max_chars < LEAST_CHARS:
-            needed = f"a whole number from {LEAST_CHARS} as max_chars of the judge"
-            raise DarlingError(needed, f"{max_chars!r}", "correct it, or leave it out")
-        if not isinstance(both_orders, bool):
-            raise DarlingError("true or false as both_orders of the judge", f"{both_orders!r}", "correct it")
+        check_options(type(self), task=task, max_chars=max_chars, both_orders=both_orders)
         self.question = QUESTIONS[task]
         self.max_chars = max_chars
         self.both_orders = both_orders

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import ClassVar
 
 from darling_plugin.partition.base import Pair, PairwiseModel
-from darling_plugin.partition.servers.classifiers import START_COMMAND, choose_dialect, learn_classifier
+from darling_plugin.partition.options import Between
+from darling_plugin.partition.servers.classifiers import LEAST_LENGTH, START_COMMAND, choose_dialect, learn_classifier
 from darling_plugin.partition.servers.pool import ServerPool
 from darling_plugin.registry import register_partition_model
 
@@ -39,6 +41,7 @@ class Served(PairwiseModel):
 
     threshold = 0.5
     calibrated = True
+    option_limits: ClassVar = {"max_length": Between(LEAST_LENGTH)}
     patience = 60.0
 
     def __init__(
