@@ -159,7 +159,8 @@ class SimilarityModel(PartitionModel):
 
     def _checked_similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         owner = type(self).__name__
-        answers = list(self.similarities(groups))
+        # Copies, here and below: a subclass may sort or change what it is given.
+        answers = list(self.similarities([Group(group.prompt, list(group.responses)) for group in groups]))
         if len(answers) != len(groups):
             raise DarlingError(
                 f"one similarity matrix a group from {owner}.similarities",
@@ -255,7 +256,7 @@ class PairwiseModel(SimilarityModel):
     def _checked_scores(self, pairs: list[Pair]) -> torch.FloatTensor:
         owner = type(self).__name__
         needed = f"one similarity in [0, 1] a pair from {owner}.similarity"
-        scores = in_halves(lambda some: to_tensor(self.similarity(some), needed), pairs).float()
+        scores = in_halves(lambda some: to_tensor(self.similarity(list(some)), needed), pairs).float()
         if tuple(scores.shape) != (len(pairs),):
             raise DarlingError(
                 needed, f"shape {tuple(scores.shape)} for {len(pairs)} pairs", "return them in the order of the pairs"
@@ -286,7 +287,7 @@ class EmbeddingModel(SimilarityModel):
         if not texts:
             return []
         needed = f"one embedding a text, (M, d), from {type(self).__name__}.embed"
-        vectors = in_halves(lambda some: to_tensor(self.embed(some), needed), texts).float()
+        vectors = in_halves(lambda some: to_tensor(self.embed(list(some)), needed), texts).float()
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise DarlingError(
                 needed, f"shape {tuple(vectors.shape)} for {len(texts)} texts", "return them in the order of the texts"
