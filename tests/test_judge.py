@@ -203,6 +203,14 @@ def test_what_no_tokenizer_takes_for_a_mark_stays_as_it_is():
         assert f"\n{text}\n" in judge._marked("prompt", text, 100)
 
 
+def test_a_text_without_a_utf8_form_is_asked_about_all_the_same(fake):
+    model = build(fake)
+    (labels,) = model.partition([Group("A fruit \ud800?", ["apple \udc00", "an apple", "fig"])])
+    assert labels.tolist() == [0, 0, 1]
+    assert model.similarity([Pair("p \ud800", "apple \udc00", "an apple")]) == pytest.approx([0.9])
+    assert "apple \ufffd" in user_message(fake)
+
+
 # --- servers
 
 

@@ -36,6 +36,16 @@ def test_a_group_needs_responses_that_are_str():
         Group("p", "abc")
 
 
+def test_what_has_no_utf8_form_is_replaced_before_anything_sees_it():
+    given = ["a \ud800", "a \udfff", "\U0001f600 \ufffe", "b"]
+    group = Group("p \udc00", given)
+    assert group == Group("p \ufffd", ["a \ufffd", "a \ufffd", "\U0001f600 \ufffe", "b"])
+    assert given[0] == "a \ud800", "what was handed over stays as it was"
+    model = FirstLetter()
+    assert measure(model, [group])[0].labels.tolist() == [0, 0, 1, 2]
+    assert all(text.encode() for pairs in model.calls for pair in pairs for text in pair)
+
+
 # --- the two rules before the model is asked
 
 

@@ -36,7 +36,7 @@ def test_each_gate_against_loops(quality, number):
     worst, best, mean = min(quality), max(quality), math.fsum(quality) / len(quality)
     kept = sorted(quality, reverse=True)[: max(1, math.ceil(round(number * len(quality), 9)))]
     oracles = {
-        "above": [q > torch.tensor(number).item() for q in quality],
+        "above": (torch.tensor(quality) > torch.tensor(number)).tolist(),
         "top": [q >= kept[-1] for q in quality],
         "reference": [q >= worst + number * (best - mean) - 1e-6 for q in quality],
     }

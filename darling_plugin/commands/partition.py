@@ -195,7 +195,8 @@ def _comparable(
     """The lines with what of their responses is compared; with their true labels where they need them."""
     part = read_partition_text(config.partition_text)
     for line in lines:
-        prompt, responses = line.group.prompt, line.group.responses
+        # As they came: Group has U+FFFD for what has no UTF-8 form.
+        prompt, responses = line.record["prompt"], line.record["responses"]
         record = dict(line.record)
         if labelled:
             true = record.pop("labels", None)

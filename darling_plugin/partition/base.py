@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DECIMALS = 6  # of a similarity, so that what is decided can be decided again from a log
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json.loads has made one character of two that belong together
 RANGE_TOLERANCE = 1e-3  # rounding that a similarity in half precision may show outside [0, 1]
 
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt and its n >= 1 responses."""
+    """One prompt and its n >= 1 responses, in a list of its own; each as :func:`encodable` makes it."""
 
     prompt: str
     responses: list[str]
@@ -45,6 +47,17 @@ class Group:
                     f"{type(response).__name__} at position {position}; the prompt starts {start(self.prompt)}",
                     "decode the responses before grouping them",
                 )
+        # Here, because all that compares texts or hands them to a model comes by here; what is written out does not.
+        object.__setattr__(self, "prompt", encodable(self.prompt))
+        object.__setattr__(self, "responses", [encodable(response) for response in self.responses])
+
+
+def encodable(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate (JSON's "\\ud800"), which has no UTF-8 form.
+
+    No tokenizer and no server takes a text without one.
+    """
+    return LONE_SURROGATE.sub("\ufffd", text)
 
 
 class Pair(NamedTuple):
@@ -160,7 +173,7 @@ class SimilarityModel(PartitionModel):
     def _checked_similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         owner = type(self).__name__
         # Copies, here and below: a subclass may sort or change what it is given.
-        answers = list(self.similarities([Group(group.prompt, list(group.responses)) for group in groups]))
+        answers = list(self.similarities([Group(group.prompt, group.responses) for group in groups]))
         if len(answers) != len(groups):
             raise DarlingError(
                 f"one similarity matrix a group from {owner}.similarities",

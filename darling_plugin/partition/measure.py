@@ -80,7 +80,7 @@ def measure(
     owner = type(model).__name__
     needed = f"one result a group from {owner}.partition"
     # Copies: a model may work in place, and the responses are written out, or tried again one group at a time.
-    results = model.partition([Group(group.prompt, list(group.responses)) for group in groups])
+    results = model.partition([Group(group.prompt, group.responses) for group in groups])
     try:
         results = list(results)
     except TypeError as error:

@@ -26,6 +26,14 @@ def test_every_key_is_kept_and_labels_and_diversity_come_last(command):
     assert list(done.records[0]) == ["id", "prompt", "responses", "meta", "labels", "diversity"]
 
 
+@pytest.mark.parametrize("model", ["default", "lexical", "embedding"])
+def test_a_lone_surrogate_is_partitioned_and_comes_out_as_it_came(command, model):
+    line = {"prompt": "Name a \ud800", "responses": ["red \udc00", "red \udfff", "blue"]}
+    done = command([line], "--partition_model", model, "--partition_text", "regex:(.*)")
+    assert (done.status, done.err.count("failed")) == (0, 0)
+    assert done.records[0] == {**line, "compared": [None] * 3, "labels": [0, 0, 1], "diversity": [0.5, 0.5, 1.0]}
+
+
 @pytest.mark.parametrize("diversity", DIVERSITIES)
 @pytest.mark.parametrize("clustering", CLUSTERINGS)
 @pytest.mark.parametrize("threshold", [None, 0.1])

@@ -56,6 +56,16 @@ def test_a_group_is_partitioned_by_the_servers_scores(start_server):
     assert Served.threshold == 0.5
 
 
+@pytest.mark.parametrize("api", ["vllm", "tei"])
+def test_a_text_without_a_utf8_form_is_asked_about_all_the_same(start_server, tokenizer, api):
+    model = Served(start_server(api, root=tokenizer).url)
+    groups = [Group("p \ud800", ["the \udc00", "a cat"])]
+    (similarity,) = model.all_similarities(groups)
+    (pair,) = [Pair("p", "the \ufffd", "a cat")]
+    (expected,) = by_ids(tokenizer, [pair]) if api == "vllm" else by_texts([pair])
+    assert similarity[0, 1].item() == pytest.approx(expected)
+
+
 def test_no_pairs_ask_nothing(start_server):
     server = start_server("tei")
     assert Served(server.url).similarity([]) == []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Pair, PairwiseModel, describe
+from darling_plugin.partition.base import Pair, PairwiseModel, describe, encodable
 from darling_plugin.partition.options import Between, OneOf, check_options
 from darling_plugin.registry import register_partition_model
 
@@ -221,7 +221,7 @@ def messages_for(pair: Pair, question: str, limit: int) -> list[dict[str, str]]:
     """What a judge is asked about a pair, texts cut to `limit` characters."""
     # One user message: some chat templates know no system message.
     texts = {"prompt": pair.prompt, "response 1": pair.first, "response 2": pair.second}
-    data = [_marked(name, text, limit) for name, text in texts.items()]
+    data = [_marked(name, encodable(text), limit) for name, text in texts.items()]
     return [{"role": "user", "content": "\n\n".join([INSTRUCTIONS, *data, f"Question: {question} Answer yes or no."])}]
 
 
@@ -231,7 +231,7 @@ def _marked(name: str, text: str, limit: int) -> str:
     if len(text) > limit:
         half = limit // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
-    code = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
+    code = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"BEGIN {name} {code}\n{text}\nEND {name} {code}"
 
 
