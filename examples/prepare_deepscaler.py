@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     data = Rows(options.source, {"problem", "answer"})
     data.keep("a problem with text", lambda problem: bool((problem or "").strip()), "problem")
     data.keep("a problem with an answer", lambda answer: bool((answer or "").strip()), "answer")
+    data.normalise("problem")
     data.keep_first("problem")
     with ThreadPoolExecutor(WORKERS) as threads:
         checked = threads.map(is_checkable, data.rows["answer"])

@@ -2,6 +2,7 @@
 sample, write."""
 
 import argparse
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,18 @@ class Rows:
                 "pass --tokenizer with the model you train",
             )
         self.keep(f"at most {limit} tokens", lambda text: tokens(loaded, text) <= limit, column)
+
+    def normalise(self, column: str) -> None:
+        """Puts the text in Unicode's form NFC, as many tokenizers (Qwen's) do: decoded, it is what it was.
+
+        What else goes by the prompt, such as a label that repeats it, then sees the same text as the model.
+        """
+        before = self.rows[column]
+        self.rows = self.rows.map(
+            lambda text: {column: unicodedata.normalize("NFC", text)}, input_columns=[column], desc="NFC"
+        )
+        changed = sum(one != other for one, other in zip(before, self.rows[column], strict=True))
+        print(f"{changed:>9,} normalised to NFC")
 
     def sample(self, count: int, seed: int) -> None:
         if len(self.rows) < count:

@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import torch
 
+from darling_plugin.queries import response_of
+
 # A response that names more answers than this is a list, not an answer, and earns nothing. In twelve tokens the
 # untrained model hardly ever gets there (see data/README.md), so the cap only shuts the way to listing everything.
 MAX_NAMED_ANSWERS = 3
@@ -69,11 +71,9 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> di
     """Reward each query, which is its prompt followed by the response."""
     rewards = []
     for query, prompt, label in zip(queries, prompts, labels, strict=True):
-        if not query.startswith(prompt):
-            raise ValueError(f"query does not start with its prompt: query {query!r}, prompt {prompt!r}")
         if not label:
             raise ValueError("no accepted answers: is --data.label_key set to 'answers'?")
-        count = len(named_answers(query.removeprefix(prompt), label))
+        count = len(named_answers(response_of(query, prompt), label))
         rewards.append(float(1 <= count <= MAX_NAMED_ANSWERS))
     reward_tensor = torch.tensor(rewards, dtype=torch.float32)
     return {"rewards": reward_tensor, "scores": reward_tensor, "extra_logs": {}}

@@ -67,6 +67,9 @@ WILDCHAT = [
     wildchat_row(turn("  \n")),
     wildchat_row(turn(None)),
     wildchat_row(turn("Question  0?\n")),
+    wildchat_row(turn("Caf\xe9?")),
+    wildchat_row(turn("Cafe\u0301?")),
+    wildchat_row(turn("A cafe\u0301 in A\u030a?")),
     wildchat_row(turn("x" * 509)),
     wildchat_row(turn("y" * 508)),
 ]
@@ -104,19 +107,20 @@ def read(path: Path) -> list[dict]:
 def test_wildchat(tmp_path, tokenizer, capsys, suffix):
     out = tmp_path / "new" / "wildchat.jsonl"
     source = write(tmp_path / f"source{suffix}", WILDCHAT)
-    prepare("prepare_wildchat", source, tokenizer, out, 7)
+    prepare("prepare_wildchat", source, tokenizer, out, 9)
     said = capsys.readouterr().out
-    expected = [*(f"question {k}?" for k in range(6)), "y" * 508]
+    expected = [*(f"question {k}?" for k in range(6)), "y" * 508, "Caf\xe9?", "A caf\xe9 in \xc5?"]
     assert sorted(row["input"] for row in read(out)) == sorted(expected)
     assert all(set(row) == {"input"} for row in read(out))
     for line in (
-        "14 rows in",
+        "17 rows in",
         "1 dropped: not English",
         "1 dropped: not free of toxic turns",
         "3 dropped: not begun by a user with some text",
-        "1 dropped: not the first with its input",
+        "2 normalised to NFC",
+        "2 dropped: not the first with its input",
         "1 dropped: not at most 512 tokens",
-        "7 written to",
+        "9 written to",
     ):
         assert line in said
 
