@@ -32,10 +32,15 @@ class Rows:
         path = Path(source)
         if path.suffix in FORMATS and not path.is_file():
             raise DarlingError("a data file", f"no file {source}", "correct --source")
-        if path.suffix in FORMATS:
-            self.rows: Dataset = load_dataset(FORMATS[path.suffix], data_files=source, split="train")
-        else:
-            self.rows = load_dataset(source, split="train")
+        name, file = (FORMATS[path.suffix], source) if path.suffix in FORMATS else (source, None)
+        try:
+            self.rows: Dataset = load_dataset(name, data_files=file, split="train")
+        except Exception as error:  # of a dozen kinds, from the hub, the file system or the reader of the format
+            raise DarlingError(
+                "a data set that Hugging Face's datasets can load",
+                f"{source}: {type(error).__name__}: {error.__cause__ or error}",
+                "correct --source; in a file, each field must have one type in all rows",
+            ) from error
         missing = sorted(fields - set(self.rows.column_names))
         if missing:
             raise DarlingError(

@@ -152,6 +152,32 @@ def test_deepscaler(tmp_path, tokenizer, capsys):
         assert line in said
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("answers", "kept"),
+    [([0, 7, None], ["0", "7"]), ([0.5, 0.00001, None], ["0.5", "0.00001"]), ([True, False, None], [])],
+)
+def test_answers_that_are_no_text(tmp_path, tokenizer, capsys, suffix, answers, kept):
+    rows = [{"problem": f"What is {k}?", "answer": answer} for k, answer in enumerate(answers)]
+    out = tmp_path / "out.jsonl"
+    source = write(tmp_path / f"s{suffix}", rows)
+    if not kept:
+        with pytest.raises(DarlingError, match="0 after the filters"):
+            prepare("prepare_deepscaler", source, tokenizer, out, 1)
+        return
+    prepare("prepare_deepscaler", source, tokenizer, out, len(kept))
+    assert f"{len(answers) - len(kept)} dropped: not a problem with an answer" in capsys.readouterr().out
+    assert sorted(float(row["answer"]) for row in read(out)) == sorted(map(float, kept))
+    assert all(isinstance(row["answer"], str) and "e" not in row["answer"] for row in read(out))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, tokenizer):
+    source = tmp_path / "source.parquet"
+    source.write_text("no parquet")
+    with pytest.raises(DarlingError, match="correct --source"):
+        prepare("prepare_deepscaler", source, tokenizer, tmp_path / "out.jsonl", 1)
+
+
 def test_the_sample_is_seeded(tmp_path, tokenizer):
     source = write(tmp_path / "source.jsonl", DEEPSCALER)
     samples = []

@@ -53,6 +53,25 @@ def test_results_are_those_of_measure(command, clustering, diversity, threshold)
         assert all(torch.allclose(*two) for two in zip(similarities, [x.similarity for x in expected], strict=True))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system(tmp_path, capfdbinary, end):
+    path = tmp_path / "groups.jsonl"
+    path.write_bytes(end.join([json.dumps(COLOURS), "", "nonsense", json.dumps(COLOURS)]).encode())
+    assert main([str(path), *LEXICAL]) == 1
+    out, err = capfdbinary.readouterr()
+    assert [each["labels"] for each in parsed(out)] == [[0, 0, 1, 2]] * 2
+    assert b"line 3: not JSON" in err
+
+
+def test_noveltybench_calls_responses_generations(command):
+    line = {"id": 3, "prompt": "p", "generations": ["so: red", "well: red", "blue \ud800"]}
+    done = command([line, {"prompt": "p"}, {"prompt": "p", "generations": None}], *LEXICAL)
+    assert done.records == [{**line, "labels": [0, 1, 2], "diversity": [1.0] * 3}]
+    assert "line 2: needs a list as responses, found no responses" in done.err
+    part = command([line], *LEXICAL, "--partition_text", "after:: ")
+    assert part.records[0]["compared"] == ["red", "red", ""] and part.records[0]["labels"] == [0, 0, 1]
+
+
 def test_a_part_of_each_response_is_compared(command):
     lines = [{"prompt": "p", "responses": ["so: red", "well: red", "none"]}, {"prompt": "q", "responses": ["a", "b"]}]
     done = command(lines, *LEXICAL, "--partition_text", "after:: ")

@@ -70,6 +70,14 @@ def test_a_text_without_a_utf8_form_is_labelled_as_the_judge_read_it(fake, respo
     assert len(read_pairs(str(out))) == 3
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system_and_responses_may_be_generations(fake, responses, end):
+    lines = [{"prompt": each["prompt"], "generations": each["responses"]} for each in GROUPS]
+    responses.write_bytes(end.join(map(json.dumps, lines)).encode())
+    status, out = run(fake, responses, "--pairs_per_prompt", "1")
+    assert (status, len(rows_of(out))) == (0, 2)
+
+
 def test_answers_that_follow_the_order_disagree_and_are_no_labels(fake, responses, capsys):
     fake.bias = 0.4  # yes where response 1 comes first in the alphabet
     status, out = run(fake, responses)
