@@ -12,6 +12,7 @@ advantage.py   reward -> advantage
 shaping.py     the order of it all: gate, quality-only groups, weight, floor, reward, OpenRLHF's penalties, advantage
 metrics.py     what is logged about all of it
 commands/      darling-partition, -show, -train-partition, -label-pairs
+queries.py     a prompt and its response in one text -> the response, for reward functions
 training/      partition models from labels, labels from a judge
 evaluation/    how good a measured diversity is
 openrlhf/      the only folder that knows OpenRLHF and Ray: it carries the above into the training loop

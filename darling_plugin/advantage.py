@@ -53,7 +53,7 @@ def compute_advantage(reward: torch.Tensor, diversity: torch.Tensor, *, advantag
     """
     import torch
 
-    values = advantages.get(advantage)(reward, diversity)
+    values = advantages.get(advantage)(reward.clone(), diversity.clone())  # it may work in place; both are logged
     if not isinstance(values, torch.Tensor) or values.shape != reward.shape or not values.isfinite().all():
         found = f"{tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
         raise DarlingError(
@@ -61,4 +61,4 @@ def compute_advantage(reward: torch.Tensor, diversity: torch.Tensor, *, advantag
             f"{found}, or values that are NaN or infinite",
             "correct that advantage",
         )
-    return values.float()
+    return values.to(torch.float32, copy=True)

@@ -81,7 +81,7 @@ def read_quality_gate(spec: str) -> Callable[[torch.Tensor], torch.Tensor]:
 def _checked(gate: Callable, number: tuple[float, ...], spec: str, quality: torch.Tensor) -> torch.Tensor:
     import torch
 
-    passes = gate(quality, *number)
+    passes = gate(quality.clone(), *number)  # it may work in place; the quality is logged
     if not isinstance(passes, torch.Tensor) or passes.dtype != torch.bool or passes.shape != quality.shape:
         found = f"{passes.dtype} {tuple(passes.shape)}" if isinstance(passes, torch.Tensor) else type(passes).__name__
         raise DarlingError(

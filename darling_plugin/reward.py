@@ -109,11 +109,11 @@ def compute_reward(quality: torch.Tensor, diversity: torch.Tensor, *, reward: st
     """
     import torch
 
-    values = rewards.get(reward)(quality, diversity)
+    # Copies, there and back: a function may work in place, and the quality and the diversity are logged.
+    values = rewards.get(reward)(quality.clone(), diversity.clone())
     if not isinstance(values, torch.Tensor) or values.shape != quality.shape:
         found = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
         raise DarlingError(f"a tensor {tuple(quality.shape)} from the reward {reward!r}", found, "correct that reward")
-    # A copy: the reward may be the quality itself, and whoever changes one in place must not change the other.
     values = values.to(torch.float32, copy=True)
     if not values.isfinite().all():
         raise DarlingError(

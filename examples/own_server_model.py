@@ -42,7 +42,7 @@ class OwnServer(PairwiseModel):
 
     threshold = 0.5
 
-    def __init__(self, urls, *, patience=60.0, threshold=None, clustering=None):
+    def __init__(self, urls, *, patience: float = 60.0, threshold=None, clustering=None):
         super().__init__(threshold=threshold, clustering=clustering)
         self._pool = ServerPool(urls, learn, kind="a similarity server", patience=patience)
 

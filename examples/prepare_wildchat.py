@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         desc="first user turn",
     )
     data.keep("begun by a user with some text", lambda text: bool(text.strip()), "input")
+    data.normalise("input")
     data.keep_first("input")
     data.keep_short("input", options.tokenizer, MAX_TOKENS)
     data.sample(options.count, options.seed)

@@ -2,6 +2,7 @@
 sample, write."""
 
 import argparse
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,10 +32,15 @@ class Rows:
         path = Path(source)
         if path.suffix in FORMATS and not path.is_file():
             raise DarlingError("a data file", f"no file {source}", "correct --source")
-        if path.suffix in FORMATS:
-            self.rows: Dataset = load_dataset(FORMATS[path.suffix], data_files=source, split="train")
-        else:
-            self.rows = load_dataset(source, split="train")
+        name, file = (FORMATS[path.suffix], source) if path.suffix in FORMATS else (source, None)
+        try:
+            self.rows: Dataset = load_dataset(name, data_files=file, split="train")
+        except Exception as error:  # of a dozen kinds, from the hub, the file system or the reader of the format
+            raise DarlingError(
+                "a data set that Hugging Face's datasets can load",
+                f"{source}: {type(error).__name__}: {error.__cause__ or error}",
+                "correct --source; in a file, each field must have one type in all rows",
+            ) from error
         missing = sorted(fields - set(self.rows.column_names))
         if missing:
             raise DarlingError(
@@ -81,6 +87,18 @@ class Rows:
                 "pass --tokenizer with the model you train",
             )
         self.keep(f"at most {limit} tokens", lambda text: tokens(loaded, text) <= limit, column)
+
+    def normalise(self, column: str) -> None:
+        """Puts the text in Unicode's form NFC, as many tokenizers (Qwen's) do: decoded, it is what it was.
+
+        What else goes by the prompt, such as a label that repeats it, then sees the same text as the model.
+        """
+        before = self.rows[column]
+        self.rows = self.rows.map(
+            lambda text: {column: unicodedata.normalize("NFC", text)}, input_columns=[column], desc="NFC"
+        )
+        changed = sum(one != other for one, other in zip(before, self.rows[column], strict=True))
+        print(f"{changed:>9,} normalised to NFC")
 
     def sample(self, count: int, seed: int) -> None:
         if len(self.rows) < count:

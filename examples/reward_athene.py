@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from darling_plugin.queries import response_of
+
 MODEL = os.environ.get("ATHENE_RM", "Nexusflow/Athene-RM-8B")
 MAX_LENGTH = 4096  # tokens; the model's own code cuts there
 
@@ -26,7 +28,7 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> di
     with _one_at_a_time:
         model, tokenizer = load()
         texts = [
-            conversation(tokenizer, label, response_of(query, prompt, tokenizer))
+            conversation(tokenizer, label, without_end(response_of(query, prompt), tokenizer))
             for query, prompt, label in zip(queries, prompts, labels, strict=True)
         ]
         scores = torch.tensor([score(model, tokenizer, text) for text in texts])
@@ -48,13 +50,8 @@ def load() -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def response_of(query: str, prompt: str, tokenizer: Any) -> str:
-    """The response's text, without the tokens that end it."""
-    # By the prompt's last characters, which are the template's: its decoded form may differ from it elsewhere.
-    mark = prompt[-24:]
-    if mark not in query:
-        raise ValueError(f"the query does not hold its prompt, which ends {mark!r}: {query[:200]!r}")
-    response = query.split(mark, prompt.count(mark))[-1]
+def without_end(response: str, tokenizer: Any) -> str:
+    """The response without the special tokens that end it."""
     special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     while response.endswith(special):
         response = response.removesuffix(next(token for token in special if response.endswith(token)))

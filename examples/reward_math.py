@@ -23,6 +23,7 @@ from decimal import Decimal
 import torch
 
 from darling_plugin.maths import BadLabel, MathWorkers, check_installed, equals_label
+from darling_plugin.queries import response_of
 
 DEADLINE = 10.0  # seconds for one check, from its start in a worker; nearly all take milliseconds
 WORKERS = min(8, os.cpu_count() or 1)
@@ -70,11 +71,7 @@ def _problem(error: Exception) -> str:
 
 def reward_func(queries: list[str], prompts: list[str], labels: list) -> dict:
     """Reward each query, which is its prompt followed by the response. Any thread may call this."""
-    responses = []
-    for query, prompt, _ in zip(queries, prompts, labels, strict=True):
-        if not query.startswith(prompt):
-            raise ValueError(f"query does not start with its prompt: query {query!r}, prompt {prompt!r}")
-        responses.append(query[len(prompt) :])
+    responses = [response_of(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
     results = check_answers(responses, labels)
     rewards = torch.tensor([float(equal) for equal, _ in results])
     unchecked = torch.tensor([float(unchecked) for _, unchecked in results])

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import torch
 
+from darling_plugin.queries import response_of
+
 # A response that names more answers than this is a list, not an answer, and earns nothing. In twelve tokens the
 # untrained model hardly ever gets there (see data/README.md), so the cap only shuts the way to listing everything.
 MAX_NAMED_ANSWERS = 3
@@ -96,11 +98,9 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> di
     """Reward each query, which is its prompt followed by the response."""
     rewards = []
     for query, prompt, label in zip(queries, prompts, labels, strict=True):
-        if not query.startswith(prompt):
-            raise ValueError(f"query does not start with its prompt: query {query!r}, prompt {prompt!r}")
         if not label:
             raise ValueError("no accepted answers: is --data.label_key set to 'answers'?")
-        response = query.removeprefix(prompt)
+        response = response_of(query, prompt)
         named = 1 <= len(named_answers(response, label)) <= MAX_NAMED_ANSWERS
         rewards.append(float(named and not lists_a_wrong_one(response, label)))
     reward_tensor = torch.tensor(rewards, dtype=torch.float32)

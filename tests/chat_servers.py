@@ -43,6 +43,8 @@ class FakeJudge:
     def reset(self):
         self.models = ["judge-1"]
         self.logprobs = "given"  # or "ignored", or "refused"
+        self.refuses = {}  # an option of a request, and the message with which it is refused
+        self.overflow = None  # the answer to what is longer than the context, in place of OpenAI's
         self.failures = []  # statuses of the next requests
         self.context = None  # characters of a message
         self.script = []  # answers that come before any truthful one
@@ -102,6 +104,11 @@ def app_of(fake):
             return refusal(404, "no such model")
         if fake.logprobs == "refused" and "logprobs" in body:
             return refusal(400, "logprobs are not supported")
+        for option, message in fake.refuses.items():
+            if option in body:
+                return refusal(400, message)
+        if fake.overflow and fake.context and len(body["messages"][0]["content"]) > fake.context:
+            return JSONResponse(fake.overflow, 422)
         if fake.context and len(body["messages"][0]["content"]) > fake.context:
             return refusal(400, "This model's maximum context length is 1024 tokens.")
         fake.at_once += 1

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darling_plugin.registry import advantages
+from darling_plugin.advantage import compute_advantage
+from darling_plugin.registry import advantages, register_advantage
 
 
 def centered(rewards, diversities):
@@ -63,6 +64,23 @@ def test_diversity_weighted_keeps_the_sign_of_the_quality(batch):
     plain = advantages.get("centered")(reward, diversity)
     weighted = advantages.get("diversity_weighted")(reward, diversity)
     assert torch.equal(plain.sign(), weighted.sign())
+
+
+def test_an_advantage_that_works_in_place_leaves_what_is_logged_alone():
+    kept = []
+
+    @register_advantage("mine")
+    def in_place(reward, diversity):
+        reward -= reward.mean(-1, keepdim=True)
+        diversity.zero_()
+        kept.append(reward)
+        return reward
+
+    reward, diversity = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.5, 0.25]])
+    advantage = compute_advantage(reward, diversity, advantage="mine")
+    kept[0].zero_()
+    assert advantage.tolist() == [[-1.0, 1.0]]
+    assert (reward.tolist(), diversity.tolist()) == ([[1.0, 3.0]], [[0.5, 0.25]])
 
 
 def test_by_hand():

@@ -158,7 +158,7 @@ def test_the_dtype_is_the_native_one_unless_it_is_set(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         assert load_partition_model(f"cross-encoder:{path}").model.dtype == expected
     assert load_partition_model(f"cross-encoder:{path}?dtype=float16").model.dtype == torch.float16
-    with pytest.raises(DarlingError, match="floating-point dtype(.|\n)*'float33'"):
+    with pytest.raises(DarlingError, match="'float33'(.|\n)*did you mean 'float32'"):
         load_partition_model(f"cross-encoder:{path}?dtype=float33")
 
 

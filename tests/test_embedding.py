@@ -106,3 +106,12 @@ def test_a_package_without_weights_is_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "DEFAULT_MODEL_PACKAGE", "hollow_package")
     with pytest.raises(DarlingError, match=r"has no folder .*hollow_package/model"):
         load_partition_model("embedding")
+
+
+def test_texts_that_are_cut_are_told_once(caplog):
+    model = embedding.Embedding()
+    model.embed(["a short one", "word " * 254])
+    assert "are cut" not in caplog.text
+    for _ in range(2):
+        model.embed(["a short one", "word " * 300])
+    assert caplog.text.count("1 of 2 texts (50 %) are cut") == 1

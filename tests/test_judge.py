@@ -63,6 +63,12 @@ def test_the_two_tasks_ask_two_questions(fake):
         ([{"I": 0.9, "Yes": 0.06, "No": 0.02}], "I think so", 0.75),
         ([], "**NO**, they differ.", 0.0),
         ([], " yes\n", 1.0),
+        ([], "Answer: yes", 1.0),
+        ([], '{"answer": "no"}', 0.0),
+        ([], "<think>\n\n</think>\n\nYes", 1.0),
+        ([{"Answer": 1.0}, {":": 1.0}, {" Yes": 0.75, " No": 0.25}], "Answer: Yes", 0.75),
+        ([{'{"': 1.0}, {"answer": 1.0}, {'": "': 1.0}, {"no": 0.9, "yes": 0.1}], '{"answer": "no"}', 0.1),
+        ([{"<think>": 1.0}, {"\n\n": 1.0}, {"</think>": 1.0}, {"Yes": 0.75, "No": 0.25}], "Yes", 0.75),
     ],
 )
 def test_the_first_word_of_the_answer_decides(fake, tokens, text, expected):
@@ -203,6 +209,14 @@ def test_what_no_tokenizer_takes_for_a_mark_stays_as_it_is():
         assert f"\n{text}\n" in judge._marked("prompt", text, 100)
 
 
+def test_a_text_without_a_utf8_form_is_asked_about_all_the_same(fake):
+    model = build(fake)
+    (labels,) = model.partition([Group("A fruit \ud800?", ["apple \udc00", "an apple", "fig"])])
+    assert labels.tolist() == [0, 0, 1]
+    assert model.similarity([Pair("p \ud800", "apple \udc00", "an apple")]) == pytest.approx([0.9])
+    assert "apple \ufffd" in user_message(fake)
+
+
 # --- servers
 
 
@@ -271,6 +285,34 @@ def test_a_busy_server_is_asked_again(fake, monkeypatch, status):
     fake.failures = [status] * 3
     assert model.similarity([SAME]) == pytest.approx([0.9])
     assert len(fake.requests) == 4
+
+
+def test_options_that_a_server_refuses_are_left_out_and_that_is_remembered(fake):
+    fake.refuses = {
+        "max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+        "temperature": "Unsupported value: 'temperature' does not support 0 with this model.",
+        "logprobs": "logprobs are not supported",
+    }
+    model = build(fake, both_orders=False)
+    assert model.similarity([SAME]) == [1.0]
+    (body,) = (body for body, _ in fake.requests)
+    assert body["max_completion_tokens"] == judge.ANSWER_TOKENS
+    assert not {"max_tokens", "temperature", "logprobs", "top_logprobs"} & set(body)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000"},
+        {"error": "the request exceeds the available context size"},
+        {"detail": "Prompt exceeds the maximum length of 4096 tokens"},
+        {"detail": [{"msg": "input is too long"}]},
+    ],
+)
+def test_a_context_that_is_too_short_is_understood_in_other_words(fake, answer):
+    model = build(fake, both_orders=False)
+    fake.context, fake.overflow = 4500, answer
+    assert model.similarity([Pair("p", "apple" + "x" * 7000, "apple" + "y" * 7000)]) == pytest.approx([0.9])
 
 
 def test_retries_come_to_an_end(fake, monkeypatch):

@@ -1,5 +1,7 @@
 """measure: labels and diversity of each group, and the check of the labels."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from small_partition_models import FirstLetter, Labels, Listed, Scripted, error
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Group, PairwiseModel, check_diversity, measure
+from darling_plugin.partition import Between, Group, PairwiseModel, check_diversity, measure
 from darling_plugin.registry import partition_models
 
 # --- measure
@@ -49,8 +51,12 @@ def test_identical_responses_are_certainly_equivalent_and_empty_ones_certainly_d
     # Each is compared with four others: an a is 0 from the other a, 1 from the empty ones, 0.7 from b.
     assert result.diversity.tolist() == pytest.approx([2.7 / 4, 3 / 4, 2.7 / 4, 3.4 / 4, 3 / 4])
     assert (measure(Scripted([]), [Group("p", ["a"])], "expected")[0].diversity).tolist() == [1.0]
-    for threshold in (-0.5, 1.5):  # of cosines, say; the rules hold at any threshold
-        (result,) = measure(Scripted([0.3], threshold=threshold), [group], "pairs")
+
+    class Unlimited(Scripted):
+        option_limits: ClassVar = {"threshold": Between()}
+
+    for threshold in (-0.5, 1.5):  # the rules hold at any threshold
+        (result,) = measure(Unlimited([0.3], threshold=threshold), [group], "pairs")
         assert result.labels.tolist()[0] == result.labels.tolist()[2] != result.labels.tolist()[1]
         assert result.labels.tolist()[1] == result.labels.tolist()[4]
 

@@ -12,10 +12,13 @@ from small_partition_models import FirstLetter, Listed, Scripted, decisions, err
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import (
+    EmbeddingModel,
     Group,
     Pair,
     PairwiseModel,
+    PartitionModel,
     SimilarityModel,
+    measure,
 )
 from darling_plugin.partition.clustering import cluster
 
@@ -31,6 +34,16 @@ def test_a_group_needs_responses_that_are_str():
         Group("p", [None, "a"])
     with pytest.raises(DarlingError, match="one str"):
         Group("p", "abc")
+
+
+def test_what_has_no_utf8_form_is_replaced_before_anything_sees_it():
+    given = ["a \ud800", "a \udfff", "\U0001f600 \ufffe", "b"]
+    group = Group("p \udc00", given)
+    assert group == Group("p \ufffd", ["a \ufffd", "a \ufffd", "\U0001f600 \ufffe", "b"])
+    assert given[0] == "a \ud800", "what was handed over stays as it was"
+    model = FirstLetter()
+    assert measure(model, [group])[0].labels.tolist() == [0, 0, 1, 2]
+    assert all(text.encode() for pairs in model.calls for pair in pairs for text in pair)
 
 
 # --- the two rules before the model is asked
@@ -260,6 +273,9 @@ def test_a_threshold_must_be_set_and_finite():
     for bad in (float("nan"), "0.5", True):
         with pytest.raises(DarlingError, match="finite number"):
             FirstLetter(threshold=bad)
+    for bad in (-1, 50):
+        with pytest.raises(DarlingError, match="a number from 0 to 1 as threshold of the partition model FirstLetter"):
+            FirstLetter(threshold=bad)
     assert FirstLetter(threshold=0).threshold == 0
     assert FirstLetter.threshold == 0.5
 
@@ -281,3 +297,63 @@ def test_clustering_is_checked_and_used():
     assert Listed(chain, clustering="greedy").partition(groups)[0].tolist() == [0, 0, 1, 1]
     with pytest.raises(DarlingError, match="known clustering"):
         Listed(chain, clustering="kmeans")
+
+
+# --- user code that works in place
+
+
+def in_place(texts):
+    """Turns what it was given around and drops the last, as careless code may."""
+    given = list(texts)
+    texts.reverse()
+    texts.pop()
+    return given
+
+
+class InPlace(PartitionModel):
+    def partition(self, groups):
+        for group in groups:
+            group.responses.sort()
+        return [torch.arange(len(group.responses)) for group in groups]
+
+
+class InPlaceSimilarities(SimilarityModel):
+    threshold = 0.5
+
+    def similarities(self, groups):
+        return [
+            torch.tensor([[float(a[0] == b[0]) for b in texts] for a in texts]) for texts in map(responses, groups)
+        ]
+
+
+def responses(group):
+    return in_place(group.responses)
+
+
+class InPlacePairs(PairwiseModel):
+    threshold = 0.5
+
+    def similarity(self, pairs):
+        return [float(pair.first[0] == pair.second[0]) for pair in in_place(pairs)]
+
+
+class InPlaceTexts(EmbeddingModel):
+    threshold = 0.5
+
+    def embed(self, texts):
+        return [[float(text[0] == "a"), float(text[0] == "b"), 0.1] for text in in_place(texts)]
+
+
+@pytest.mark.parametrize("model", [InPlaceSimilarities, InPlacePairs, InPlaceTexts])
+@pytest.mark.parametrize("clustering", ["union_find", "average"])
+def test_a_model_may_change_what_it_is_given(model, clustering):
+    group = Group("p", ["b1", "a1", "b2", "", "a2", "b1"])
+    (result,) = measure(model(clustering=clustering), [group])
+    assert result.labels.tolist() == [0, 1, 0, 2, 1, 0]
+    assert group.responses == ["b1", "a1", "b2", "", "a2", "b1"]
+
+
+def test_a_partition_model_may_sort_its_groups_and_the_log_has_them_as_they_were():
+    groups = [Group("p", ["b", "a"])]
+    measure(InPlace(), groups)
+    assert groups[0].responses == ["b", "a"]

@@ -67,6 +67,9 @@ WILDCHAT = [
     wildchat_row(turn("  \n")),
     wildchat_row(turn(None)),
     wildchat_row(turn("Question  0?\n")),
+    wildchat_row(turn("Caf\xe9?")),
+    wildchat_row(turn("Cafe\u0301?")),
+    wildchat_row(turn("A cafe\u0301 in A\u030a?")),
     wildchat_row(turn("x" * 509)),
     wildchat_row(turn("y" * 508)),
 ]
@@ -104,19 +107,20 @@ def read(path: Path) -> list[dict]:
 def test_wildchat(tmp_path, tokenizer, capsys, suffix):
     out = tmp_path / "new" / "wildchat.jsonl"
     source = write(tmp_path / f"source{suffix}", WILDCHAT)
-    prepare("prepare_wildchat", source, tokenizer, out, 7)
+    prepare("prepare_wildchat", source, tokenizer, out, 9)
     said = capsys.readouterr().out
-    expected = [*(f"question {k}?" for k in range(6)), "y" * 508]
+    expected = [*(f"question {k}?" for k in range(6)), "y" * 508, "Caf\xe9?", "A caf\xe9 in \xc5?"]
     assert sorted(row["input"] for row in read(out)) == sorted(expected)
     assert all(set(row) == {"input"} for row in read(out))
     for line in (
-        "14 rows in",
+        "17 rows in",
         "1 dropped: not English",
         "1 dropped: not free of toxic turns",
         "3 dropped: not begun by a user with some text",
-        "1 dropped: not the first with its input",
+        "2 normalised to NFC",
+        "2 dropped: not the first with its input",
         "1 dropped: not at most 512 tokens",
-        "7 written to",
+        "9 written to",
     ):
         assert line in said
 
@@ -146,6 +150,32 @@ def test_deepscaler(tmp_path, tokenizer, capsys):
         "6 written to",
     ):
         assert line in said
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("answers", "kept"),
+    [([0, 7, None], ["0", "7"]), ([0.5, 0.00001, None], ["0.5", "0.00001"]), ([True, False, None], [])],
+)
+def test_answers_that_are_no_text(tmp_path, tokenizer, capsys, suffix, answers, kept):
+    rows = [{"problem": f"What is {k}?", "answer": answer} for k, answer in enumerate(answers)]
+    out = tmp_path / "out.jsonl"
+    source = write(tmp_path / f"s{suffix}", rows)
+    if not kept:
+        with pytest.raises(DarlingError, match="0 after the filters"):
+            prepare("prepare_deepscaler", source, tokenizer, out, 1)
+        return
+    prepare("prepare_deepscaler", source, tokenizer, out, len(kept))
+    assert f"{len(answers) - len(kept)} dropped: not a problem with an answer" in capsys.readouterr().out
+    assert sorted(float(row["answer"]) for row in read(out)) == sorted(map(float, kept))
+    assert all(isinstance(row["answer"], str) and "e" not in row["answer"] for row in read(out))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, tokenizer):
+    source = tmp_path / "source.parquet"
+    source.write_text("no parquet")
+    with pytest.raises(DarlingError, match="correct --source"):
+        prepare("prepare_deepscaler", source, tokenizer, tmp_path / "out.jsonl", 1)
 
 
 def test_the_sample_is_seeded(tmp_path, tokenizer):

@@ -36,7 +36,7 @@ def test_each_gate_against_loops(quality, number):
     worst, best, mean = min(quality), max(quality), math.fsum(quality) / len(quality)
     kept = sorted(quality, reverse=True)[: max(1, math.ceil(round(number * len(quality), 9)))]
     oracles = {
-        "above": [q > torch.tensor(number).item() for q in quality],
+        "above": (torch.tensor(quality) > torch.tensor(number)).tolist(),
         "top": [q >= kept[-1] for q in quality],
         "reference": [q >= worst + number * (best - mean) - 1e-6 for q in quality],
     }
@@ -75,6 +75,10 @@ def test_what_no_run_can_use_is_refused_by_the_configuration(spec, found):
 def test_a_gate_of_ones_own():
     register_quality_gate("mine")(lambda quality: quality > quality.mean(-1, keepdim=True))
     assert passes("mine", [0.0, 1.0, 0.2]) == [[False, True, False]]
+    register_quality_gate("in_place")(lambda quality: quality.sub_(0.5) > 0)
+    quality = torch.tensor([[0.0, 1.0]])
+    assert read_quality_gate("in_place")(quality).tolist() == [[False, True]]
+    assert quality.tolist() == [[0.0, 1.0]]
     register_quality_gate("wrong")(lambda quality: quality)
     with pytest.raises(DarlingError, match=r"a bool tensor \(1, 2\) from the quality gate 'wrong'(.|\n)*float32"):
         passes("wrong", [0.0, 1.0])

@@ -161,6 +161,20 @@ def test_changing_the_reward_in_place_leaves_the_quality_alone(transform):
     assert quality.tolist() == [[1.0, 2.0]]
 
 
+def test_a_reward_that_works_in_place_leaves_what_is_logged_alone():
+    @register_reward("mine")
+    def in_place(quality, diversity):
+        quality *= diversity
+        diversity.zero_()
+        return quality
+
+    quality, diversity = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]])
+    assert compute_reward(quality, diversity, reward="mine").tolist() == [[0.5, 0.5]]
+    assert (quality.tolist(), diversity.tolist()) == ([[1.0, 2.0]], [[0.5, 0.25]])
+    level = diversity.mean(-1, keepdim=True).expand_as(diversity)  # as shaping hands it over
+    assert compute_reward(quality, level, reward="mine").tolist() == [[0.375, 0.75]]
+
+
 def test_an_unknown_transform_or_reward_lists_the_known():
     with pytest.raises(DarlingError, match=r"did you mean 'sigmoid'.*raw, sigmoid, group_min"):
         shape(torch.ones(1, 2), torch.ones(1, 2), reward="multiply", quality_transform="sigmod")

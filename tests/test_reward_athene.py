@@ -89,14 +89,14 @@ def test_the_score_is_read_at_the_cls_token_after_the_models_own_template(athene
 
 def test_the_response_is_what_follows_the_prompt(athene):
     _, tokenizer = athene.load()
-    assert athene.response_of(f"{PROMPT} wings <end>", PROMPT, tokenizer) == " wings "
-    # The prompt's end may be in the prompt twice, as in a conversation, and in the response.
-    twice = f"{PROMPT} a bird {PROMPT}"
-    assert athene.response_of(f"{twice} with {PROMPT} wings", twice, tokenizer) == f" with {PROMPT} wings"
-    # OpenRLHF cuts the beginning of a long prompt off.
-    assert athene.response_of(f"{PROMPT[15:]} wings", PROMPT, tokenizer) == " wings"
-    with pytest.raises(ValueError, match="does not hold its prompt"):
-        athene.response_of("a bird", PROMPT, tokenizer)
+    assert athene.without_end(" wings <end><eos>", tokenizer) == " wings "
+    scores = [
+        athene.reward_func([f"{before} wings"], [PROMPT], ["a"])["rewards"].item()
+        for before in (PROMPT, PROMPT[15:])  # OpenRLHF cuts the beginning of a long prompt off
+    ]
+    assert scores[0] == scores[1]
+    with pytest.raises(ValueError, match="does not start with its prompt"):
+        athene.reward_func(["a bird"], [PROMPT], ["a"])
 
 
 def test_threads_load_one_model(athene, folder):

@@ -12,6 +12,7 @@ from darling_plugin.partition import (
     load_partition_model,
 )
 from darling_plugin.partition.models.lexical import Lexical
+from darling_plugin.partition.options import read_option
 from darling_plugin.registry import register_partition_model
 from darling_plugin.user_code import import_user_code
 
@@ -163,6 +164,140 @@ def test_options_may_follow_as_a_query(mine):
 def test_what_cannot_be_loaded_says_why(load, mine, spec, options, found):
     with pytest.raises(DarlingError, match=found):
         load(spec.format(mine=mine, folder=mine.parent), **options)
+
+
+TYPED = """
+from __future__ import annotations
+from typing import TYPE_CHECKING, Optional
+from darling_plugin import EmbeddingModel, PairwiseModel
+from darling_plugin.partition.options import Between, OneOf
+
+if TYPE_CHECKING:
+    from nowhere import Thing
+
+class Typed(PairwiseModel):
+    threshold = 0.5
+    option_limits = {"size": Between(1, 9), "mode": OneOf(("fast", "exact"))}
+    def __init__(
+        self, count: int = 1, *, size: Optional[int] = None, rate: float | None = None, both: bool = False,
+        name: str = "", mode: str = "fast", either: int | str = 0, thing: Thing = None, bare=None,
+        threshold: float | None = None,
+    ):
+        raise AssertionError("built")
+    def similarity(self, pairs):
+        return [1.0] * len(pairs)
+
+class Handing(Typed):
+    option_limits = {"rate": Between(0)}
+    def __init__(self, **options):
+        super().__init__(**options)
+
+class Cosine(EmbeddingModel):
+    threshold = 0.5
+    def embed(self, texts):
+        return []
+"""
+
+
+@pytest.fixture
+def typed(tmp_path):
+    path = tmp_path / "typed.py"
+    path.write_text(TYPED)
+    return path
+
+
+@pytest.mark.parametrize("name", ["Typed", "Handing"])
+@pytest.mark.parametrize(
+    ("query", "needed"),
+    [
+        ("both=no", "true or false as both of the partition model"),
+        ("both=1", "true or false as both"),
+        ("size=8.5", "a whole number from 1 to 9 as size"),
+        ("size=abc", "a whole number from 1 to 9 as size"),
+        ("size=true", "a whole number from 1 to 9 as size"),
+        ("size=-1", "a whole number from 1 to 9 as size"),
+        ("size=0", "a whole number from 1 to 9 as size"),
+        ("size=10", "a whole number from 1 to 9 as size"),
+        ("rate=fast", "a number"),
+        ("rate=nan", "a number"),
+        ("rate=1_0", "a number"),
+        ("mode=exactly", "a known word as mode(.|\n)*did you mean 'exact'. known: fast, exact"),
+        ("threshold=50", "a number from 0 to 1 as threshold"),
+        ("threshold=-1", "a number from 0 to 1 as threshold"),
+    ],
+)
+def test_options_are_checked_by_the_annotations_and_limits_before_anything_is_built(typed, name, query, needed):
+    for load in (load_partition_model, check_partition_spec):
+        with pytest.raises(DarlingError, match=needed):
+            load(f"{typed}:{name}?{query}")
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["both=False", "both=true", "size=9", "rate=1e-3", "rate=3", "name=7", "mode=exact", "threshold=0.0", "thing=x"],
+)
+def test_what_the_annotations_allow_passes(typed, query):
+    assert check_partition_spec(f"{typed}:Typed?{query}").__name__ == "Typed"
+
+
+def test_a_text_becomes_what_the_annotation_names(typed):
+    cls = import_user_code(str(typed)).Typed
+    texts = {"name": "7", "size": "7", "rate": "7", "both": "False", "either": "x", "thing": "7", "bare": "7"}
+    found = {option: read_option(cls, option, text) for option, text in texts.items()}
+    assert found == {"name": "7", "size": 7, "rate": 7.0, "both": False, "either": "x", "thing": 7, "bare": 7}
+    assert found["both"] is False and type(found["rate"]) is float
+    assert read_option(cls, "either", "8") == 8
+
+
+def test_the_argument_after_the_colon_is_read_by_its_annotation(typed):
+    register_partition_model("typed")(import_user_code(str(typed)).Typed)
+    check_partition_spec("typed:3")
+    with pytest.raises(DarlingError, match="a whole number as count(.|\n)*'three'"):
+        check_partition_spec("typed:three")
+
+
+@pytest.mark.parametrize("threshold", [-1, 50, 1.0001, float("nan")])
+@pytest.mark.parametrize("spec", ["default", "head:/x", "lexical", "cross-encoder:/x", "vllm:/x", "judge:http://x"])
+def test_a_threshold_that_no_similarity_can_have_is_refused_of_every_model(spec, threshold):
+    with pytest.raises(DarlingError, match="a number from 0 to 1 as threshold"):
+        check_partition_spec(spec, threshold=threshold)
+    with pytest.raises(DarlingError, match="a number from 0 to 1 as threshold"):
+        check_partition_spec(f"{spec}?threshold={threshold}")
+
+
+def test_cosines_may_be_negative(typed):
+    for spec in ("embedding", f"{typed}:Cosine"):
+        assert check_partition_spec(spec, threshold=-1)
+        with pytest.raises(DarlingError, match="a number from -1 to 1 as threshold"):
+            check_partition_spec(spec, threshold=-1.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "needed"),
+    [
+        ("cross-encoder:/x?max_length=0", "from 1 as max_length of the partition model CrossEncoder"),
+        ("cross-encoder:/x?max_response_length=-1", "from 1 as max_response_length"),
+        ("cross-encoder:/x?both_orders=no", "true or false as both_orders"),
+        ("cross-encoder:/x?compile_after=-1", "a number from 0 as compile_after"),
+        ("cross-encoder:/x?dtype=bf16", "known: bfloat16, float16"),
+        ("cross-encoder:/x?clustering=gready", "did you mean 'greedy'"),
+        ("darling-modernbert?both_orders=1", "true or false as both_orders of the partition model DarlingModernBert"),
+        ("embedding?dtype=int8", "known: bfloat16"),
+        ("vllm:/x?gpu_memory_utilization=20", "from 0.01 to 1 as gpu_memory_utilization"),
+        ("vllm:/x?special_tokens=a,b", "three special_tokens"),
+        ("served:http://x?max_length=7", "from 8 as max_length"),
+        ("judge:http://x?max_chars=249", "from 250 as max_chars"),
+        ("judge:http://x?task=math", "did you mean 'maths'"),
+        ("judge:localhost", "the URL of a chat server"),
+    ],
+)
+def test_the_options_of_the_built_in_models_are_checked_before_they_are_built(spec, needed):
+    with pytest.raises(DarlingError, match=needed):
+        check_partition_spec(spec)
+
+
+def test_never_compiling_can_be_asked_for():
+    check_partition_spec("cross-encoder:/x?compile_after=Infinity")
 
 
 def test_checking_a_spec_builds_nothing(mine):

@@ -30,7 +30,7 @@ from darling_plugin.partition import (
     measure_each,
 )
 from darling_plugin.partition.base import DECIMALS
-from darling_plugin.partition.groups import GroupLine, read_groups
+from darling_plugin.partition.groups import GroupLine, given_responses, lines_of, read_groups
 from darling_plugin.partition.text import read_partition_text
 from darling_plugin.user_code import import_user_code
 
@@ -195,7 +195,8 @@ def _comparable(
     """The lines with what of their responses is compared; with their true labels where they need them."""
     part = read_partition_text(config.partition_text)
     for line in lines:
-        prompt, responses = line.group.prompt, line.group.responses
+        # As they came: Group has U+FFFD for what has no UTF-8 form.
+        prompt, responses = line.record["prompt"], given_responses(line.record)
         record = dict(line.record)
         if labelled:
             true = record.pop("labels", None)
@@ -253,7 +254,7 @@ def _write(results: BinaryIO, text: str) -> None:
 
 def _count_lines(source: BinaryIO) -> int:
     start = source.tell()
-    lines = sum(1 for line in source if line.strip())
+    lines = sum(1 for line in lines_of(source) if line.strip())
     source.seek(start)
     return lines
 

@@ -10,13 +10,16 @@ from darling_plugin.partition.base import (
 )
 from darling_plugin.partition.clustering import CLUSTERINGS
 from darling_plugin.partition.measure import Measurement, check_diversity, measure, measure_each
+from darling_plugin.partition.options import Between, OneOf
 from darling_plugin.partition.spec import check_partition_spec, load_partition_model
 
 __all__ = [
     "CLUSTERINGS",
+    "Between",
     "EmbeddingModel",
     "Group",
     "Measurement",
+    "OneOf",
     "Pair",
     "PairwiseModel",
     "PartitionModel",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, Round, check_clustering, cluster, numbered, rounds
+from darling_plugin.partition.options import Between, OneOf, check_options
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DECIMALS = 6  # of a similarity, so that what is decided can be decided again from a log
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json.loads has made one character of two that belong together
 RANGE_TOLERANCE = 1e-3  # rounding that a similarity in half precision may show outside [0, 1]
 
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt and its n >= 1 responses."""
+    """One prompt and its n >= 1 responses, in a list of its own; each as :func:`encodable` makes it."""
 
     prompt: str
     responses: list[str]
@@ -44,6 +47,17 @@ class Group:
                     f"{type(response).__name__} at position {position}; the prompt starts {start(self.prompt)}",
                     "decode the responses before grouping them",
                 )
+        # Here, because all that compares texts or hands them to a model comes by here; what is written out does not.
+        object.__setattr__(self, "prompt", encodable(self.prompt))
+        object.__setattr__(self, "responses", [encodable(response) for response in self.responses])
+
+
+def encodable(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate (JSON's "\\ud800"), which has no UTF-8 form.
+
+    No tokenizer and no server takes a text without one.
+    """
+    return LONE_SURROGATE.sub("\ufffd", text)
 
 
 class Pair(NamedTuple):
@@ -55,7 +69,15 @@ class Pair(NamedTuple):
 
 
 class PartitionModel(ABC):
-    """Sorts each group's responses into classes that count as "saying the same"."""
+    """Sorts each group's responses into classes that count as "saying the same".
+
+    Attributes:
+        option_limits: of arguments of `__init__`, by their names: Between(least, greatest), OneOf(words). They are
+            checked, with the types that `__init__` annotates, before a model is built from a spec. A subclass names
+            its own; those of its bases hold too.
+    """
+
+    option_limits: ClassVar[Mapping[str, Between | OneOf]] = {}
 
     @classmethod  # noqa: B027  (a model may have nothing to check)
     def check_arguments(cls, *arguments: Any, **options: Any) -> None:
@@ -90,6 +112,11 @@ class SimilarityModel(PartitionModel):
     calibrated = False
     is_overlap = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.calibrated or cls.is_overlap:
+            cls.option_limits = {"threshold": Between(0, 1), **vars(cls).get("option_limits", {})}
+
     def __init__(self, *, threshold: float | None = None, clustering: str | None = None) -> None:
         if threshold is not None:
             self.threshold = threshold
@@ -100,7 +127,13 @@ class SimilarityModel(PartitionModel):
                 f"{found!r}",
                 f"set the class attribute `threshold`, or pass {spelled('threshold')}",
             )
+        check_options(type(self), threshold=found)
         self.clustering = check_clustering(self.clustering if clustering is None else clustering)
+
+    @classmethod
+    def check_arguments(cls, *arguments: Any, **options: Any) -> None:
+        if options.get("clustering") is not None:
+            check_clustering(options["clustering"])
 
     @abstractmethod
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
@@ -139,7 +172,8 @@ class SimilarityModel(PartitionModel):
 
     def _checked_similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         owner = type(self).__name__
-        answers = list(self.similarities(groups))
+        # Copies, here and below: a subclass may sort or change what it is given.
+        answers = list(self.similarities([Group(group.prompt, group.responses) for group in groups]))
         if len(answers) != len(groups):
             raise DarlingError(
                 f"one similarity matrix a group from {owner}.similarities",
@@ -177,6 +211,7 @@ class PairwiseModel(SimilarityModel):
     another round cannot be expected to spare `round_cost` pairs, all that is left is scored at once.
     """
 
+    option_limits: ClassVar = {"threshold": Between(0, 1)}
     one_first = False  # set where pairs with the same first response are cheaper together
     round_cost = 16  # pairs that are scored in the time that another round takes; 0: every pair that can be is spared
 
@@ -234,7 +269,7 @@ class PairwiseModel(SimilarityModel):
     def _checked_scores(self, pairs: list[Pair]) -> torch.FloatTensor:
         owner = type(self).__name__
         needed = f"one similarity in [0, 1] a pair from {owner}.similarity"
-        scores = in_halves(lambda some: to_tensor(self.similarity(some), needed), pairs).float()
+        scores = in_halves(lambda some: to_tensor(self.similarity(list(some)), needed), pairs).float()
         if tuple(scores.shape) != (len(pairs),):
             raise DarlingError(
                 needed, f"shape {tuple(scores.shape)} for {len(pairs)} pairs", "return them in the order of the pairs"
@@ -253,6 +288,8 @@ class PairwiseModel(SimilarityModel):
 class EmbeddingModel(SimilarityModel):
     """Compares responses by the cosine of embeddings: implement `embed`, and set the class attribute `threshold`."""
 
+    option_limits: ClassVar = {"threshold": Between(-1, 1)}
+
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> torch.FloatTensor:
         """(M, d), one row a text, of any length but 0. Every distinct text of all groups comes once, in one call."""
@@ -263,7 +300,7 @@ class EmbeddingModel(SimilarityModel):
         if not texts:
             return []
         needed = f"one embedding a text, (M, d), from {type(self).__name__}.embed"
-        vectors = in_halves(lambda some: to_tensor(self.embed(some), needed), texts).float()
+        vectors = in_halves(lambda some: to_tensor(self.embed(list(some)), needed), texts).float()
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise DarlingError(
                 needed, f"shape {tuple(vectors.shape)} for {len(texts)} texts", "return them in the order of the texts"

@@ -1,4 +1,7 @@
-"""Groups from lines of JSON: {"prompt": ..., "responses": [...]}, each with what else its line holds."""
+"""Groups from lines of JSON: {"prompt": ..., "responses": [...]}, each with what else its line holds.
+
+Responses may also be called `generations`, as NoveltyBench writes them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class BadLine(ValueError):
 
 
 class GroupLine(NamedTuple):
-    """A line of the input: its number from 1, all that it holds, and the group in it."""
+    """A line of the input: its number from 1, all that it holds, and the group in it (`Group` replaces surrogates)."""
 
     number: int
     record: dict[str, Any]
@@ -28,7 +31,7 @@ def read_groups(lines: Iterable[bytes], report: Callable[[int, str], None]) -> I
     Args:
         report: gets the number of each line that is no group, and what is wrong with it; the line is left out.
     """
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(lines), start=1):
         if not line.strip():
             continue
         try:
@@ -37,6 +40,17 @@ def read_groups(lines: Iterable[bytes], report: Callable[[int, str], None]) -> I
             report(number, str(error))
         else:
             yield GroupLine(number, record, group)
+
+
+def lines_of(source: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends, which may be LF, CR LF or CR: JSON has none of them within a text."""
+    for line in source:
+        yield from line.splitlines()
+
+
+def given_responses(record: dict[str, Any]) -> Any:
+    """What the record has for responses, under either name; None where it has neither."""
+    return record.get("responses", record.get("generations"))
 
 
 def parse_group(line: bytes) -> tuple[dict[str, Any], Group]:
@@ -52,12 +66,12 @@ def parse_group(line: bytes) -> tuple[dict[str, Any], Group]:
         raise BadLine(f"JSON that Python cannot read: {error}") from error
     if not isinstance(record, dict):
         raise BadLine(f"needs an object with prompt and responses, found {type(record).__name__}")
-    for key, kind in (("prompt", str), ("responses", list)):
-        if not isinstance(record.get(key), kind):
-            found = type(record[key]).__name__ if key in record else f"no {key}"
+    for key, value, kind in (("prompt", record.get("prompt"), str), ("responses", given_responses(record), list)):
+        if not isinstance(value, kind):
+            found = type(value).__name__ if value is not None or key in record else f"no {key}"
             raise BadLine(f"needs a {kind.__name__} as {key}, found {found}")
     try:
-        return record, Group(record["prompt"], record["responses"])
+        return record, Group(record["prompt"], given_responses(record))
     except DarlingError as error:
         needed, found, _ = error.args
         raise BadLine(f"needs {needed}, found {found}") from error

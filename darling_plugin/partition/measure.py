@@ -79,7 +79,8 @@ def measure(
 
     owner = type(model).__name__
     needed = f"one result a group from {owner}.partition"
-    results = model.partition(groups)
+    # Copies: a model may work in place, and the responses are written out, or tried again one group at a time.
+    results = model.partition([Group(group.prompt, group.responses) for group in groups])
     try:
         results = list(results)
     except TypeError as error:

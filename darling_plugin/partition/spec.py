@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 from typing import Any
 
 from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import PartitionModel
+from darling_plugin.partition.options import check_options, read_option
 from darling_plugin.registry import partition_models
 from darling_plugin.user_code import import_user_code
 
@@ -18,12 +18,14 @@ def load_partition_model(spec: str, **options: Any) -> PartitionModel:
     Args:
         spec: a registered name ("lexical"); a registered name with its argument ("cross-encoder:/models/x",
             "embedding:org/name"); or a class of your own, "package.module:Class" or "path/to/file.py:Class".
-            Registered names win. Keyword arguments of the class may follow as a query, numbers and true or false as
-            JSON has them, all else as strings: "cross-encoder:/models/x?max_length=4096&both_orders=true".
+            Registered names win. Keyword arguments of the class may follow as a query, read by the annotations of
+            `__init__` (options.read_option): "cross-encoder:/models/x?max_length=4096&both_orders=true".
         options: more keyword arguments, such as threshold; those that are None are left out.
 
     Returns:
         cls(argument, **options) where the spec has an argument, else cls(**options).
+
+    Raises DarlingError, before anything is built, for names and values that the class does not take.
     """
     cls, arguments, options = _resolve(spec, options)
     return cls(*arguments, **options)
@@ -34,15 +36,13 @@ def check_partition_spec(spec: str, **options: Any) -> type[PartitionModel]:
 
     Imports a user's file or module, and by itself nothing heavier.
     """
-    cls, arguments, options = _resolve(spec, options)
-    cls.check_arguments(*arguments, **options)
-    return cls
+    return _resolve(spec, options)[0]
 
 
-def _resolve(spec: str, options: dict[str, Any]) -> tuple[type[PartitionModel], tuple[str, ...], dict[str, Any]]:
+def _resolve(spec: str, options: dict[str, Any]) -> tuple[type[PartitionModel], tuple[Any, ...], dict[str, Any]]:
     whole, (spec, _, query) = spec, spec.partition("?")
     options = {option: value for option, value in options.items() if value is not None}
-    options |= _query_options(whole, query, taken=options)
+    texts = _query_options(whole, query, taken=options)
     name, _, argument = spec.partition(":")
     source, _, class_name = spec.rpartition(":")
     if name in partition_models or not _names_user_class(source, class_name):
@@ -50,12 +50,17 @@ def _resolve(spec: str, options: dict[str, Any]) -> tuple[type[PartitionModel], 
     else:
         cls, arguments = _user_class(source, class_name), ()
     _check_class(cls, spec)
-    _check_arguments(cls, arguments, options)
+    _check_names(cls, arguments, options | texts)
+    options |= {option: read_option(cls, option, text) for option, text in texts.items()}
+    first = next(iter(inspect.signature(cls).parameters), "")
+    arguments = tuple(read_option(cls, first, text, untyped=str) for text in arguments)
+    check_options(cls, **dict(zip([first], arguments, strict=False)), **options)
+    cls.check_arguments(*arguments, **options)
     return cls, arguments, options
 
 
-def _query_options(spec: str, query: str, taken: dict[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
+def _query_options(spec: str, query: str, taken: dict[str, Any]) -> dict[str, str]:
+    options: dict[str, str] = {}
     for part in query.split("&") if query else []:
         option, equals, text = part.partition("=")
         if not (equals and text and option.isidentifier()) or option in options or option in taken:
@@ -64,16 +69,8 @@ def _query_options(spec: str, query: str, taken: dict[str, Any]) -> dict[str, An
                 f"{part!r} in {spec!r}",
                 f"correct it; what {spelled('threshold')} or {spelled('clustering')} sets is not given here too",
             )
-        options[option] = _number_or_text(text)
+        options[option] = text
     return options
-
-
-def _number_or_text(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, int | float | bool) else text
 
 
 def _names_user_class(source: str, class_name: str) -> bool:
@@ -121,7 +118,7 @@ def _check_class(cls: Any, spec: str) -> None:
         )
 
 
-def _check_arguments(cls: type[PartitionModel], arguments: tuple[str, ...], options: dict[str, Any]) -> None:
+def _check_names(cls: type[PartitionModel], arguments: tuple[str, ...], options: dict[str, Any]) -> None:
     signature = inspect.signature(cls)
     parameters = signature.parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -129,7 +126,7 @@ def _check_arguments(cls: type[PartitionModel], arguments: tuple[str, ...], opti
             if option not in parameters:
                 raise DarlingError(
                     f"options that {cls.__name__} takes: {', '.join(parameters) or 'none'}",
-                    f"{option}={options[option]!r}",
+                    f"{option}={options[option]}",
                     f"drop {spelled(option)}, or {option} in the query, or let {cls.__name__}.__init__ take it",
                 )
     try:

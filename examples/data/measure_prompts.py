@@ -10,6 +10,8 @@ from reward_named_answer import MAX_NAMED_ANSWERS, named_answers, reward_func
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from darling_plugin.queries import response_of
+
 # Below, most groups of responses earn nothing at all; above, there is little left to learn.
 LEARNABLE_RANGE = (0.15, 0.70)
 
@@ -41,7 +43,7 @@ def sample_queries(
 def measure_prompt(queries: list[str], prompt: str, answers: str) -> dict:
     """Return the mean reward of the queries, what they answered, and how many went past the cap."""
     rewards = reward_func(queries, [prompt] * len(queries), [answers] * len(queries))["rewards"].tolist()
-    responses = [query.removeprefix(prompt).split("<|im_end|>")[0] for query in queries]
+    responses = [response_of(query, prompt).split("<|im_end|>")[0] for query in queries]
     named = [named_answers(response, answers) for response in responses]
     rewarded = [answer_list for answer_list, reward in zip(named, rewards, strict=True) if reward]
     valid = Counter(answer for answer_list in rewarded for answer in answer_list)

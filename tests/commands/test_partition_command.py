@@ -26,6 +26,14 @@ def test_every_key_is_kept_and_labels_and_diversity_come_last(command):
     assert list(done.records[0]) == ["id", "prompt", "responses", "meta", "labels", "diversity"]
 
 
+@pytest.mark.parametrize("model", ["default", "lexical", "embedding"])
+def test_a_lone_surrogate_is_partitioned_and_comes_out_as_it_came(command, model):
+    line = {"prompt": "Name a \ud800", "responses": ["red \udc00", "red \udfff", "blue"]}
+    done = command([line], "--partition_model", model, "--partition_text", "regex:(.*)")
+    assert (done.status, done.err.count("failed")) == (0, 0)
+    assert done.records[0] == {**line, "compared": [None] * 3, "labels": [0, 0, 1], "diversity": [0.5, 0.5, 1.0]}
+
+
 @pytest.mark.parametrize("diversity", DIVERSITIES)
 @pytest.mark.parametrize("clustering", CLUSTERINGS)
 @pytest.mark.parametrize("threshold", [None, 0.1])
@@ -43,6 +51,25 @@ def test_results_are_those_of_measure(command, clustering, diversity, threshold)
     else:
         similarities = [torch.tensor(each["similarity"]) for each in done.records]
         assert all(torch.allclose(*two) for two in zip(similarities, [x.similarity for x in expected], strict=True))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system(tmp_path, capfdbinary, end):
+    path = tmp_path / "groups.jsonl"
+    path.write_bytes(end.join([json.dumps(COLOURS), "", "nonsense", json.dumps(COLOURS)]).encode())
+    assert main([str(path), *LEXICAL]) == 1
+    out, err = capfdbinary.readouterr()
+    assert [each["labels"] for each in parsed(out)] == [[0, 0, 1, 2]] * 2
+    assert b"line 3: not JSON" in err
+
+
+def test_noveltybench_calls_responses_generations(command):
+    line = {"id": 3, "prompt": "p", "generations": ["so: red", "well: red", "blue \ud800"]}
+    done = command([line, {"prompt": "p"}, {"prompt": "p", "generations": None}], *LEXICAL)
+    assert done.records == [{**line, "labels": [0, 1, 2], "diversity": [1.0] * 3}]
+    assert "line 2: needs a list as responses, found no responses" in done.err
+    part = command([line], *LEXICAL, "--partition_text", "after:: ")
+    assert part.records[0]["compared"] == ["red", "red", ""] and part.records[0]["labels"] == [0, 0, 1]
 
 
 def test_a_part_of_each_response_is_compared(command):

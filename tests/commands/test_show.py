@@ -79,6 +79,18 @@ def test_a_broken_line_is_not_passed_over(log_dir, capsys):
     assert "as --darling.log_dir writes it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["[1]", "3", "null", '{"prompt": "p", "responses": ["a"], "labels": [0]}'])
+def test_a_line_of_another_kind_is_named(log_dir, capsys, line):
+    assert main([log_dir(group(1, [0, 1], [1.0, 1.0]), end=f"\n{line}\n")]) == 2
+    assert "line 2, without step" in capsys.readouterr().err
+
+
+def test_an_empty_file_has_nothing_to_show(tmp_path, capsys):
+    (tmp_path / "partitions.jsonl").write_bytes(b"")
+    assert main([str(tmp_path)]) == 2
+    assert "wait for the first step" in capsys.readouterr().err
+
+
 QUESTION = "Name a fruit.\nAny fruit, e.g. <b>apple</b>"
 
 

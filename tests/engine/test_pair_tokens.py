@@ -54,3 +54,11 @@ def test_the_limit_of_a_response_and_the_special_tokens():
         PairTokens(tokenizer, 100, special_tokens=("<nope>", "<sep>", "<sep>"))
     with pytest.raises(Exception, match="max_length above the pair's 2 special"):
         PairTokens(tokenizer, 3)
+
+
+@pytest.mark.parametrize(("limits", "told"), [((200,), 0), ((9,), 1), ((200, 4), 1)])
+def test_pairs_that_are_cut_are_told_once(caplog, limits, told):
+    tokens = PairTokens(make_tokenizer("bert"), *limits)
+    for _ in range(2):
+        tokens([Pair("p", "cat", "cat"), Pair("p", "cat", "cat " * 20)])
+    assert caplog.text.count("1 of 2 pairs (50 %) are cut") == told

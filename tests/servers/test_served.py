@@ -34,7 +34,8 @@ def test_vllm_gets_the_ids_of_each_pair_cut_like_the_tokenizer_cuts(start_server
     pairs = some_pairs()
     expected = by_ids(tokenizer, pairs)
     assert 10 < sum(len(each) == MAX_LENGTH for each in ids(tokenizer, pairs)) < 90  # some are cut, some are not
-    assert Served(server.url).similarity(pairs) == pytest.approx(expected)
+    label = "1" if labels == 3 else None
+    assert Served(server.url, label=label).similarity(pairs) == pytest.approx(expected)
     assert all(body["use_activation"] for body in server.bodies)
 
 
@@ -42,7 +43,21 @@ def test_vllm_gets_the_ids_of_each_pair_cut_like_the_tokenizer_cuts(start_server
 def test_text_embeddings_inference_gets_texts_and_class_1_is_found_by_its_name(start_server, labels):
     server = start_server("tei", labels=labels)
     pairs = some_pairs()
-    assert Served(server.url).similarity(pairs) == pytest.approx(by_texts(pairs))
+    label = "label 1" if labels == 3 else None
+    assert Served(server.url, label=label).similarity(pairs) == pytest.approx(by_texts(pairs))
+
+
+@pytest.mark.parametrize("api", ["vllm", "tei"])
+def test_of_three_classes_it_asks_which_means_equivalent(start_server, tokenizer, api):
+    server = start_server(api, labels=3, root=tokenizer)
+    with pytest.raises(DarlingError, match=r"which of 3 classes(.|\n)*\?label=<label>: 0, 1, 2"):
+        Served(server.url)
+    with pytest.raises(DarlingError, match="label=3"):
+        Served(server.url, label="3")
+    pairs = some_pairs(5)
+    right = by_ids(tokenizer, pairs) if api == "vllm" else by_texts(pairs)
+    found = load_partition_model(f"served:{server.url}?label=2").similarity(pairs)
+    assert found == pytest.approx([(1 - score) / 2 for score in right])
 
 
 def test_a_group_is_partitioned_by_the_servers_scores(start_server):
@@ -54,6 +69,16 @@ def test_a_group_is_partitioned_by_the_servers_scores(start_server):
         for j in range(i):
             assert equivalent[i, j] == (known_score([responses[j], responses[i]]) > 0.6)
     assert Served.threshold == 0.5
+
+
+@pytest.mark.parametrize("api", ["vllm", "tei"])
+def test_a_text_without_a_utf8_form_is_asked_about_all_the_same(start_server, tokenizer, api):
+    model = Served(start_server(api, root=tokenizer).url)
+    groups = [Group("p \ud800", ["the \udc00", "a cat"])]
+    (similarity,) = model.all_similarities(groups)
+    (pair,) = [Pair("p", "the \ufffd", "a cat")]
+    (expected,) = by_ids(tokenizer, [pair]) if api == "vllm" else by_texts([pair])
+    assert similarity[0, 1].item() == pytest.approx(expected)
 
 
 def test_no_pairs_ask_nothing(start_server):

@@ -60,6 +60,24 @@ def test_yes_means_the_same_in_both_orders_and_the_trainer_reads_it(fake, respon
     assert not list(out.parent.glob("*.disagreed.*")) and not list(out.parent.glob("*.unanswered.*"))
 
 
+def test_a_text_without_a_utf8_form_is_labelled_as_the_judge_read_it(fake, responses):
+    responses.write_text(json.dumps({"prompt": "A fruit \ud800?", "responses": ["apple \udc00", "An apple", "fig"]}))
+    for _ in range(2):  # and once more, as after a stop
+        status, out = run(fake, responses)
+        assert status == 0
+    assert sorted(row["similar"] for row in rows_of(out)) == [0, 0, 1]
+    assert {row["generation_0"] for row in rows_of(out)} == {"apple \ufffd", "An apple"}
+    assert len(read_pairs(str(out))) == 3
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system_and_responses_may_be_generations(fake, responses, end):
+    lines = [{"prompt": each["prompt"], "generations": each["responses"]} for each in GROUPS]
+    responses.write_bytes(end.join(map(json.dumps, lines)).encode())
+    status, out = run(fake, responses, "--pairs_per_prompt", "1")
+    assert (status, len(rows_of(out))) == (0, 2)
+
+
 def test_answers_that_follow_the_order_disagree_and_are_no_labels(fake, responses, capsys):
     fake.bias = 0.4  # yes where response 1 comes first in the alphabet
     status, out = run(fake, responses)

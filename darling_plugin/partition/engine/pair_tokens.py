@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair
 from darling_plugin.partition.engine.inputs import ModelInput
+
+logger = logging.getLogger(__name__)
 
 KEPT = 100_000  # responses whose ids are kept between rounds; then all are forgotten
 
@@ -36,7 +39,8 @@ class PairTokens:
         self._tokenizer = tokenizer
         self._ids: dict[str, np.ndarray] = {}
         self._beginnings: dict[tuple[str, int], np.ndarray] = {}
-        self._two_types = False
+        self._shortened: set[str] = set()  # responses that are longer than max_response_length
+        self._two_types = self._warned = False
         if special_tokens is None:
             around = self._find_template()
         else:
@@ -80,7 +84,30 @@ class PairTokens:
     def __call__(self, pairs: Sequence[Pair]) -> list[ModelInput]:
         """The ids of each pair, in order."""
         self._tokenise(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
+        self._warn_of_cuts(pairs)
         return [self._join(pair) for pair in pairs]
+
+    def _warn_of_cuts(self, pairs: Sequence[Pair]) -> None:
+        """Once: what is cut off is not compared."""
+        if self._warned:
+            return
+        cut = sum(
+            pair.first in self._shortened
+            or pair.second in self._shortened
+            or len(self._ids[pair.first]) + len(self._ids[pair.second]) > self._room
+            for pair in pairs
+        )
+        if cut:
+            self._warned = True
+            logger.warning(
+                "%d of %d pairs (%.0f %%) are cut: the classifier reads %d tokens of a pair%s, and the rest is not "
+                "compared. Said once",
+                cut,
+                len(pairs),
+                100 * cut / len(pairs),
+                self._room,
+                f", {self._max_response_length} of a response" if self._max_response_length else "",
+            )
 
     def _tokenise(self, texts: dict[str, None]) -> None:
         new = [text for text in texts if text not in self._ids]
@@ -89,8 +116,11 @@ class PairTokens:
         if len(self._ids) + len(new) > KEPT:
             self._ids.clear()
             self._beginnings.clear()
+            self._shortened.clear()
             new = list(texts)
         for text, ids in zip(new, self._tokenizer(new, add_special_tokens=False)["input_ids"], strict=True):
+            if self._max_response_length and len(ids) > self._max_response_length:
+                self._shortened.add(text)
             self._ids[text] = np.array(ids[: self._max_response_length], dtype=np.int64)
 
     def _join(self, pair: Pair) -> ModelInput:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel
+from darling_plugin.partition.options import DTYPES, Between, OneOf
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ class CrossEncoder(PairwiseModel):
 
     threshold = 0.5
     calibrated = True
+    option_limits: ClassVar = {
+        "max_length": Between(1),
+        "max_response_length": Between(1),
+        "compile_after": Between(0),
+        "dtype": OneOf(DTYPES),
+    }
     special_tokens: tuple[str, str, str] | None = None  # before, between and after; None: the tokenizer's own
 
     def __init__(

@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Pair, PairwiseModel, describe
+from darling_plugin.partition.base import Pair, PairwiseModel, describe, encodable
+from darling_plugin.partition.options import Between, OneOf, check_options
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -50,7 +51,14 @@ REMINDER = "Answer with one word, yes or no, and nothing else."
 
 # What a judge's tokenizer may take for one of its own marks: <|im_end|>, </s>, <think>, <｜User｜>, [INST], [/INST].
 TEMPLATE_MARK = re.compile(r"<(?=[|｜/\w])|\[(?=/?[A-Z_]+\])")
-OVERFLOW = re.compile(r"context[ _-](length|size|window)|too long|longer than|too many tokens", re.IGNORECASE)
+OVERFLOW = re.compile(
+    r"context[ _-](length|size|window)|too long|longer than|too many tokens"
+    r"|(exceed|maximum|at most|less than)[^_]{0,60}(?<!_)(tokens|length)"
+    r"|(?<!_)(tokens|length)\b.{0,60}(exceed|must be <)",
+    re.IGNORECASE,
+)
+# What may come before the word that counts: an empty block of thoughts, marks, and "Answer:", also as a key of JSON.
+PREAMBLE = re.compile(r"\s*(<think>\s*</think>)?[\W_]*(answer[\W_]+)?", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +94,13 @@ class Judge(PairwiseModel):
     """
 
     threshold = 0.5
+    option_limits: ClassVar = {"task": OneOf(tuple(QUESTIONS)), "max_chars": Between(LEAST_CHARS)}
     round_cost = 0  # questions cost money
+
+    @classmethod
+    def check_arguments(cls, *arguments: Any, **options: Any) -> None:
+        super().check_arguments(*arguments, **options)
+        _base_url(options["url"] if "url" in options else arguments[0])
 
     def __init__(
         self,
@@ -100,19 +114,15 @@ class Judge(PairwiseModel):
         clustering: str | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
-        if task not in QUESTIONS:
-            raise DarlingError("a known task of the judge", f"{task!r}", f"known: {', '.join(QUESTIONS)}")
-        if not isinstance(max_chars, int) or max_chars < LEAST_CHARS:
-            needed = f"a whole number from {LEAST_CHARS} as max_chars of the judge"
-            raise DarlingError(needed, f"{max_chars!r}", "correct it, or leave it out")
-        if not isinstance(both_orders, bool):
-            raise DarlingError("true or false as both_orders of the judge", f"{both_orders!r}", "correct it")
+        check_options(type(self), task=task, max_chars=max_chars, both_orders=both_orders)
         self.question = QUESTIONS[task]
         self.max_chars = max_chars
         self.both_orders = both_orders
         self.url = _base_url(url)
         self._client = _client(self.url)
-        self._gives_logprobs = True  # until it refuses
+        # Of each request, until the server refuses one of them.
+        self._options: dict[str, Any] = {"temperature": 0, "max_tokens": ANSWER_TOKENS}
+        self._options |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         self._warned_of_overflow = False
         self.model = model or self._only_model()
         # A wrong key or name, or a judge that does not keep to the form, shows now and not an hour into a run.
@@ -166,29 +176,27 @@ class Judge(PairwiseModel):
         """None where the messages are longer than the judge's context."""
         import openai
 
-        logprobs = self._gives_logprobs
-        try:
-            return self._create(messages, logprobs)
-        except openai.OpenAIError as error:
-            if _overflows(error):
-                return None
-            if not (logprobs and isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)):
-                raise self._failure(error) from error
-        # Some servers refuse the question for log-probabilities.
-        try:
-            completion = self._create(messages, False)
-        except openai.OpenAIError as error:
-            raise self._failure(error) from error
-        if self._gives_logprobs:
-            logger.warning("%s at %s gives no log-probabilities: similarities are 0 or 1", self.model, self.url)
-        self._gives_logprobs = False
-        return completion
+        options = self._options
+        while True:
+            try:
+                completion = self._client.chat.completions.create(model=self.model, messages=messages, **options)
+            except openai.OpenAIError as error:
+                if _overflows(error):
+                    return None
+                fewer = _without_refused(options, error)
+                if fewer is None:
+                    raise self._failure(error) from error
+                options = fewer
+            else:
+                self._remember(options)
+                return completion
 
-    def _create(self, messages: list[dict[str, str]], logprobs: bool) -> ChatCompletion:
-        options = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if logprobs else {}
-        return self._client.chat.completions.create(
-            model=self.model, messages=messages, temperature=0, max_tokens=ANSWER_TOKENS, **options
-        )
+    def _remember(self, options: dict[str, Any]) -> None:
+        """What a request came through with."""
+        if "logprobs" in self._options and "logprobs" not in options:
+            logger.warning("%s at %s gives no log-probabilities: similarities are 0 or 1", self.model, self.url)
+        if len(options) < len(self._options) or ("max_tokens" in self._options and "max_tokens" not in options):
+            self._options = options
 
     def _only_model(self) -> str:
         import openai
@@ -211,7 +219,7 @@ class Judge(PairwiseModel):
         refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
         return (NoAnswer if refused else DarlingError)(
             f"an answer of the judge at {self.url}",
-            f"{type(error).__name__}: {str(error)[:500]}",
+            f"{type(error).__name__}: {_said(error)[:500]}",
             "see that the server runs, and check the URL, the model's name, OPENAI_API_KEY and the server's log",
         )
 
@@ -220,7 +228,7 @@ def messages_for(pair: Pair, question: str, limit: int) -> list[dict[str, str]]:
     """What a judge is asked about a pair, texts cut to `limit` characters."""
     # One user message: some chat templates know no system message.
     texts = {"prompt": pair.prompt, "response 1": pair.first, "response 2": pair.second}
-    data = [_marked(name, text, limit) for name, text in texts.items()]
+    data = [_marked(name, encodable(text), limit) for name, text in texts.items()]
     return [{"role": "user", "content": "\n\n".join([INSTRUCTIONS, *data, f"Question: {question} Answer yes or no."])}]
 
 
@@ -230,7 +238,7 @@ def _marked(name: str, text: str, limit: int) -> str:
     if len(text) > limit:
         half = limit // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
-    code = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
+    code = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"BEGIN {name} {code}\n{text}\nEND {name} {code}"
 
 
@@ -238,8 +246,7 @@ def _probability_yes(completion: ChatCompletion) -> float | None:
     """By the log-probabilities of the answer's first word, else 1 or 0 by that word; None if it is neither."""
     choice = completion.choices[0] if completion.choices else None
     tokens = choice.logprobs.content if choice and choice.logprobs else None
-    # White space, quotation marks or asterisks may come first.
-    answer = next((token for token in tokens or () if _first_word(token.token)), None)
+    answer = _deciding(tokens or [])
     mass = {"yes": 0.0, "no": 0.0}
     for candidate in answer.top_logprobs if answer else ():
         word = _first_word(candidate.token)
@@ -254,13 +261,45 @@ def _answered(completion: ChatCompletion | None) -> str:
     return completion.choices[0].message.content or "" if completion and completion.choices else ""
 
 
+def _deciding(tokens: list[Any]) -> Any:
+    """The token with which the word that counts begins; None where there is none."""
+    start, end = PREAMBLE.match("".join(token.token for token in tokens)).end(), 0
+    for token in tokens:
+        end += len(token.token)
+        if end > start:
+            return token
+    return None
+
+
+def _without_refused(options: dict[str, Any], error: openai.OpenAIError) -> dict[str, Any] | None:
+    """The options of a request without what the server refuses; None where it is something else."""
+    if getattr(error, "status_code", None) not in (400, 422):
+        return None
+    fewer, text = dict(options), _said(error)
+    if "max_tokens" in options and "max_completion_tokens" in text:
+        fewer["max_completion_tokens"] = fewer.pop("max_tokens")
+    elif "temperature" in options and "temperature" in text:
+        del fewer["temperature"]
+    elif "logprobs" in options:  # some refuse these without naming them
+        del fewer["logprobs"], fewer["top_logprobs"]
+    else:
+        return None
+    return fewer
+
+
 def _first_word(text: str) -> str:
-    word = re.search(r"[^\W_]+", text)
+    word = re.match(r"[^\W_]+", text[PREAMBLE.match(text).end() :])
     return word[0].casefold() if word else ""
 
 
+def _said(error: openai.OpenAIError) -> str:
+    """The error, and the server's own words, which the client leaves out where they are not in OpenAI's form."""
+    response, text = getattr(error, "response", None), str(error)
+    return text if response is None or "{" in text else f"{text} - {response.text}"
+
+
 def _overflows(error: openai.OpenAIError) -> bool:
-    return getattr(error, "status_code", None) in (400, 413, 422) and bool(OVERFLOW.search(str(error)))
+    return getattr(error, "status_code", None) in (400, 413, 422) and bool(OVERFLOW.search(_said(error)))
 
 
 def _base_url(url: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import ClassVar
 
 from darling_plugin.partition.base import Pair, PairwiseModel
-from darling_plugin.partition.servers.classifiers import START_COMMAND, choose_dialect, learn_classifier
+from darling_plugin.partition.options import Between
+from darling_plugin.partition.servers.classifiers import LEAST_LENGTH, START_COMMAND, choose_dialect, learn_classifier
 from darling_plugin.partition.servers.pool import ServerPool
 from darling_plugin.registry import register_partition_model
 
@@ -20,7 +22,8 @@ class Served(PairwiseModel):
     where set, is sent as bearer token.
 
     The model reads what `cross-encoder` of the same weights would give it, CLS first SEP second SEP, the longer one
-    cut first, and class 1 means equivalent:
+    cut first. Class 1 means equivalent; of three classes or more `label` says which does, by its number or, of
+    text-embeddings-inference, its name:
 
     - vLLM gets token ids at /classify, made here by `tokenizer`, or else by the tokenizer of the path or Hub name that
       the server was started with, where that is on this machine. Pairs are cut at `max_length` tokens, 2048 by
@@ -39,6 +42,7 @@ class Served(PairwiseModel):
 
     threshold = 0.5
     calibrated = True
+    option_limits: ClassVar = {"max_length": Between(LEAST_LENGTH)}
     patience = 60.0
 
     def __init__(
@@ -49,6 +53,7 @@ class Served(PairwiseModel):
         clustering: str | None = None,
         tokenizer: str | None = None,
         max_length: int | None = None,
+        label: str | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         self._pool = ServerPool(
@@ -59,7 +64,7 @@ class Served(PairwiseModel):
             patience=self.patience,
             headers=_authorization(),
         )
-        self._dialect = choose_dialect(self._pool.held, tokenizer, max_length)
+        self._dialect = choose_dialect(self._pool.held, tokenizer, max_length, label)
 
     def similarity(self, pairs: Sequence[Pair]) -> list[float]:
         return self._pool.ask(self._dialect, pairs)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import Pair, PairwiseModel
 from darling_plugin.partition.models.cross_encoder import ClassifierSettings, longest_pair, probability_equivalent
+from darling_plugin.partition.options import DTYPES, Between, OneOf
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ class VLLMClassifier(PairwiseModel):
 
     threshold = 0.5
     calibrated = True
+    option_limits: ClassVar = {
+        "max_length": Between(1),
+        "max_response_length": Between(1),
+        "gpu_memory_utilization": Between(0.01, 1),
+        "dtype": OneOf(("auto", *DTYPES)),
+    }
+
+    @classmethod
+    def check_arguments(cls, *arguments: Any, **options: Any) -> None:
+        super().check_arguments(*arguments, **options)
+        _three_tokens(options.get("special_tokens"))
 
     def __init__(
         self,

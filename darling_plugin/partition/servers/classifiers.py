@@ -32,8 +32,8 @@ class ServedClassifier:
     """What a server holds; all servers of a pool must hold the same."""
 
     api: str  # "vllm" or "tei"
-    labels: int  # classes; with two or more, class 1 means equivalent
-    equivalent: str | None  # the label of class 1, which TEI names instead of numbering
+    labels: int  # classes; of two, class 1 means equivalent
+    names: tuple[str, ...]  # of the classes, by number, where the server says them: TEI does
     max_length: int  # tokens of a pair
     batch_size: int  # pairs a request
     root: str | None = field(default=None, compare=False, repr=False)  # path or Hub name that vLLM was started with
@@ -50,9 +50,10 @@ async def learn_classifier(server: Server) -> ServedClassifier:
 class ClassifierDialect(Dialect):
     """P(equivalent) of pairs, from the classes' probabilities."""
 
-    def __init__(self, held: ServedClassifier) -> None:
+    def __init__(self, held: ServedClassifier, label: str | None) -> None:
         self.labels = held.labels
         self.batch_size = held.batch_size
+        self.equivalent = equivalent_class(held, label)
 
     @abstractmethod
     def rows(self, answer: Any) -> list[list[float]]:
@@ -70,7 +71,7 @@ class ClassifierDialect(Dialect):
         if not all(good):
             worst = good.index(False)
             raise BadAnswer(needed, rows[worst], describe(pairs[worst]))
-        return [row[min(1, self.labels - 1)] for row in rows]
+        return [row[self.equivalent] for row in rows]
 
 
 class TextsDialect(ClassifierDialect):
@@ -92,7 +93,7 @@ class VllmDialect(ClassifierDialect):
         try:
             card = next(card for card in models["data"] if not card.get("parent"))  # one with a parent is an adapter
             labels = len(probe["data"][0]["probs"])
-            return ServedClassifier("vllm", labels, None, int(card["max_model_len"]), BATCH_SIZE, card.get("root"))
+            return ServedClassifier("vllm", labels, (), int(card["max_model_len"]), BATCH_SIZE, card.get("root"))
         except (StopIteration, *WRONG_FORM) as error:
             raise BadAnswer("a vLLM classify server", [models, probe]) from error
 
@@ -109,10 +110,10 @@ class VllmClassify(VllmDialect):
 
     path = "/classify"
 
-    def __init__(self, held: ServedClassifier, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, held: ServedClassifier, label: str | None, tokenizer: Any, max_length: int) -> None:
         from darling_plugin.partition.engine.pair_tokens import PairTokens
 
-        super().__init__(held)
+        super().__init__(held, label)
         self._pair_tokens = PairTokens(tokenizer, max_length)
 
     def encode(self, pairs: Sequence[Pair]) -> list[list[int]]:
@@ -133,8 +134,8 @@ class VllmScore(VllmDialect, TextsDialect):
 
     path = "/score"
 
-    def __init__(self, held: ServedClassifier, max_length: int) -> None:
-        super().__init__(held)
+    def __init__(self, held: ServedClassifier, label: str | None, max_length: int) -> None:
+        super().__init__(held, label)
         self.max_length = max_length
 
     def body(self, encoded: Sequence[tuple[str, str]]) -> dict:
@@ -151,9 +152,9 @@ class TeiPredict(TextsDialect):
 
     path = "/predict"
 
-    def __init__(self, held: ServedClassifier) -> None:
-        super().__init__(held)
-        self.equivalent = held.equivalent
+    def __init__(self, held: ServedClassifier, label: str | None) -> None:
+        super().__init__(held, label)
+        self.names = held.names
 
     @staticmethod
     def held_by(info: dict) -> ServedClassifier:
@@ -161,11 +162,11 @@ class TeiPredict(TextsDialect):
         try:
             names = next(info["model_type"][kind] for kind in ("classifier", "reranker") if kind in info["model_type"])
             labels = {int(number): name for number, name in names["id2label"].items()}
-            equivalent = labels[min(1, len(labels) - 1)]
+            by_number = tuple(labels[k] for k in range(len(labels)))
             if len(set(labels.values())) < len(labels):
                 raise ValueError("two classes of one name")
             batch_size = min(BATCH_SIZE, int(info["max_client_batch_size"]))
-            return ServedClassifier("tei", len(labels), equivalent, int(info["max_input_length"]), batch_size)
+            return ServedClassifier("tei", len(labels), by_number, int(info["max_input_length"]), batch_size)
         except (StopIteration, *WRONG_FORM) as error:
             raise BadAnswer("text-embeddings-inference with a classifier", info) from error
 
@@ -173,20 +174,41 @@ class TeiPredict(TextsDialect):
         return {"inputs": encoded, "raw_scores": False, "truncate": True}
 
     def rows(self, answer: list) -> list[list[float]]:
-        """The classes come by falling score: class 1 is put where the other servers have it."""
+        """The classes come by falling score, and are put in the order of their numbers."""
         rows = []
         for row in answer:
-            (equivalent,) = [item["score"] for item in row if item["label"] == self.equivalent]
-            others = [item["score"] for item in row if item["label"] != self.equivalent]
-            rows.append([*others[:1], equivalent, *others[1:]])
+            score = {item["label"]: item["score"] for item in row}
+            if len(row) != len(score):
+                raise ValueError("a class twice")
+            rows.append([score[name] for name in self.names])
         return rows
 
 
-def choose_dialect(held: ServedClassifier, tokenizer: str | None, max_length: int | None) -> ClassifierDialect:
+def equivalent_class(held: ServedClassifier, label: str | None) -> int:
+    """The number of the class that means equivalent: by `label`, its name or number; of one class 0, of two 1.
+
+    Raises DarlingError for a label that is none, and for three classes or more without one.
+    """
+    if label is None and held.labels <= 2:
+        return held.labels - 1
+    known = {**{str(k): k for k in range(held.labels)}, **{name: k for k, name in enumerate(held.names)}}
+    if label not in known:
+        raise DarlingError(
+            f"which of {held.labels} classes means that two responses are equivalent",
+            "no label" if label is None else f"label={label}",
+            f"add it, served:<url>?label=<label>: {', '.join(known)}",
+        )
+    return known[label]
+
+
+def choose_dialect(
+    held: ServedClassifier, tokenizer: str | None, max_length: int | None, label: str | None = None
+) -> ClassifierDialect:
     """The one in which the model reads what `cross-encoder` would give it.
 
     Args:
         tokenizer: a path or Hub name; None: that of `held.root`, if it is on this machine.
+        label: of the class that means equivalent; see :func:`equivalent_class`.
         max_length: tokens of a pair; None: MAX_LENGTH. Never more than the server's.
 
     Raises DarlingError where there is none.
@@ -198,7 +220,7 @@ def choose_dialect(held: ServedClassifier, tokenizer: str | None, max_length: in
                 f"max_length={max_length}",
                 "drop max_length, or serve the classifier with vLLM",
             )
-        return TeiPredict(held)
+        return TeiPredict(held, label)
     loaded = _load_tokenizer(tokenizer, held.root)
     length = min(MAX_LENGTH if max_length is None else max_length, held.max_length)
     if loaded is not None:
@@ -206,9 +228,9 @@ def choose_dialect(held: ServedClassifier, tokenizer: str | None, max_length: in
     if length < LEAST_LENGTH:
         raise DarlingError(f"max_length of at least {LEAST_LENGTH}: room for two responses", f"{length}", "raise it")
     if loaded is not None and not _reads_segments(loaded):
-        return VllmClassify(held, loaded, length)
+        return VllmClassify(held, label, loaded, length)
     if held.labels == 1:
-        return VllmScore(held, length)
+        return VllmScore(held, label, length)
     if loaded is None:
         raise DarlingError(
             "the classifier's tokenizer, to build pairs with",
