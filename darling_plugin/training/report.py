@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,16 +112,21 @@ def partitions_agree(
 
     from darling_plugin.partition.clustering import cluster
 
-    above = {
-        (pair.prompt, frozenset((pair.first, pair.second))): bool(probability > threshold)
-        for pair, probability, threshold in zip(pairs, probabilities, thresholds, strict=True)
-    }
-    groups, agree = groups_of(pairs), 0
-    for prompt, responses, labels in groups:
-        called = [[a == b or above[prompt, frozenset((a, b))] for b in responses] for a in responses]
-        true, found = (cluster(torch.tensor(each).bool(), "union_find") for each in (labels, called))
-        agree += int(torch.equal(true, found))
-    return agree, len(groups)
+    of_group: dict[int | None, list[int]] = defaultdict(list)
+    for k, pair in enumerate(pairs):
+        of_group[pair.group].append(k)
+    count = agree = 0
+    for at in of_group.values():
+        own = [pairs[k] for k in at]
+        above = {
+            (pair.prompt, frozenset((pair.first, pair.second))): bool(probabilities[k] > thresholds[k])
+            for k, pair in zip(at, own, strict=True)
+        }
+        for prompt, responses, labels in groups_of(own):
+            called = [[a == b or above[prompt, frozenset((a, b))] for b in responses] for a in responses]
+            true, found = (cluster(torch.tensor(each).bool(), "union_find") for each in (labels, called))
+            agree, count = agree + int(torch.equal(true, found)), count + 1
+    return agree, count
 
 
 def write(
