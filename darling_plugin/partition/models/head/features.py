@@ -7,16 +7,26 @@ group are computed at once, from texts that were encoded once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from darling_plugin.partition.models.head.words import FILLERS, NEGATIONS, SYMBOLS, WORD, is_number, words_of
+from darling_plugin.partition.models.head.order import exchanged, initials, opposed, replaced
+from darling_plugin.partition.models.head.words import (
+    FILLERS,
+    NEGATIONS,
+    SYMBOLS,
+    WORD,
+    is_number,
+    values_of,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from darling_plugin.partition.models.embedding import Embedding
@@ -63,6 +73,10 @@ SHORT = (
     "symbols_differ",
     "negated",
     "rare_tokens",
+    "replaced",
+    "exchanged",
+    "opposed",
+    "initials",
 )
 SENTENCES = (
     "match_low",
@@ -75,6 +89,9 @@ SENTENCES = (
     "numbers_agree",
     "numbers_differ",
     "only_negated",
+    "replaced",
+    "exchanged",
+    "opposed",
 )
 FEATURES = tuple(dict.fromkeys((*LONG, *SHORT, *SENTENCES)))
 KINDS = {"long responses": LONG, "sentences": SENTENCES, "short answers": SHORT}
@@ -103,6 +120,10 @@ class Encoded:
     @cached_property
     def words(self) -> list[str]:
         return words_of(self.text)
+
+    @cached_property
+    def values(self) -> list[str]:
+        return values_of(self.text)
 
 
 def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
@@ -206,31 +227,74 @@ def kinds(responses: Sequence[Encoded]) -> torch.LongTensor:
 
 
 def _of_few_words(prompt: Encoded, responses: Sequence[Encoded], values: dict[str, torch.Tensor]) -> None:
-    """Fills in the features that short answers and sentences alone have."""
-    asked = set(prompt.words)
-    # Where all words are fillers the last is the answer: "The answer is A".
-    content = [[w for w in each.words if w not in FILLERS] or each.words[-1:] for each in responses]
-    # Where an answer repeats nothing but the prompt ("Tea or coffee?" "Tea"), those words are the answer.
-    apart = [[w for w in own if w not in asked] or own for own in content]
-    for suffix, words in (("", content), ("_apart", apart)):
-        shared = _overlap(words)
-        values["words" + suffix] = shared.jaccard
-        values["contained" + suffix] = shared.of_smaller
-    own = shared.totals[:, None] - shared.shared  # of the last, apart from the prompt: i's words that j lacks
-    values["each_adds"] = torch.minimum(own, own.T).log1p()
-    numbers = _overlap([[w for w in own if is_number(w)] for own in content])
-    both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
-    values["numbers_agree"] = both & (numbers.jaccard == 1)
-    values["numbers_differ"] = both & (numbers.shared == 0)
+    """Fills in the features that short answers and sentences alone have.
+
+    Two agree if they do as they are written, or by what their quantities are worth: "1 km" and "1000 m".
+    """
+    texts = [each.text.strip() for each in responses]
+    written = _agreement(prompt.words, [each.words for each in responses], texts)
+    worth = _agreement(prompt.values, [each.values for each in responses], texts)
+    for name, own in written.items():
+        values[name] = (torch.minimum if name in DISAGREE else torch.maximum)(own, worth[name])
     # A prompt's < and > may be those of its chat template's marks.
-    asked -= {"<", ">"}
+    asked = set(prompt.words) - {"<", ">"}
     symbols = _overlap([[w for w in each.words if w in SYMBOLS and w not in asked] for each in responses])
     values["symbols_differ"] = (symbols.totals[:, None] > 0) & (symbols.totals > 0) & (symbols.shared == 0)
     negated = torch.tensor([any(w in NEGATIONS for w in each.words) for each in responses])
     values["negated"] = negated[:, None] != negated
-    forms = [" ".join(own) or each.text.strip() for own, each in zip(content, responses, strict=True)]
+
+
+DISAGREE = {"each_adds", "numbers_differ", "replaced", "exchanged", "opposed"}
+
+
+def _agreement(asked: Sequence[str], responses: Sequence[list[str]], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """(n, n) each, of the words of responses to a prompt with the words asked; a text of no words is its own form."""
+    found: dict[str, torch.Tensor] = {}
+    # Where all words are fillers the last is the answer: "The answer is A".
+    content = [[w for w in words if w not in FILLERS] or words[-1:] for words in responses]
+    # Where an answer repeats nothing but the prompt ("Tea or coffee?" "Tea"), those words are the answer.
+    apart = [[w for w in own if w not in asked] or own for own in content]
+    for suffix, words in (("", content), ("_apart", apart)):
+        shared = _overlap(words)
+        found["words" + suffix] = shared.jaccard
+        found["contained" + suffix] = shared.of_smaller
+    own = shared.totals[:, None] - shared.shared  # of the last, apart from the prompt: i's words that j lacks
+    found["each_adds"] = torch.minimum(own, own.T).log1p()
+    # "2x + 2" has another 2 than "2x + 1".
+    numbers = _overlap([_counted(w for w in own if is_number(w)) for own in content])
+    both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
+    added = numbers.totals[:, None] - numbers.shared
+    found["numbers_agree"] = both & (numbers.jaccard == 1)
+    found["numbers_differ"] = torch.minimum(added, added.T) > 0
+    forms = [" ".join(own) or text for own, text in zip(content, texts, strict=True)]
     form = torch.tensor([forms.index(each) for each in forms])
-    values["same_form"] = form[:, None] == form
+    found["same_form"] = form[:, None] == form
+    n = len(responses)
+    for name in ("replaced", "exchanged", "opposed", "initials"):
+        found[name] = torch.zeros(n, n)
+    whole = [initials(own) if len(own) > 1 or " " in own[0] else "" for own in (each or [""] for each in content)]
+    for (i, first), (j, second) in combinations(enumerate(responses), 2):
+        if len(first) > BESIDE_SENTENCE or len(second) > BESIDE_SENTENCE:
+            continue
+        pair = {
+            "replaced": replaced(first, second, FILLERS),
+            "exchanged": exchanged(first, second),
+            "opposed": opposed(first, second),
+            "initials": content[i] == [whole[j]] or content[j] == [whole[i]],
+        }
+        for name, value in pair.items():
+            found[name][i, j] = found[name][j, i] = float(value)
+    return {name: value.float() for name, value in found.items()}
+
+
+def _counted(words: Iterable[str]) -> list[tuple[str, int]]:
+    """Each word with how often it came before."""
+    before: Counter[str] = Counter()
+    found = []
+    for word in words:
+        found.append((word, before[word]))
+        before[word] += 1
+    return found
 
 
 def _best_matches(chunks: list[torch.Tensor], sizes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
