@@ -55,12 +55,20 @@ class Head(SimilarityModel):
 
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         from darling_plugin.partition.models.head.features import encode, probability
+        from darling_plugin.partition.models.head.padding import opening_and_rest, without_padding
 
-        encoded = encode(self.encoder, [text for group in groups for text in (group.prompt, *group.responses)])
-        return [
-            probability(self._weights, encoded[group.prompt], [encoded[response] for response in group.responses])
-            for group in groups
-        ]
+        parts = [{each: opening_and_rest(each, group.responses) for each in group.responses} for group in groups]
+        texts = [text for group in groups for text in (group.prompt, *group.responses)]
+        texts += [text for own in parts for opened in own.values() if opened for text in opened]
+        encoded = encode(self.encoder, texts)
+        found = []
+        for group, own in zip(groups, parts, strict=True):
+            read = [
+                without_padding(encoded, group.prompt, each, own[each]) if own[each] else encoded[each]
+                for each in group.responses
+            ]
+            found.append(probability(self._weights, encoded[group.prompt], read))
+        return found
 
 
 @register_partition_model("default")

@@ -1,0 +1,49 @@
+"""A short answer with something after it that has to do with neither the prompt nor the answer is that answer.
+
+Otherwise thirty nonsense words, or a paragraph on steam engines, would make another class of any answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from darling_plugin.partition.models.head.features import BESIDE_SHORT, SHORT_ANSWER, Encoded
+from darling_plugin.partition.models.head.words import FILLERS, words_of
+
+# Cosines of what comes after: of 144 answers with padding of 12 kinds 2 had a larger one, with the prompt or the
+# answer; of 60 of NoveltyBench's responses that open with a short sentence all but one.
+OFF_TOPIC = 0.3
+READ = 300  # characters of what comes after: padding shows soon, and to encode all of it again would cost more
+OPENING = re.compile(r"\s*([^\n.!?…]{1,80}(?:[.!?…](?=\s)|(?=\n)))\s*(\S.*)", re.DOTALL)
+# These open a response and answer nothing.
+GREETINGS = FILLERS | set("hello hi hey certainly absolutely course sorry thank thanks great understand title".split())
+
+
+def opening_and_rest(response: str, others: Sequence[str]) -> tuple[str, str] | None:
+    """Where a response of many words opens with a short answer: that, and the beginning of what comes after.
+
+    The answer is a line or sentence of its own, or another of the responses to the prompt.
+    """
+    if found := OPENING.match(response):
+        opening, rest = found.groups()
+    else:
+        begun = [other for other in others if _begins_with(response, other)]
+        opening = max(begun, key=lambda other: (len(other), other), default="")
+        rest = response.strip()[len(opening.strip().rstrip(".!")) :]
+    words = words_of(opening)
+    if not set(words) - GREETINGS or len(words) > SHORT_ANSWER or len(words_of(response)) <= BESIDE_SHORT:
+        return None
+    return opening, rest[:READ]
+
+
+def without_padding(encoded: Mapping[str, Encoded], prompt: str, response: str, parts: tuple[str, str]) -> Encoded:
+    """The opening in the response's place if what comes after is off its topic and the prompt's."""
+    opening, rest = (encoded[part] for part in parts)
+    cosines = [float(rest.vector @ other.vector) for other in (encoded[prompt], opening)]
+    return opening if max(cosines) < OFF_TOPIC else encoded[response]
+
+
+def _begins_with(response: str, other: str) -> bool:
+    start, whole = other.strip().rstrip(".!").casefold(), response.strip().casefold()
+    return bool(start) and len(start) < READ / 3 and re.match(re.escape(start) + r"\s+\w", whole) is not None
