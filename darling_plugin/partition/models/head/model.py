@@ -54,6 +54,8 @@ class Head(SimilarityModel):
         self.encoder = Embedding(settings["encoder"], dtype=dtype, compile_after=compile_after)
 
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
+        import torch
+
         from darling_plugin.partition.models.head.features import encode, probability
         from darling_plugin.partition.models.head.padding import opening_and_rest, without_padding
 
@@ -67,7 +69,11 @@ class Head(SimilarityModel):
                 without_padding(encoded, group.prompt, each, own[each]) if own[each] else encoded[each]
                 for each in group.responses
             ]
-            found.append(probability(self._weights, encoded[group.prompt], read))
+            # Each text once, so that an answer and its padded twin are the same to the last bit in any order.
+            distinct = {each.text: each for each in read}
+            place = torch.tensor([list(distinct).index(each.text) for each in read], dtype=torch.long)
+            similarities = probability(self._weights, encoded[group.prompt], list(distinct.values()))
+            found.append(similarities[place][:, place])
         return found
 
 

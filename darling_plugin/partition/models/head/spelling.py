@@ -71,6 +71,11 @@ PART = re.compile(r"\b(section|chapter|version|figure|table|release|appendix|exe
 POWER = re.compile(
     r" ?\^ ?[({]?(-?\d+|[a-z](?![a-z]))[)}]?|(?<=[\w)]) (squared|cubed)(?! (?:meter|metre|km|feet|mile))\b"
 )
+# "7 of hearts", "K♦": one code, of which 11, 12 and 13 are jack, queen and king.
+FACES = {"ace": "1", "a": "1", "jack": "11", "j": "11", "queen": "12", "q": "12", "king": "13", "k": "13"}
+SUITS = {"♥": "hearts", "♡": "hearts", "♠": "spades", "♤": "spades", "♦": "diamonds", "♣": "clubs", "♢": "diamonds"}
+_RANK = "|".join(sorted(FACES, key=len, reverse=True))
+CARD = re.compile(rf"\b(\d\d?|{_RANK})(?: of (hearts|spades|diamonds|clubs)\b| ?([{''.join(SUITS)}]))")
 INITIALS = re.compile(r"\b(?:[^\W\d_]\.){2,}(?!\w)")
 # West Virginia is not in Virginia. Without capitals these are read, for "a new car" is a car.
 PLACE = re.compile(
@@ -127,6 +132,7 @@ def _with_numbers(text: str) -> str:
     text = MIXED.sub(_mixed, text)
     text = FRACTION.sub(lambda found: f"{found[1] if found[1].isdigit() else 1}/{PARTS[found[2]]}", text)
     text = re.sub(r"\bhalf a (?=million|billion)", "0.5 ", text)
+    text = CARD.sub(lambda found: f"⟦{FACES.get(found[1], found[1])} of {found[2] or SUITS[found[3]]}⟧", text)
     return MAGNITUDE.sub(_magnified, text)
 
 

@@ -75,7 +75,8 @@ def values_of(text: str) -> list[str]:
 
 def is_number(word: str) -> bool:
     """Whether one of words_of's words is a number, such as "-21", "2/3" and "12:30", or a code, such as "#ff0000"."""
-    return word.lstrip("-^")[:1].isdigit() or (len(word) > 1 and any(sign in word for sign in "@#,")) or "://" in word
+    code = len(word) > 1 and (word[0] == "#" or any(sign in word for sign in ("@", ",", "://")))
+    return code or word.lstrip("-^")[:1].isdigit()
 
 
 def _words(text: str) -> list[str]:
