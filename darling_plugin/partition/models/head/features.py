@@ -239,7 +239,8 @@ def _of_few_words(prompt: Encoded, responses: Sequence[Encoded], values: dict[st
     # A prompt's < and > may be those of its chat template's marks.
     asked = set(prompt.words) - {"<", ">"}
     symbols = _overlap([[w for w in each.words if w in SYMBOLS and w not in asked] for each in responses])
-    values["symbols_differ"] = (symbols.totals[:, None] > 0) & (symbols.totals > 0) & (symbols.shared == 0)
+    added = symbols.totals[:, None] - symbols.shared
+    values["symbols_differ"] = torch.minimum(added, added.T) > 0
     negated = torch.tensor([any(w in NEGATIONS for w in each.words) for each in responses])
     values["negated"] = negated[:, None] != negated
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from darling_plugin.partition.models.head.features import BESIDE_SHORT, SHORT_ANSWER, Encoded
 from darling_plugin.partition.models.head.words import FILLERS, words_of
 
-# What comes after has a cosine below this with the prompt and with the answer: most padded answers in tests/padding.json
-# have, and none of 60 of NoveltyBench's responses that open with a short sentence.
+# What comes after has a cosine below this with the prompt and with the answer. So have most padded answers in
+# tests/padding.json, and none of 60 of NoveltyBench's responses that open with a short sentence.
 OFF_TOPIC = 0.3
 READ = 300  # characters of what comes after: padding shows soon, and to encode all of it again would cost more
 HEAP = 0.05  # at most this share of little words; in English sentences it is some 0.4
@@ -33,11 +33,11 @@ def opening_and_rest(response: str, others: Sequence[str]) -> tuple[str, str] | 
         opening = max(begun, key=lambda other: (len(other), other), default="")
         rest = response.strip()[len(opening.strip().rstrip(".!")) :]
         # "A fox crossed the river" goes on from "A fox"; a new sentence or a heap of words does not.
-        after = words_of(rest)
+        after = words_of(rest[:READ])
         if not rest.strip()[:1].isupper() and sum(word in FILLERS for word in after) > HEAP * len(after):
             return None
     words = words_of(opening)
-    if not set(words) - GREETINGS or len(words) > SHORT_ANSWER or len(words_of(response)) <= BESIDE_SHORT:
+    if not set(words) - GREETINGS or len(words) > SHORT_ANSWER or len(words_of(response[: 2 * READ])) <= BESIDE_SHORT:
         return None
     return opening, rest[:READ]
 

@@ -61,10 +61,10 @@ SAME_SIGN = str.maketrans(
 
 # A URL, an e-mail address, a hex colour, a password or another word of letters and digits in turn.
 CODE = re.compile(
-    r"https?://[^\s<>\"'\])]*[^\s<>\"'\]).,;:!?]|[\w.+-]+@[\w-]+(?:\.\w+)+|(?<!\w)#[0-9a-f]{6}\b|(?<!\w)#[0-9a-f]{3}\b"
+    r"(?:https?://|www\.)[^\s<>\"'\])]*[^\s<>\"'\]).,;:!?]|[\w.+-]+@[\w-]+(?:\.\w+)+|(?<!\w)#[0-9a-f]{6}\b|(?<!\w)#[0-9a-f]{3}\b"
     r"|(?<![\w.])(?=[a-z\d!$%&_]*?(?:[a-z][!$%&_]*\d+[!$%&_]*[a-z]|\d[!$%&_]*[a-z]+[!$%&_]*\d))[a-z\d][a-z\d!$%&_]{4,}[a-z\d]\b"
 )
-MAY_HAVE_CODE = re.compile(r"[@#]|://|[a-z]\d|\d[a-z]")
+MAY_HAVE_CODE = re.compile(r"[@#]|://|www\.|[a-z]\d|\d[a-z]")
 TUPLE = re.compile(r"[(\[]\s*-?[\d.]+(?:\s*,\s*-?[\d.]+)+\s*[)\]]")
 # The part of a book, of which 2.10 is not 2.1.
 PART = re.compile(r"\b(section|chapter|version|figure|table|release|appendix|exercise|v|§) ?(\d+(?:\.\d+)+)\b")
@@ -103,7 +103,8 @@ def plain(text: str) -> str:
         text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
         text = unicodedata.normalize("NFKC", text.translate(SAME_SIGN)).translate(SAME_SIGN)
     text = text.replace("⟦", "[").replace("⟧", "]")
-    text = re.sub(r"\bUS\b", "usa", text)
+    text = re.sub(r"\bSt\.? (?=[A-Z])", "saint ", re.sub(r"\bUS\b", "usa", text))
+    text = text.replace("e.g.", "for example").replace("i.e.", "that is")
     text = LETTER.sub(lambda found: f"⟦letter {found[0].lower()}⟧", text)
     text = PLACE.sub(lambda found: f"⟦{found[0]}⟧", text).casefold()
     text = COUNTRIES.sub("usa", text)

@@ -75,7 +75,7 @@ def values_of(text: str) -> list[str]:
 
 def is_number(word: str) -> bool:
     """Whether one of words_of's words is a number, such as "-21", "2/3" and "12:30", or a code, such as "#ff0000"."""
-    code = len(word) > 1 and (word[0] == "#" or any(sign in word for sign in ("@", ",", "://")))
+    code = len(word) > 1 and (word[0] == "#" or any(sign in word for sign in ("@", ",", "://", "www.")))
     return code or word.lstrip("-^")[:1].isdigit()
 
 
