@@ -11,12 +11,18 @@ from collections.abc import Mapping, Sequence
 from darling_plugin.partition.models.head.features import BESIDE_SHORT, SHORT_ANSWER, Encoded
 from darling_plugin.partition.models.head.words import FILLERS, words_of
 
-# What comes after has a cosine below this with the prompt and with the answer. So have most padded answers in
-# tests/padding.json, and none of 60 of NoveltyBench's responses that open with a short sentence.
-OFF_TOPIC = 0.3
+# What comes after has a cosine below this with the prompt and with the answer: so have most padded answers in
+# tests/padding.json, and of 2000 of NoveltyBench's responses one, "I am doing well" with "As a large language model".
+OFF_TOPIC = 0.27
 READ = 300  # characters of what comes after: padding shows soon, and to encode all of it again would cost more
 HEAP = 0.05  # at most this share of little words; in English sentences it is some 0.4
 OPENING = re.compile(r"\s*([^\n.!?…]{1,80}?(?:[.!?…](?=\s)|(?=\n|```)))\s*(\S.*)", re.DOTALL)
+# What announces or heads the rest, as "Here's another one:", "## Chapter 1" and "**Title**" do, is no answer.
+HEADS = re.compile(
+    r"\s*(?:[#>*_]|(?:okay|ok|here|let|sure|hmm|well|so|another|introducing|title|subject|dear|chapter)\b)"
+    r"|.*(?:[:,]|\b[DM]rs?\.)\W*$",
+    re.IGNORECASE | re.DOTALL,
+)
 # These open a response and answer nothing.
 GREETINGS = FILLERS | set("hello hi hey certainly absolutely course sorry thank thanks great understand title".split())
 
@@ -37,6 +43,8 @@ def opening_and_rest(response: str, others: Sequence[str]) -> tuple[str, str] | 
         if not rest.strip()[:1].isupper() and sum(word in FILLERS for word in after) > HEAP * len(after):
             return None
     words = words_of(opening)
+    if HEADS.match(opening):
+        return None
     if not set(words) - GREETINGS or len(words) > SHORT_ANSWER or len(words_of(response[: 2 * READ])) <= BESIDE_SHORT:
         return None
     return opening, rest[:READ]
