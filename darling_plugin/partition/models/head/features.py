@@ -233,7 +233,9 @@ def _of_few_words(prompt: Encoded, responses: Sequence[Encoded], values: dict[st
     """
     texts = [each.text.strip() for each in responses]
     written = _agreement(prompt.words, [each.words for each in responses], texts)
-    worth = _agreement(prompt.values, [each.values for each in responses], texts)
+    worth = written
+    if any(each.values != each.words for each in (prompt, *responses)):
+        worth = _agreement(prompt.values, [each.values for each in responses], texts)
     for name, own in written.items():
         values[name] = (torch.minimum if name in DISAGREE else torch.maximum)(own, worth[name])
     # A prompt's < and > may be those of its chat template's marks.
