@@ -7,16 +7,27 @@ group are computed at once, from texts that were encoded once.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from darling_plugin.partition.models.head.order import exchanged, initials, opposed, replaced
 from darling_plugin.partition.models.head.sets import Sets, numbered, runs
-from darling_plugin.partition.models.head.words import FILLERS, NEGATIONS, SYMBOLS, WORD, is_number, words_of
+from darling_plugin.partition.models.head.words import (
+    FILLERS,
+    NEGATIONS,
+    SYMBOLS,
+    WORD,
+    is_number,
+    values_of,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from darling_plugin.partition.models.embedding import Embedding
@@ -69,6 +80,10 @@ SHORT = (
     "symbols_differ",
     "negated",
     "rare_tokens",
+    "replaced",
+    "exchanged",
+    "opposed",
+    "initials",
 )
 SENTENCES = (
     "match_low",
@@ -81,6 +96,9 @@ SENTENCES = (
     "numbers_agree",
     "numbers_differ",
     "only_negated",
+    "replaced",
+    "exchanged",
+    "opposed",
 )
 FEATURES = tuple(dict.fromkeys((*LONG, *SHORT, *SENTENCES)))
 KINDS = {"long responses": LONG, "sentences": SENTENCES, "short answers": SHORT}
@@ -109,6 +127,10 @@ class Encoded:
     @cached_property
     def words(self) -> list[str]:
         return words_of(self.text)
+
+    @cached_property
+    def values(self) -> list[str]:
+        return values_of(self.text)
 
     @cached_property
     def length(self) -> int:
@@ -251,36 +273,80 @@ def _of_texts(responses: Sequence[Encoded]) -> dict[str, np.ndarray]:
     }
 
 
+# Of these the larger value counts where two readings differ: they speak against equivalence.
+DISAGREE = {"each_adds", "numbers_differ", "replaced", "exchanged", "opposed"}
+
+
 def _of_few_words(prompt: Encoded, responses: Sequence[Encoded], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """(n, n) each: the features that short answers and sentences alone have."""
-    asked = set(prompt.words)
-    # Where all words are fillers the last is the answer: "The answer is A".
-    content = [[w for w in each.words if w not in FILLERS] or each.words[-1:] for each in responses]
-    # Where an answer repeats nothing but the prompt ("Tea or coffee?" "Tea"), those words are the answer.
-    apart = [[w for w in own if w not in asked] or own for own in content]
-    values = {}
-    for suffix, words in (("", content), ("_apart", apart)):
-        shared = Sets(numbered(words))
-        values["words" + suffix] = shared.jaccard
-        values["contained" + suffix] = shared.of_smaller
-    values["each_adds"] = np.log1p(np.minimum(shared.lacking, shared.lacking.T))  # apart from the prompt
-    numbers = Sets(numbered([[w for w in own if is_number(w)] for own in content]))
-    both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
-    values["numbers_agree"] = both & (numbers.jaccard == 1)
-    values["numbers_differ"] = both & (numbers.shared == 0)
+    """(n, n) each: the features that short answers and sentences alone have.
+
+    Two agree if they do as they are written, or by what their quantities are worth: "1 km" and "1000 m".
+    """
+    texts = [each.text.strip() for each in responses]
+    values = _agreement(prompt.words, [each.words for each in responses], texts)
+    if any(each.values != each.words for each in (prompt, *responses)):
+        worth = _agreement(prompt.values, [each.values for each in responses], texts)
+        values = {
+            name: (np.minimum if name in DISAGREE else np.maximum)(own, worth[name]) for name, own in values.items()
+        }
     # A prompt's < and > may be those of its chat template's marks.
-    asked -= {"<", ">"}
+    asked = set(prompt.words) - {"<", ">"}
     symbols = Sets(numbered([[w for w in each.words if w in SYMBOLS and w not in asked] for each in responses]))
-    values["symbols_differ"] = (symbols.totals[:, None] > 0) & (symbols.totals > 0) & (symbols.shared == 0)
+    values["symbols_differ"] = np.minimum(symbols.lacking, symbols.lacking.T) > 0
     negated = np.array([any(w in NEGATIONS for w in each.words) for each in responses])
     values["negated"] = negated[:, None] != negated
-    forms = [" ".join(own) or each.text.strip() for own, each in zip(content, responses, strict=True)]
-    form = np.array([forms.index(each) for each in forms])
-    values["same_form"] = form[:, None] == form
     values["rare_shared"], added = _rarest(prompt, responses, weights)
     values["rare_added"] = np.minimum(added, added.T)
     values["only_negated"] = values["negated"] & (values["rare_added"] < COMMON)
     return values
+
+
+def _agreement(asked: Sequence[str], responses: Sequence[list[str]], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """(n, n) each, of the words of responses to a prompt with the words asked; a text of no words is its own form."""
+    found: dict[str, np.ndarray] = {}
+    asked = set(asked)
+    # Where all words are fillers the last is the answer: "The answer is A".
+    content = [[w for w in words if w not in FILLERS] or words[-1:] for words in responses]
+    # Where an answer repeats nothing but the prompt ("Tea or coffee?" "Tea"), those words are the answer.
+    apart = [[w for w in own if w not in asked] or own for own in content]
+    for suffix, words in (("", content), ("_apart", apart)):
+        shared = Sets(numbered(words))
+        found["words" + suffix] = shared.jaccard
+        found["contained" + suffix] = shared.of_smaller
+    found["each_adds"] = np.log1p(np.minimum(shared.lacking, shared.lacking.T))  # apart from the prompt
+    # "2x + 2" has another 2 than "2x + 1".
+    numbers = Sets(numbered([_counted(w for w in own if is_number(w)) for own in content]))
+    both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
+    found["numbers_agree"] = both & (numbers.jaccard == 1)
+    found["numbers_differ"] = np.minimum(numbers.lacking, numbers.lacking.T) > 0
+    forms = [" ".join(own) or text for own, text in zip(content, texts, strict=True)]
+    form = np.array([forms.index(each) for each in forms])
+    found["same_form"] = form[:, None] == form
+    whole = [initials(own) if len(own) > 1 or " " in own[0] else "" for own in (each or [""] for each in content)]
+    n = len(responses)
+    ordered = {name: np.zeros((n, n), np.float32) for name in ("replaced", "exchanged", "opposed", "initials")}
+    for (i, first), (j, second) in combinations(enumerate(responses), 2):
+        if len(first) > BESIDE_SENTENCE or len(second) > BESIDE_SENTENCE:
+            continue
+        pair = {
+            "replaced": replaced(first, second, FILLERS),
+            "exchanged": exchanged(first, second),
+            "opposed": opposed(first, second),
+            "initials": content[i] == [whole[j]] or content[j] == [whole[i]],
+        }
+        for name, value in pair.items():
+            ordered[name][i, j] = ordered[name][j, i] = float(value)
+    return {name: value.astype(np.float32) for name, value in (found | ordered).items()}
+
+
+def _counted(words: Iterable[str]) -> list[tuple[str, int]]:
+    """Each word with how often it came before."""
+    before: Counter[str] = Counter()
+    found = []
+    for word in words:
+        found.append((word, before[word]))
+        before[word] += 1
+    return found
 
 
 def _rarest(prompt: Encoded, responses: Sequence[Encoded], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
