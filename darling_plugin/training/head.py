@@ -115,8 +115,13 @@ class HeadTrainer:
             held_out[own] = out[at_own]
             if more:
                 told[kind] = out[-len(more) :], _labels(more)
-        # For the pairs that were given: those in this package are told right at any threshold near one half.
-        threshold = best_threshold(labels, held_out, _weights(pairs), self.threshold_for)
+        # One threshold is for the pairs that were given and for the short ones in this package.
+        threshold = best_threshold(
+            np.concatenate([labels, *(y for _, y in told.values())]),
+            np.concatenate([held_out, *(p for p, _ in told.values())]),
+            np.concatenate([_weights(pairs), *(np.ones(len(y)) for _, y in told.values())]),
+            self.threshold_for,
+        )
         packaged = {kind: (int(((p > threshold) == y).sum()), len(y)) for kind, (p, y) in told.items()}
         weights = {"weight": weight, "bias": bias, "idf": idf.half()}
         return TrainedHead(weights, threshold, packaged)

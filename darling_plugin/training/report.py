@@ -194,7 +194,13 @@ def write(
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     with open(folder / "predictions.jsonl", "w") as predictions:
         for pair, probability, threshold in zip(pairs, probabilities.tolist(), thresholds.tolist(), strict=True):
-            row = {"line": pair.line, "similar": pair.similar, "probability": probability, "threshold": threshold}
+            row = {
+                "source": pair.source,
+                "line": pair.line,
+                "similar": pair.similar,
+                "probability": probability,
+                "threshold": threshold,
+            }
             predictions.write(json.dumps(row) + "\n")
     _plot(folder, labels, probabilities, float(np.median(thresholds)))
     lines = [f"{name.replace('_', ' '):<18} {each}" for name, each in found.items()]
