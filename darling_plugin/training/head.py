@@ -115,13 +115,21 @@ class HeadTrainer:
             held_out[own] = out[at_own]
             if more:
                 told[kind] = out[-len(more) :], _labels(more)
-        # One threshold is for the pairs that were given and for the short ones in this package.
         threshold = best_threshold(
             np.concatenate([labels, *(y for _, y in told.values())]),
             np.concatenate([held_out, *(p for p, _ in told.values())]),
             np.concatenate([_weights(pairs), *(np.ones(len(y)) for _, y in told.values())]),
             self.threshold_for,
         )
+        # Of kinds that have packaged pairs another share is similar. One threshold is to serve all kinds, so theirs is
+        # put where it is: a change of the base rate that they are calibrated for.
+        for row, kind in enumerate(KINDS):
+            if kind in told:
+                probabilities, y = told[kind]
+                own = best_threshold(y, probabilities, aim=self.threshold_for)
+                shift = _logit(threshold) - _logit(own)
+                bias[row] += shift
+                told[kind] = 1 / (1 + np.exp(-_logit(probabilities) - shift)), y
         packaged = {kind: (int(((p > threshold) == y).sum()), len(y)) for kind, (p, y) in told.items()}
         weights = {"weight": weight, "bias": bias, "idf": idf.half()}
         return TrainedHead(weights, threshold, packaged)
@@ -171,6 +179,10 @@ def _texts(pair: LabelledPair) -> tuple[str, str, str]:
 
 def _labels(pairs: Sequence[LabelledPair]) -> np.ndarray:
     return np.array([pair.similar for pair in pairs], dtype=int)
+
+
+def _logit(probability):
+    return np.log(probability) - np.log1p(-probability)
 
 
 def _weights(pairs: Sequence[LabelledPair]) -> np.ndarray:
