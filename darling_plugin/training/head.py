@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGED = SHIPPED / "pairs.jsonl"
 TEXTS_AT_ONCE = 256
-PAIRS_AT_ONCE = 64
+PAIRS_AT_ONCE = 8  # of those without a group: of two texts more each would be compared with all the others
 STRENGTHS = np.logspace(-3, 1, 5)  # inverse of the L2 penalty, chosen by the log loss of held-out prompts
 
 
@@ -160,9 +160,10 @@ class HeadTrainer:
         for k, pair in enumerate(pairs):
             of_group[pair.prompt, pair.group].append(k)
         found = np.empty((len(pairs), len(FEATURES)))
-        for (prompt, _), at in of_group.items():
-            for start in range(0, len(at), PAIRS_AT_ONCE):
-                some = at[start : start + PAIRS_AT_ONCE]
+        for (prompt, group), at in of_group.items():
+            step = PAIRS_AT_ONCE if group is None else len(at)
+            for start in range(0, len(at), step):
+                some = at[start : start + step]
                 two = [_texts(pairs[k])[1:] for k in some]
                 row = {text: k for k, text in enumerate(sorted({text for each in two for text in each}))}
                 features = pair_features(self._encoded[prompt], [self._encoded[text] for text in row], idf).numpy()
