@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 MODEL := models/SmolLM2-135M-Instruct
 PAIRS ?= ../shared/data/noveltybench/pairs_train.jsonl
+GROUPS ?= ../shared/data/noveltybench/groups_odd.jsonl
 
 ifdef TORCH_INDEX
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
@@ -56,9 +57,9 @@ lint: $(INSTALLED) ## ruff, as pre-commit runs it
 bench: $(INSTALLED) $(MODEL)/config.json ## every benchmark, and benchmarks/README.md with their tables
 	$(BIN)/python benchmarks/run.py
 
-default-model: $(INSTALLED) ## the partition model `default` again, from PAIRS, NoveltyBench's labelled pairs
+default-model: $(INSTALLED) ## the partition model `default` again, from PAIRS and GROUPS, NoveltyBench's labelled ones
 	rm -rf runs/default-model
-	$(BIN)/darling-train-partition $(PAIRS) -o runs/default-model --dtype float32
+	$(BIN)/darling-train-partition $(PAIRS) $(GROUPS):0.1 -o runs/default-model --dtype float32
 	cp runs/default-model/head.safetensors runs/default-model/report.json darling_plugin/partition/default/
 	cp runs/default-model/reliability.png docs/partition-models/default-reliability.png
 

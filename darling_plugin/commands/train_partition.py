@@ -11,7 +11,9 @@ from pathlib import Path
 
 from darling_plugin.errors import DarlingError, options_begin_with
 from darling_plugin.training import cross_encoder
-from darling_plugin.training.pairs import Columns
+from darling_plugin.training.pairs import Columns, Input
+from darling_plugin.training.report import AIMS
+from darling_plugin.training.settings import TrainingSettings
 
 EXTRA = ("accelerate", "datasets", "matplotlib", "peft", "sklearn")  # modules of the extra `train`
 EXAMPLE = """\
@@ -19,13 +21,15 @@ a line in:  {"prompt": "Name a fruit", "generation_0": "Apple!", "generation_1":
 or a group: {"prompt": "Name a fruit", "responses": ["Apple!", "An apple", "Kiwi"], "labels": [0, 0, 1]}
 
   darling-train-partition pairs.jsonl -o runs/head
+  darling-train-partition pairs.jsonl groups.jsonl:0.1 -o runs/head
   darling-train-partition pairs.jsonl -o runs/modernbert --kind cross-encoder --base answerdotai/ModernBERT-base --bf16
   accelerate launch --num_processes 8 -m darling_plugin.commands.train_partition pairs.jsonl -o runs/qwen \\
      --kind cross-encoder --base Qwen/Qwen3-Embedding-4B --lora_rank 16 --learning_rate 1e-4 --bf16
 
 OUT is then a partition model, as in --darling.partition_model head:OUT or cross-encoder:OUT, with report.json,
 predictions.jsonl, roc.png, reliability.png and scores.png beside it. The numbers are those of pairs whose prompts were
-not trained on. A training that was killed goes on when the same command is given again, of a head with the folds that
+not trained on; of groups it has the error, correlation and push of their diversity too, by `source` where lines have
+one. A training that was killed goes on when the same command is given again, of a head with the folds that
 are left.
 
 exit status: 0; 2 for input or usage that was wrong; 130 after Ctrl-C
@@ -52,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         _refuse_options_of_the_other_kind(arguments)
         from darling_plugin.training.train import train_partition
 
-        train_partition(arguments)
+        train_partition(_settings(arguments))
     except DarlingError as error:
         if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launches one speaks
             print(f"\n{error}\n", file=sys.stderr)
@@ -78,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("data", metavar="PAIRS.jsonl", help="labelled pairs; or a data set of the Hugging Face Hub, or its folder")
+    add("data", metavar="DATA[:WEIGHT]", nargs="+", help="labelled pairs or groups: a JSONL file, a data set of "
+        "the Hugging Face Hub, or its folder; what each of its pairs weighs in training a head: 1")  # fmt: skip
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the model and the report")
     add("--kind", choices=("head", "cross-encoder"), default="head", help="default: head, which costs n texts a group")
     add("--split", default="train", help="of a data set; default: train")
@@ -87,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--folds", type=int, default=5, help="into which the prompts are split; default: 5")
     add("--test_folds", type=int, help="folds that are tested on, by a model trained on others; default: all of them "
         "for a head, 1 for a cross-encoder")  # fmt: skip
+    add("--threshold_for", choices=AIMS, default="balanced_accuracy", help="what the threshold is best for: to be "
+        "right about similar pairs and about others alike, or about most pairs of these data; "
+        "default: balanced_accuracy")  # fmt: skip
     add("--seed", type=int, default=0)
     head = parser.add_argument_group("head")
     head.add_argument("--encoder", help="a sentence encoder's path or Hub name; default: all-MiniLM-L6-v2's package")
@@ -100,6 +108,24 @@ def _parser() -> argparse.ArgumentParser:
     cross.add_argument("--no_class_weights", action="store_true", help="do not weigh both labels alike")
     cross.add_argument("--bf16", action="store_true", help="train in bfloat16 mixed precision")
     return parser
+
+
+def _settings(arguments: argparse.Namespace) -> TrainingSettings:
+    own = {name: getattr(arguments, name) for name in cross_encoder.OPTIONS}
+    shared = ("output", "kind", "split", "folds", "test_folds", "seed", "threshold_for", "encoder", "dtype")
+    return TrainingSettings(
+        inputs=tuple(map(Input.parse, arguments.data)),
+        columns=Columns(**{name: getattr(arguments, f"{name}_column") for name in asdict(Columns())}),
+        cross_encoder=cross_encoder.Settings(
+            arguments.base or "",
+            **own,
+            class_weights=not arguments.no_class_weights,
+            bf16=arguments.bf16,
+            seed=arguments.seed,
+            threshold_for=arguments.threshold_for,
+        ),
+        **{name: getattr(arguments, name) for name in shared},
+    )
 
 
 def _refuse_options_of_the_other_kind(arguments: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ class Settings:
     learning_rate falls to 0 on a cosine after a tenth of the steps. batch_size is of a device, in rows; a pair is two.
     class_weights weighs both labels alike, however rare one is. lora_rank 0 trains all weights, else the linear layers
     through LoRA, whose product is added to the weights in the end. patience: epochs without a lower loss on the
-    validation pairs after which training stops; the best epoch is kept.
+    validation pairs after which training stops; the best epoch is kept. threshold_for: one of report.AIMS.
     """
 
     base: str
@@ -45,6 +45,7 @@ class Settings:
     lora_rank: int = 0
     bf16: bool = False
     seed: int = 0
+    threshold_for: str = "balanced_accuracy"
 
 
 OPTIONS = ("max_length", "epochs", "patience", "learning_rate", "batch_size", "accumulate", "lora_rank")  # as given
@@ -145,7 +146,8 @@ def train(
     slope, intercept = _calibration(labels, probabilities)
     if state.is_main_process:
         shift = _calibrate(_last_layer(model), slope, intercept)
-        threshold = best_threshold(labels, _sigmoid(slope * _logit(probabilities) + intercept))
+        calibrated = _sigmoid(slope * _logit(probabilities) + intercept)
+        threshold = best_threshold(labels, calibrated, aim=settings.threshold_for)
         _save(folder, model, tokenizer, replace(classifier, threshold=threshold, logit_shift=shift))
     state.wait_for_everyone()
 

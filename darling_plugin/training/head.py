@@ -16,15 +16,7 @@ from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.models.embedding import Embedding
-from darling_plugin.partition.models.head.features import (
-    FEATURES,
-    KINDS,
-    Encoded,
-    encode,
-    kinds,
-    pair_features,
-    probability,
-)
+from darling_plugin.partition.models.head.features import FEATURES, KINDS, Encoded, encode, kinds, pair_features
 from darling_plugin.partition.models.head.model import FILE, SHIPPED
 from darling_plugin.training.pairs import LabelledPair, folds_by_prompt, read_pairs
 from darling_plugin.training.report import best_threshold
@@ -33,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 PACKAGED = SHIPPED / "pairs.jsonl"
 TEXTS_AT_ONCE = 256
-PAIRS_AT_ONCE = 16
-STRENGTHS = np.logspace(-3, 1, 9)  # inverse of the L2 penalty, chosen by the log loss of held-out prompts
+PAIRS_AT_ONCE = 8  # of those without a group: of two texts more each would be compared with all the others
+STRENGTHS = np.logspace(-3, 1, 5)  # inverse of the L2 penalty, chosen by the log loss of held-out prompts
 
 
 @dataclass(frozen=True)
@@ -64,19 +56,28 @@ class HeadTrainer:
         encoder: path or Hub name of a sentence encoder; None: all-MiniLM-L6-v2's package.
         folds: of the cross-validation that chooses penalty and threshold within the pairs trained on.
         dtype: of the encoder's layers, as for the partition model.
+        threshold_for: what the threshold is best for, one of report.AIMS.
     """
 
     def __init__(
-        self, pairs: Sequence[LabelledPair], encoder: str | None, *, folds: int, seed: int, dtype: str | None = None
+        self,
+        pairs: Sequence[LabelledPair],
+        encoder: str | None,
+        *,
+        folds: int,
+        seed: int,
+        dtype: str | None = None,
+        threshold_for: str = "balanced_accuracy",
     ) -> None:
         self.pairs, self.folds, self.seed = list(pairs), folds, seed
+        self.threshold_for = threshold_for
         # Few data sets have many short answers and sentences, and those that have none still meet them in use. Of a
         # prompt that is among the pairs none may be trained on while that is tested.
         prompts = {pair.prompt for pair in self.pairs}
         self.packaged = [pair for pair in read_pairs(str(PACKAGED)) if pair.prompt not in prompts]
         model = Embedding(encoder, dtype=dtype)
         self.vocabulary = len(model.model.tokenizer)
-        texts = list(dict.fromkeys(t for p in (*self.pairs, *self.packaged) for t in (p.prompt, p.first, p.second)))
+        texts = list(dict.fromkeys(t for p in (*self.pairs, *self.packaged) for t in _texts(p)))
         self._encoded: dict[str, Encoded] = {}
         with tqdm(total=len(texts), unit=" texts", desc="encoding", dynamic_ncols=True) as bar:
             for k in range(0, len(texts), TEXTS_AT_ONCE):
@@ -109,34 +110,45 @@ class HeadTrainer:
                 parts = folds_by_prompt(pairs, self.folds, self.seed)
             columns = [FEATURES.index(name) for name in names]
             x, y = self._features(learned_from, idf)[:, columns], _labels(learned_from)
-            coefficients, bias[row], out = _logistic(x, y, parts)
+            coefficients, bias[row], out = _logistic(x, y, _weights(learned_from), parts)
             weight[row, columns] = torch.tensor(coefficients, dtype=torch.float32)
             held_out[own] = out[at_own]
             if more:
                 told[kind] = out[-len(more) :], _labels(more)
-        # For the pairs that were given: those in this package are told right at any threshold near one half.
-        threshold = best_threshold(labels, held_out)
+        threshold = best_threshold(
+            np.concatenate([labels, *(y for _, y in told.values())]),
+            np.concatenate([held_out, *(p for p, _ in told.values())]),
+            np.concatenate([_weights(pairs), *(np.ones(len(y)) for _, y in told.values())]),
+            self.threshold_for,
+        )
+        # Of kinds that have packaged pairs another share is similar. One threshold is to serve all kinds, so theirs is
+        # put where it is: a change of the base rate that they are calibrated for.
+        for row, kind in enumerate(KINDS):
+            if kind in told:
+                probabilities, y = told[kind]
+                own = best_threshold(y, probabilities, aim=self.threshold_for)
+                shift = _logit(threshold) - _logit(own)
+                bias[row] += shift
+                told[kind] = 1 / (1 + np.exp(-_logit(probabilities) - shift)), y
         packaged = {kind: (int(((p > threshold) == y).sum()), len(y)) for kind, (p, y) in told.items()}
         weights = {"weight": weight, "bias": bias, "idf": idf.half()}
         return TrainedHead(weights, threshold, packaged)
 
     def predict(self, head: TrainedHead, at: Sequence[int]) -> np.ndarray:
         """(len(at),) P(similar) of the pairs with these indices."""
-        found = []
-        for k in at:
-            prompt, *responses = self._texts(self.pairs[k])
-            found.append(float(probability(head.weights, prompt, responses)[0, 1]))
-        return np.array(found)
-
-    def _texts(self, pair: LabelledPair) -> list[Encoded]:
-        return [self._encoded[text] for text in (pair.prompt, pair.first, pair.second)]
+        pairs = [self.pairs[k] for k in at]
+        kind_of = self._kinds(pairs)
+        weight, bias = (head.weights[name].double().numpy()[kind_of] for name in ("weight", "bias"))
+        logits = (self._features(pairs, head.weights["idf"].float()) * weight).sum(1) + bias
+        return 1 / (1 + np.exp(-logits))
 
     def _kinds(self, pairs: Sequence[LabelledPair]) -> np.ndarray:
-        return np.array([int(kinds(self._texts(pair)[1:])[0, 1]) for pair in pairs], dtype=int)
+        found = (kinds([self._encoded[text] for text in _texts(pair)[1:]]) for pair in pairs)
+        return np.array([int(each[0, 1]) for each in found], dtype=int)
 
     def _idf(self, pairs: Sequence[LabelledPair]) -> torch.FloatTensor:
         """(V,) log((N + 1) / (k + 1)): of N responses k have that token."""
-        responses = dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second))
+        responses = dict.fromkeys(text for pair in pairs for text in _texts(pair)[1:])
         counts = torch.zeros(self.vocabulary)
         for text in responses:
             counts[torch.from_numpy(np.unique(self._encoded[text].ids))] += 1
@@ -144,26 +156,42 @@ class HeadTrainer:
 
     def _features(self, pairs: Sequence[LabelledPair], idf: torch.FloatTensor) -> np.ndarray:
         """(len(pairs), len(FEATURES)); of one prompt some pairs at a time, for that is cheaper than each by itself."""
-        of_prompt: dict[str, list[int]] = defaultdict(list)
+        of_group: dict[tuple[str, int | None], list[int]] = defaultdict(list)
         for k, pair in enumerate(pairs):
-            of_prompt[pair.prompt].append(k)
-        found = torch.empty(len(pairs), len(FEATURES), dtype=torch.float64)
-        for prompt, at in of_prompt.items():
-            for start in range(0, len(at), PAIRS_AT_ONCE):
-                some = at[start : start + PAIRS_AT_ONCE]
-                texts = list(dict.fromkeys(text for k in some for text in (pairs[k].first, pairs[k].second)))
-                features = pair_features(self._encoded[prompt], [self._encoded[text] for text in texts], idf)
-                for k in some:
-                    found[k] = features[texts.index(pairs[k].first), texts.index(pairs[k].second)]
-        return found.numpy()
+            of_group[pair.prompt, pair.group].append(k)
+        found = np.empty((len(pairs), len(FEATURES)))
+        for (prompt, group), at in of_group.items():
+            step = PAIRS_AT_ONCE if group is None else len(at)
+            for start in range(0, len(at), step):
+                some = at[start : start + step]
+                two = [_texts(pairs[k])[1:] for k in some]
+                row = {text: k for k, text in enumerate(sorted({text for each in two for text in each}))}
+                features = pair_features(self._encoded[prompt], [self._encoded[text] for text in row], idf).numpy()
+                for k, each in zip(some, two, strict=True):
+                    first, second = sorted(row[text] for text in each)
+                    found[k] = features[first, second]
+        return found
+
+
+def _texts(pair: LabelledPair) -> tuple[str, str, str]:
+    """Prompt and responses as the partition model sees them."""
+    return pair.prompt, pair.first.strip(), pair.second.strip()
 
 
 def _labels(pairs: Sequence[LabelledPair]) -> np.ndarray:
     return np.array([pair.similar for pair in pairs], dtype=int)
 
 
+def _logit(probability):
+    return np.log(probability) - np.log1p(-probability)
+
+
+def _weights(pairs: Sequence[LabelledPair]) -> np.ndarray:
+    return np.array([pair.weight for pair in pairs])
+
+
 def _logistic(
-    x: np.ndarray, labels: np.ndarray, parts: Sequence[Sequence[int]]
+    x: np.ndarray, labels: np.ndarray, sample_weight: np.ndarray, parts: Sequence[Sequence[int]]
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """Weights and bias for features as they are; (M,) P(similar) of each pair by the other folds' regression."""
     from sklearn.linear_model import LogisticRegression
@@ -173,16 +201,19 @@ def _logistic(
     spread[spread < 1e-6] = 1.0
     x = (x - center) / spread
 
+    def fitted(strength: float, at: np.ndarray) -> LogisticRegression:
+        return LogisticRegression(C=strength, max_iter=1000).fit(x[at], labels[at], sample_weight[at])
+
+    everything = np.arange(len(labels))
+
     def out_of_fold(strength: float) -> np.ndarray:
         found = np.empty(len(labels))
         for part in parts:
-            others = np.setdiff1d(np.arange(len(labels)), part)
-            model = LogisticRegression(C=strength, max_iter=1000).fit(x[others], labels[others])
-            found[part] = model.predict_proba(x[part])[:, 1]
+            found[part] = fitted(strength, np.setdiff1d(everything, part)).predict_proba(x[part])[:, 1]
         return found
 
     candidates = [(strength, out_of_fold(strength)) for strength in STRENGTHS]
-    strength, out = min(candidates, key=lambda each: log_loss(labels, each[1]))
-    model = LogisticRegression(C=strength, max_iter=1000).fit(x, labels)
+    strength, out = min(candidates, key=lambda each: log_loss(labels, each[1], sample_weight=sample_weight))
+    model = fitted(strength, everything)
     weights = model.coef_[0] / spread
     return weights, float(model.intercept_[0] - weights @ center), out

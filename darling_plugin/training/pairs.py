@@ -1,8 +1,9 @@
-"""Labelled pairs of responses: read, checked before any training, and split by prompt."""
+"""Labelled pairs and groups of responses: read, checked before any training, and split by prompt."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from darling_plugin.errors import DarlingError
 
+NEEDED = "labelled pairs of responses, one a line"
 LINES_NAMED = 10  # of each fault; the rest is counted
 
 
@@ -23,17 +25,58 @@ class Columns:
     first: str = "generation_0"
     second: str = "generation_1"
     label: str = "similar"
+    source: str = "source"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file or data set of labelled pairs or groups, and how much each of its pairs weighs in training."""
+
+    data: str
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Input:
+        """`DATA` or `DATA:WEIGHT`, such as groups.jsonl:0.1. DarlingError for a weight that is not above 0."""
+        data, colon, end = text.rpartition(":")
+        try:
+            weight = float(end)
+        except ValueError:
+            return cls(text)
+        if not (colon and data) or Path(text).exists():
+            return cls(text)
+        if not (math.isfinite(weight) and weight > 0):
+            raise DarlingError("a weight above 0 behind the colon", text, "correct it, or leave the file out")
+        return cls(data, weight)
 
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """Two responses to a prompt; similar is 1 where they are equivalent, else 0. line: of the input, from 1."""
+    """Two responses to a prompt; similar is 1 where they are equivalent, else 0.
+
+    line: of the input, from 1. source: what the row says of its origin, else its input. weight: in training.
+    group: of several, which group of the input; None for a pair by itself.
+    """
 
     prompt: str
     first: str
     second: str
     similar: int
     line: int
+    source: str = ""
+    weight: float = 1.0
+    group: int | None = None
+
+
+@dataclass(frozen=True)
+class LabelledGroup:
+    """n responses to a prompt with the class of each; number: the `group` of its pairs."""
+
+    prompt: str
+    responses: tuple[str, ...]
+    labels: tuple[int, ...]
+    source: str
+    number: int
 
 
 class _Fault(ValueError):
@@ -41,11 +84,19 @@ class _Fault(ValueError):
 
 
 def read_pairs(source: str, columns: Columns | None = None, split: str = "train") -> list[LabelledPair]:
-    """Pairs from a JSONL file, or from a data set of the Hugging Face Hub or in a folder.
+    """The pairs of one file or data set, those of its groups included; :func:`read_inputs` has what is refused."""
+    return read_inputs([Input(source)], columns, split)[0]
+
+
+def read_inputs(
+    inputs: Sequence[Input], columns: Columns | None = None, split: str = "train"
+) -> tuple[list[LabelledPair], list[LabelledGroup]]:
+    """Pairs and groups from JSONL files, and from data sets of the Hugging Face Hub or in a folder.
 
     A line is a pair, {"prompt", "generation_0", "generation_1", "similar": 0 or 1}, other names by `columns`; or a
-    group, {"prompt", "responses": [...], "labels": [class of each, ...]}, which is all its pairs. A pair that comes
-    again with the same label, in either order, is kept once.
+    group, {"prompt", "responses": [...], "labels": [class of each, ...]}, which is all its pairs too. A pair that
+    comes again with the same label, in either order, is kept once; those of a group are the group's own, for the same
+    two responses may be one class among some responses and two among others.
 
     Raises:
         DarlingError: for anything that is not that, with the number of lines by kind of fault and their numbers:
@@ -53,30 +104,41 @@ def read_pairs(source: str, columns: Columns | None = None, split: str = "train"
             identical responses labelled 0; and where all labels are the same.
     """
     columns = columns or Columns()
-    faults: dict[str, list[int]] = defaultdict(list)
-    seen: dict[tuple[str, frozenset[str]], LabelledPair] = {}
-    for line, row in _rows(source, split):
-        try:
-            found = _pairs_of(row, columns, line)
-        except _Fault as fault:
-            faults[str(fault)].append(line)
-            continue
-        for pair in found:
-            before = seen.setdefault((pair.prompt, frozenset((pair.first.strip(), pair.second.strip()))), pair)
-            if before.similar != pair.similar:
-                faults["the same pair labelled both ways"] += [before.line, line]
-    pairs = list(seen.values())
-    _check(source, pairs, faults)
-    return pairs
+    pairs: list[LabelledPair] = []
+    groups: list[LabelledGroup] = []
+    for given in inputs:
+        faults: dict[str, list[int]] = defaultdict(list)
+        seen: dict[tuple[str, frozenset[str], int | None], LabelledPair] = {}
+        for line, row in _rows(given.data, split):
+            try:
+                found = _pairs_of(row, columns, line, given, len(groups))
+            except _Fault as fault:
+                faults[str(fault)].append(line)
+                continue
+            for pair in found:
+                texts = frozenset((pair.first.strip(), pair.second.strip()))
+                before = seen.setdefault((pair.prompt, texts, pair.group), pair)
+                if before.similar != pair.similar:
+                    faults["the same pair labelled both ways"] += [before.line, line]
+            if "responses" in row and "labels" in row:
+                source = _source(row, columns, given)
+                group = LabelledGroup(
+                    row[columns.prompt], tuple(row["responses"]), tuple(row["labels"]), source, len(groups)
+                )
+                groups.append(group)
+        _check_lines(given.data, faults)
+        pairs += seen.values()
+    _check_labels(", ".join(given.data for given in inputs), pairs)
+    return pairs, groups
 
 
 def groups_of(pairs: Sequence[LabelledPair]) -> list[tuple[str, list[str], list[list[int]]]]:
     """Groups of three or more responses with all pairs labelled: prompt, responses, labels (n, n), diagonal 1."""
-    of_prompt: dict[str, dict[frozenset[str], int]] = defaultdict(dict)
+    of_prompt: dict[tuple[str, int | None], dict[frozenset[str], int]] = defaultdict(dict)
     for pair in pairs:
-        of_prompt[pair.prompt][frozenset((pair.first, pair.second))] = pair.similar
+        of_prompt[pair.prompt, pair.group][frozenset((pair.first, pair.second))] = pair.similar
     groups = []
-    for prompt, labels in of_prompt.items():
+    for (prompt, _), labels in of_prompt.items():
         responses = list(dict.fromkeys(text for two in labels for text in sorted(two)))
         if len(responses) > 2 and all(frozenset(two) in labels for two in combinations(responses, 2)):
             table = [[1 if a == b else labels[frozenset((a, b))] for b in responses] for a in responses]
@@ -85,11 +147,31 @@ def groups_of(pairs: Sequence[LabelledPair]) -> list[tuple[str, list[str], list[
 
 
 def folds_by_prompt(pairs: Sequence[LabelledPair], folds: int, seed: int) -> list[list[int]]:
-    """Indices of each fold's pairs. A prompt's pairs are in one fold; the folds have like shares of both labels."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    """Indices of each fold's pairs. A prompt's pairs are in one fold; the folds have like shares of both labels.
 
+    Prompts that have groups are split by themselves, where they are enough for it, so that each fold gets its share:
+    one of them counts hundreds of pairs.
+    """
     if folds < 2:
         raise DarlingError("two folds or more", f"{folds}", "correct --folds")
+    grouped = {pair.prompt for pair in pairs if pair.group is not None}
+    parts = [[k for k, pair in enumerate(pairs) if (pair.prompt in grouped) == which] for which in (True, False)]
+    if all(parts):
+        try:
+            apart = [_split([pairs[k] for k in part], folds, seed) for part in parts]
+        except DarlingError:
+            pass
+        else:
+            return [
+                [part[k] for part, own in zip(parts, both, strict=True) for k in own]
+                for both in zip(*apart, strict=True)
+            ]
+    return _split(pairs, folds, seed)
+
+
+def _split(pairs: Sequence[LabelledPair], folds: int, seed: int) -> list[list[int]]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     prompts = [pair.prompt for pair in pairs]
     distinct = len(set(prompts))
     if distinct < folds:
@@ -143,7 +225,7 @@ def _json(line: bytes) -> Any:
         return None
 
 
-def _pairs_of(row: Any, columns: Columns, line: int) -> list[LabelledPair]:
+def _pairs_of(row: Any, columns: Columns, line: int, given: Input, group: int) -> list[LabelledPair]:
     if not isinstance(row, dict):
         raise _Fault("not a JSON object in UTF-8")
     if "responses" in row and "labels" in row:
@@ -154,9 +236,9 @@ def _pairs_of(row: Any, columns: Columns, line: int) -> list[LabelledPair]:
             raise _Fault("responses that are not all non-empty text")
         if not all(isinstance(label, int) and label >= 0 for label in labels):
             raise _Fault("labels that are not all whole numbers, a class each, from 0")
-        both = zip(responses, labels, strict=True)
+        both, more = zip(responses, labels, strict=True), (_source(row, columns, given), given.weight, group)
         return [
-            LabelledPair(prompt, a, b, int(of_a == of_b), line)
+            LabelledPair(prompt, a, b, int(of_a == of_b), line, *more)
             for (a, of_a), (b, of_b) in combinations(both, 2)
             if a.strip() != b.strip()
         ]
@@ -170,7 +252,12 @@ def _pairs_of(row: Any, columns: Columns, line: int) -> list[LabelledPair]:
         raise _Fault(f"{columns.label} neither 0 nor 1")
     if first.strip() == second.strip() and not label:
         raise _Fault(f"identical responses with {columns.label} 0")
-    return [LabelledPair(prompt, first, second, int(label), line)]
+    return [LabelledPair(prompt, first, second, int(label), line, _source(row, columns, given), given.weight)]
+
+
+def _source(row: dict[str, Any], columns: Columns, given: Input) -> str:
+    named = row.get(columns.source)
+    return named if isinstance(named, str) and named else Path(given.data).name
 
 
 def _text(row: dict[str, Any], name: str) -> str:
@@ -179,11 +266,13 @@ def _text(row: dict[str, Any], name: str) -> str:
     return row[name]
 
 
-def _check(source: str, pairs: list[LabelledPair], faults: dict[str, list[int]]) -> None:
-    needed = "labelled pairs of responses, one a line"
+def _check_lines(source: str, faults: dict[str, list[int]]) -> None:
     if faults:
         found = "; ".join(f"{_lines(lines)}: {fault}" for fault, lines in faults.items())
-        raise DarlingError(needed, f"in {source} {found}", "correct or remove these lines")
+        raise DarlingError(NEEDED, f"in {source} {found}", "correct or remove these lines")
+
+
+def _check_labels(source: str, pairs: list[LabelledPair]) -> None:
     labels = Counter(pair.similar for pair in pairs)
     if len(labels) < 2:
         found = f"{len(pairs)} pairs in {source}, {labels[1]} of them similar"

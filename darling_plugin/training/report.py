@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from darling_plugin.training.pairs import LabelledPair, groups_of
+from darling_plugin.training.group_report import group_figures, of_sources
+from darling_plugin.training.pairs import LabelledGroup, LabelledPair, groups_of
 
 RESAMPLES = 1000  # of the bootstrap
 LEVEL = 0.95
 BINS = 10  # of the reliability curve
 THRESHOLDS = [k / 20 for k in range(1, 20)]  # of which the report says how many pairs each joins
+
+# Scores of each cut, by the weight of the similar pairs above it and of the different ones below it.
+AIMS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "accuracy": lambda similar, different: (similar + different).astype(float),
+    "balanced_accuracy": lambda similar, different: (
+        similar / max(similar[0], 1e-9) + different / max(different[-1], 1e-9)
+    ),
+    "f1": lambda similar, different: 2 * similar / np.maximum(similar[0] + similar + different[-1] - different, 1e-9),
+}
 
 
 @dataclass(frozen=True)
@@ -30,21 +42,32 @@ class Measure:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The probability above which calling pairs similar is most often right.
+def best_threshold(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None, aim: str = "accuracy"
+) -> float:
+    """The probability above which calling pairs similar is best, by one of AIMS.
 
-    Of all cuts between two neighbouring probabilities the accuracy is smoothed over the nearest 5 % of the pairs, for
+    accuracy is the share of pairs told right; balanced_accuracy the mean of that among the similar and among the
+    others, which does not depend on how many there are of either; f1 that of the similar.
+
+    Of all cuts between two neighbouring probabilities the score is smoothed over the nearest 5 % of the pairs, for
     its highest single peak is mostly luck.
+
+    Args:
+        weights: (M,) how much each pair counts; default: all alike.
     """
+    weights = np.ones(len(labels)) if weights is None else weights
     order = np.argsort(probabilities)
-    labels, probabilities = labels[order], probabilities[order]
+    labels, probabilities, weights = labels[order], probabilities[order], weights[order]
     # Equal probabilities have no order and no cut between them: each gets the share of their labels.
     _, of_equals = np.unique(probabilities, return_inverse=True)
-    labels = (np.bincount(of_equals, labels) / np.bincount(of_equals))[of_equals]
+    labels = (np.bincount(of_equals, labels * weights) / np.bincount(of_equals, weights))[of_equals]
     # Cut k calls the first k pairs different: right about each 0 before it and each 1 after it.
-    right = np.concatenate([[0], np.cumsum(1 - labels)]) + labels.sum() - np.concatenate([[0], np.cumsum(labels)])
+    different = np.concatenate([[0], np.cumsum(weights * (1 - labels))])
+    similar = (weights * labels).sum() - np.concatenate([[0], np.cumsum(weights * labels)])
+    scores = AIMS[aim](similar, different)
     width = max(1, len(labels) // 20)
-    padded = np.pad(right.astype(float), width, mode="reflect" if len(right) > width else "edge")
+    padded = np.pad(scores, width, mode="reflect" if len(scores) > width else "edge")
     smooth = np.convolve(padded, np.ones(2 * width + 1) / (2 * width + 1), mode="valid")
     smooth[1:-1][probabilities[1:] == probabilities[:-1]] = -np.inf
     # Ends aside: a model that calls everything the same is no partition model.
@@ -111,16 +134,21 @@ def partitions_agree(
 
     from darling_plugin.partition.clustering import cluster
 
-    above = {
-        (pair.prompt, frozenset((pair.first, pair.second))): bool(probability > threshold)
-        for pair, probability, threshold in zip(pairs, probabilities, thresholds, strict=True)
-    }
-    groups, agree = groups_of(pairs), 0
-    for prompt, responses, labels in groups:
-        called = [[a == b or above[prompt, frozenset((a, b))] for b in responses] for a in responses]
-        true, found = (cluster(torch.tensor(each).bool(), "union_find") for each in (labels, called))
-        agree += int(torch.equal(true, found))
-    return agree, len(groups)
+    of_group: dict[int | None, list[int]] = defaultdict(list)
+    for k, pair in enumerate(pairs):
+        of_group[pair.group].append(k)
+    count = agree = 0
+    for at in of_group.values():
+        own = [pairs[k] for k in at]
+        above = {
+            (pair.prompt, frozenset((pair.first, pair.second))): bool(probabilities[k] > thresholds[k])
+            for k, pair in zip(at, own, strict=True)
+        }
+        for prompt, responses, labels in groups_of(own):
+            called = [[a == b or above[prompt, frozenset((a, b))] for b in responses] for a in responses]
+            true, found = (cluster(torch.tensor(each).bool(), "union_find") for each in (labels, called))
+            agree, count = agree + int(torch.equal(true, found)), count + 1
+    return agree, count
 
 
 def write(
@@ -130,6 +158,7 @@ def write(
     thresholds: np.ndarray,
     facts: dict[str, Any],
     seed: int = 0,
+    groups: Sequence[LabelledGroup] = (),
 ) -> str:
     """Writes report.json, predictions.jsonl, roc.png, reliability.png, scores.png; returns the numbers to print.
 
@@ -139,10 +168,13 @@ def write(
         probabilities: (M,) P(similar) of each pair, by a model that was trained without that pair's prompt.
         thresholds: (M,) that model's.
         facts: what else belongs into report.json.
+        groups: of which a diversity is measured, those of whose pairs all are among the pairs.
     """
     labels = np.array([pair.similar for pair in pairs])
     found = measures(pairs, probabilities, thresholds, seed)
-    agree, groups = partitions_agree(pairs, probabilities, thresholds)
+    agree, count = partitions_agree(pairs, probabilities, thresholds)
+    sources = of_sources(pairs, probabilities, thresholds)
+    diversities = group_figures(groups, pairs, probabilities, thresholds)
     report = {
         **facts,
         "pairs": len(pairs),
@@ -150,7 +182,9 @@ def write(
         "prompts": len({pair.prompt for pair in pairs}),
         "measures": {name: asdict(each) for name, each in found.items()},
         "interval": f"{LEVEL:.0%}, bootstrap over prompts, {RESAMPLES} resamples",
-        "partitions": {"groups": groups, "agree": agree},
+        "sources": sources,
+        "groups": diversities,
+        "partitions": {"groups": count, "agree": agree},
         "reliability": [{"said": said, "found": share, "pairs": count} for said, share, count in
                         reliability(labels, probabilities)],
         "thresholds": [{"threshold": at, "similar_joined": float((probabilities > at)[labels == 1].mean()),
@@ -160,12 +194,28 @@ def write(
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     with open(folder / "predictions.jsonl", "w") as predictions:
         for pair, probability, threshold in zip(pairs, probabilities.tolist(), thresholds.tolist(), strict=True):
-            row = {"line": pair.line, "similar": pair.similar, "probability": probability, "threshold": threshold}
+            row = {
+                "source": pair.source,
+                "line": pair.line,
+                "similar": pair.similar,
+                "probability": probability,
+                "threshold": threshold,
+            }
             predictions.write(json.dumps(row) + "\n")
     _plot(folder, labels, probabilities, float(np.median(thresholds)))
     lines = [f"{name.replace('_', ' '):<18} {each}" for name, each in found.items()]
-    if groups:
-        lines.append(f"{'partitions':<18} {agree} of {groups} groups agree with their labels")
+    if count:
+        lines.append(f"{'partitions':<18} {agree} of {count} groups agree with their labels")
+    lines += [
+        f"{name + ', P(similar)':<30} said {own['said']:.2f}, found {own['similar']:.2f}, of {own['pairs']} pairs"
+        for name, own in sources.items()
+    ]
+    for name, own in diversities.items():
+        of = {each: math.nan if value is None else value for each, value in own["expected"].items()}
+        lines.append(
+            f"{name + ', expected diversity':<40} correlation {of['correlation_of_groups']:.2f}, push "
+            f"{of['push']:.2f}, error {of['error']:.3f} of {of['error_of_none']:.3f}"
+        )
     return "\n".join(lines)
 
 

@@ -7,16 +7,27 @@ group are computed at once, from texts that were encoded once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from darling_plugin.partition.models.head.words import FILLERS, NEGATIONS, SYMBOLS, WORD, is_number, words_of
+from darling_plugin.partition.models.head.order import exchanged, initials, opposed, replaced
+from darling_plugin.partition.models.head.sets import Sets, numbered, runs
+from darling_plugin.partition.models.head.words import (
+    FILLERS,
+    NEGATIONS,
+    SYMBOLS,
+    WORD,
+    is_number,
+    values_of,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from darling_plugin.partition.models.embedding import Embedding
@@ -28,6 +39,9 @@ CHUNK_TOKENS = 48  # about 35 words: sentence encoders blur what is longer
 # know no longer ones, among whose words those of a short text are found by chance.
 SHORT_ANSWER, BESIDE_SHORT = 8, 24
 SENTENCE, BESIDE_SENTENCE = 24, 32
+LONG_TEXT = 1000  # characters, which more words than that nearly always have
+
+BEGINNING = 128  # tokens of a response: what it answers with, and what NoveltyBench's classifier reads
 
 # What each kind of pair has weights for.
 LONG = (
@@ -35,7 +49,6 @@ LONG = (
     "match_low_apart",
     "pooled_apart",
     "opening",
-    "drift",
     "tokens",
     "tokens_apart",
     "rare_tokens",
@@ -44,9 +57,13 @@ LONG = (
     "capitals_shared",
     "capital_words",
     "headings",
-    "length",
-    "length_ratio",
+    "size",
+    "size_ratio",
     "lines",
+    "tokens_begin",
+    "tokens_apart_begin",
+    "rare_tokens_begin",
+    "token_pairs_begin",
 )
 SHORT = (
     "match_low",
@@ -63,6 +80,10 @@ SHORT = (
     "symbols_differ",
     "negated",
     "rare_tokens",
+    "replaced",
+    "exchanged",
+    "opposed",
+    "initials",
 )
 SENTENCES = (
     "match_low",
@@ -75,6 +96,9 @@ SENTENCES = (
     "numbers_agree",
     "numbers_differ",
     "only_negated",
+    "replaced",
+    "exchanged",
+    "opposed",
 )
 FEATURES = tuple(dict.fromkeys((*LONG, *SHORT, *SENTENCES)))
 KINDS = {"long responses": LONG, "sentences": SENTENCES, "short answers": SHORT}
@@ -103,6 +127,16 @@ class Encoded:
     @cached_property
     def words(self) -> list[str]:
         return words_of(self.text)
+
+    @cached_property
+    def values(self) -> list[str]:
+        return values_of(self.text)
+
+    @cached_property
+    def length(self) -> int:
+        """How many words, where they are few; of a long text how many its beginning has."""
+        beginning = len(words_of(self.text[:LONG_TEXT])) if len(self.text) > LONG_TEXT else 0
+        return beginning if beginning > BESIDE_SENTENCE else len(self.words)
 
 
 def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
@@ -140,153 +174,202 @@ def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.Floa
     Args:
         idf: (V,) weight of each token id of the encoder.
     """
-    n = len(responses)
-    values: dict[str, torch.Tensor] = {}
-    for suffix, chunks in (
-        ("", [each.chunks for each in responses]),
-        ("_apart", [_apart(each.chunks, prompt.vector) for each in responses]),
-    ):
-        match, drift = _best_matches(chunks, [each.sizes for each in responses])
-        values["match_low" + suffix] = torch.minimum(match, match.T)
-        if suffix:
-            pooled = _unit(torch.stack([each.sizes @ own for each, own in zip(responses, chunks, strict=True)]))
-            values["pooled_apart"] = pooled @ pooled.T
-        else:
-            values["match_high"] = torch.maximum(match, match.T)
-            values["drift"] = (drift + drift.T) / 2
-            first = torch.stack([own[0] for own in chunks])
-            values["opening"] = first @ first.T
-
-    seen = set(prompt.ids.tolist())
-    weight = idf.tolist().__getitem__
-    tokens = [each.ids.tolist() for each in responses]
-    apart = [[token for token in own if token not in seen] for own in tokens]
-    values["tokens"] = _overlap(tokens, weight).jaccard
-    values["tokens_apart"] = _overlap(apart, weight).of_larger
-    values["rare_tokens"] = _overlap([[token for token in own if weight(token) > RARE] for own in apart]).jaccard
-    values["token_pairs"] = _overlap([list(pairwise(own)) for own in tokens]).jaccard
-    capitals = _overlap([CAPITAL.findall(each.text) for each in responses])
-    values["capitals"] = capitals.jaccard
-    values["capitals_shared"] = capitals.shared.log1p()
-    values["capital_words"] = _mean_of_logs(capitals.totals)
-    headings = [" ".join(map(" ".join, HEADING.findall(each.text))).casefold() for each in responses]
-    values["headings"] = _overlap([WORD.findall(own) for own in headings]).jaccard
-
-    length = torch.tensor([float(len(each.words)) for each in responses])
-    lines = torch.tensor([float(sum(1 for line in each.text.split("\n") if line.strip())) for each in responses])
-    values["length"] = _mean_of_logs(length)
-    values["length_ratio"] = (length.log1p()[:, None] - length.log1p()).abs()
-    values["lines"] = _mean_of_logs(lines)
-
-    for name in FEATURES:
-        if name not in values:
-            values[name] = torch.zeros(n, n)
-    kind = kinds(responses)
+    n, weights = len(responses), idf.numpy().astype(np.float32)
+    values = _of_vectors(prompt, responses) | _of_tokens(prompt, responses, weights) | _of_texts(responses)
+    kind = kinds(responses).numpy()
     if kind.any():
-        _of_few_words(prompt, responses, values)
-    members = [set(own) for own in apart]
-    for i, j in (kind == list(KINDS).index("sentences")).triu().nonzero().tolist():
-        rarest = [
-            max(map(weight, some), default=0.0)
-            for some in (members[i] & members[j], members[i] - members[j], members[j] - members[i])
-        ]
-        values["rare_shared"][i, j] = values["rare_shared"][j, i] = rarest[0]
-        values["rare_added"][i, j] = values["rare_added"][j, i] = min(rarest[1:])
-    values["only_negated"] = values["negated"] * (values["rare_added"] < COMMON)
-    return torch.stack([values[name].float() for name in FEATURES], dim=-1)
+        # Of the others no pair is of a kind that has these features.
+        few = np.flatnonzero(kind.any(1))
+        for name, own in _of_few_words(prompt, [responses[k] for k in few], weights).items():
+            values[name] = np.zeros((n, n), np.float32)
+            values[name][np.ix_(few, few)] = own
+    found = np.zeros((n, n, len(FEATURES)), np.float32)
+    for k, name in enumerate(FEATURES):
+        if name in values:
+            found[..., k] = values[name]
+    return torch.from_numpy(found)
 
 
 def kinds(responses: Sequence[Encoded]) -> torch.LongTensor:
     """(n, n): which of KINDS each two are, by their lengths in words."""
-    length = torch.tensor([len(each.words) for each in responses])
+    length = torch.tensor([each.length for each in responses])
     shorter, longer = torch.minimum(length[:, None], length), torch.maximum(length[:, None], length)
     short = (shorter <= SHORT_ANSWER) & (longer <= BESIDE_SHORT)
     sentences = (shorter <= SENTENCE) & (longer <= BESIDE_SENTENCE)  # of the lengths of short answers too
     return short.long() + sentences.long()
 
 
-def _of_few_words(prompt: Encoded, responses: Sequence[Encoded], values: dict[str, torch.Tensor]) -> None:
-    """Fills in the features that short answers and sentences alone have."""
-    asked = set(prompt.words)
+def _of_vectors(prompt: Encoded, responses: Sequence[Encoded]) -> dict[str, np.ndarray]:
+    """(n, n) each: best matches of the chunks, and cosines of the whole; `apart`: without the prompt's direction."""
+    chunks = np.concatenate([each.chunks.numpy() for each in responses])  # (T, d), of all responses
+    sizes = [each.sizes.numpy() for each in responses]
+    starts = np.cumsum([0, *map(len, sizes)])
+    match, match_apart = _best_matches(chunks, sizes, starts, prompt.vector.numpy())
+    apart = _apart(chunks, prompt.vector.numpy())
+    pooled = _unit(np.stack([size @ apart[k : k + len(size)] for k, size in zip(starts, sizes, strict=False)]))
+    opening = chunks[starts[:-1]]
+    return {
+        "match_low": np.minimum(match, match.T),
+        "match_high": np.maximum(match, match.T),
+        "match_low_apart": np.minimum(match_apart, match_apart.T),
+        "pooled_apart": pooled @ pooled.T,
+        "opening": opening @ opening.T,
+    }
+
+
+def _best_matches(
+    chunks: np.ndarray, sizes: list[np.ndarray], starts: np.ndarray, direction: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, n) each: the mean over i's chunks, by their tokens, of the best cosine in j; plain, and apart.
+
+    Of vectors of length 1, u and v, without their parts a and b along a direction the cosine is
+    (u v - a b) / sqrt((1 - a^2) (1 - b^2)): one matrix product does for both.
+    """
+    n = len(sizes)
+    along = chunks @ direction
+    left = np.sqrt(np.maximum(1 - along**2, 1e-12))
+    share = np.concatenate([size / size.sum() for size in sizes])
+    found = np.empty((2, n, n), np.float32)
+    for i in range(n):
+        own, others = slice(starts[i], starts[i + 1]), slice(starts[i], None)
+        cosines = chunks[own] @ chunks[others].T
+        without = (cosines - along[own, None] * along[others]) / (left[own, None] * left[others])
+        first = starts[i:-1] - starts[i]
+        for which, each in enumerate((cosines, without)):
+            found[which, i, i:] = share[own] @ np.maximum.reduceat(each, first, axis=1)
+            found[which, i:, i] = np.add.reduceat(each.max(0) * share[others], first)
+    return found[0], found[1]
+
+
+def _of_tokens(prompt: Encoded, responses: Sequence[Encoded], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """(n, n) each: what two share of their tokens, of whole responses and of their beginnings."""
+    asked = np.zeros(len(weights), bool)
+    asked[prompt.ids] = True
+    values = {}
+    for suffix, length in (("", None), ("_begin", BEGINNING)):
+        tokens = [each.ids[:length] for each in responses]
+        apart = [own[~asked[own]] for own in tokens]
+        values["tokens" + suffix] = Sets(tokens, weights).jaccard
+        values["tokens_apart" + suffix] = Sets(apart, weights).of_larger
+        values["rare_tokens" + suffix] = Sets([own[weights[own] > RARE] for own in apart]).jaccard
+        values["token_pairs" + suffix] = Sets([runs(own, 2, len(weights)) for own in tokens]).jaccard
+    size = np.log1p([float(len(each.ids)) for each in responses])
+    values["size"] = (size[:, None] + size) / 2
+    values["size_ratio"] = np.abs(size[:, None] - size)
+    return values
+
+
+def _of_texts(responses: Sequence[Encoded]) -> dict[str, np.ndarray]:
+    """(n, n) each: capitalised words, headings and lines."""
+    capitals = Sets(numbered([CAPITAL.findall(each.text) for each in responses]))
+    headings = [" ".join(map(" ".join, HEADING.findall(each.text))).casefold() for each in responses]
+    lines = np.array([float(sum(1 for line in each.text.split("\n") if line.strip())) for each in responses])
+    return {
+        "capitals": capitals.jaccard,
+        "capitals_shared": np.log1p(capitals.shared),
+        "capital_words": _mean_of_logs(capitals.totals),
+        "headings": Sets(numbered([WORD.findall(own) for own in headings])).jaccard,
+        "lines": _mean_of_logs(lines),
+    }
+
+
+# Of these the larger value counts where two readings differ: they speak against equivalence.
+DISAGREE = {"each_adds", "numbers_differ", "replaced", "exchanged", "opposed"}
+
+
+def _of_few_words(prompt: Encoded, responses: Sequence[Encoded], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """(n, n) each: the features that short answers and sentences alone have.
+
+    Two agree if they do as they are written, or by what their quantities are worth: "1 km" and "1000 m".
+    """
+    texts = [each.text.strip() for each in responses]
+    values = _agreement(prompt.words, [each.words for each in responses], texts)
+    if any(each.values != each.words for each in (prompt, *responses)):
+        worth = _agreement(prompt.values, [each.values for each in responses], texts)
+        values = {
+            name: (np.minimum if name in DISAGREE else np.maximum)(own, worth[name]) for name, own in values.items()
+        }
+    # A prompt's < and > may be those of its chat template's marks.
+    asked = set(prompt.words) - {"<", ">"}
+    symbols = Sets(numbered([[w for w in each.words if w in SYMBOLS and w not in asked] for each in responses]))
+    values["symbols_differ"] = np.minimum(symbols.lacking, symbols.lacking.T) > 0
+    negated = np.array([any(w in NEGATIONS for w in each.words) for each in responses])
+    values["negated"] = negated[:, None] != negated
+    values["rare_shared"], added = _rarest(prompt, responses, weights)
+    values["rare_added"] = np.minimum(added, added.T)
+    values["only_negated"] = values["negated"] & (values["rare_added"] < COMMON)
+    return values
+
+
+def _agreement(asked: Sequence[str], responses: Sequence[list[str]], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """(n, n) each, of the words of responses to a prompt with the words asked; a text of no words is its own form."""
+    found: dict[str, np.ndarray] = {}
+    asked = set(asked)
     # Where all words are fillers the last is the answer: "The answer is A".
-    content = [[w for w in each.words if w not in FILLERS] or each.words[-1:] for each in responses]
+    content = [[w for w in words if w not in FILLERS] or words[-1:] for words in responses]
     # Where an answer repeats nothing but the prompt ("Tea or coffee?" "Tea"), those words are the answer.
     apart = [[w for w in own if w not in asked] or own for own in content]
     for suffix, words in (("", content), ("_apart", apart)):
-        shared = _overlap(words)
-        values["words" + suffix] = shared.jaccard
-        values["contained" + suffix] = shared.of_smaller
-    own = shared.totals[:, None] - shared.shared  # of the last, apart from the prompt: i's words that j lacks
-    values["each_adds"] = torch.minimum(own, own.T).log1p()
-    numbers = _overlap([[w for w in own if is_number(w)] for own in content])
+        shared = Sets(numbered(words))
+        found["words" + suffix] = shared.jaccard
+        found["contained" + suffix] = shared.of_smaller
+    found["each_adds"] = np.log1p(np.minimum(shared.lacking, shared.lacking.T))  # apart from the prompt
+    # "2x + 2" has another 2 than "2x + 1".
+    numbers = Sets(numbered([_counted(w for w in own if is_number(w)) for own in content]))
     both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
-    values["numbers_agree"] = both & (numbers.jaccard == 1)
-    values["numbers_differ"] = both & (numbers.shared == 0)
-    # A prompt's < and > may be those of its chat template's marks.
-    asked -= {"<", ">"}
-    symbols = _overlap([[w for w in each.words if w in SYMBOLS and w not in asked] for each in responses])
-    values["symbols_differ"] = (symbols.totals[:, None] > 0) & (symbols.totals > 0) & (symbols.shared == 0)
-    negated = torch.tensor([any(w in NEGATIONS for w in each.words) for each in responses])
-    values["negated"] = negated[:, None] != negated
-    forms = [" ".join(own) or each.text.strip() for own, each in zip(content, responses, strict=True)]
-    form = torch.tensor([forms.index(each) for each in forms])
-    values["same_form"] = form[:, None] == form
+    found["numbers_agree"] = both & (numbers.jaccard == 1)
+    found["numbers_differ"] = np.minimum(numbers.lacking, numbers.lacking.T) > 0
+    forms = [" ".join(own) or text for own, text in zip(content, texts, strict=True)]
+    form = np.array([forms.index(each) for each in forms])
+    found["same_form"] = form[:, None] == form
+    whole = [initials(own) if len(own) > 1 or " " in own[0] else "" for own in (each or [""] for each in content)]
+    n = len(responses)
+    ordered = {name: np.zeros((n, n), np.float32) for name in ("replaced", "exchanged", "opposed", "initials")}
+    for (i, first), (j, second) in combinations(enumerate(responses), 2):
+        if len(first) > BESIDE_SENTENCE or len(second) > BESIDE_SENTENCE:
+            continue
+        pair = {
+            "replaced": replaced(first, second, FILLERS),
+            "exchanged": exchanged(first, second),
+            "opposed": opposed(first, second),
+            "initials": content[i] == [whole[j]] or content[j] == [whole[i]],
+        }
+        for name, value in pair.items():
+            ordered[name][i, j] = ordered[name][j, i] = float(value)
+    return {name: value.astype(np.float32) for name, value in (found | ordered).items()}
 
 
-def _best_matches(chunks: list[torch.Tensor], sizes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, n) each: the mean over i's chunks of the best cosine in j, and how far from its place that is found."""
-    n, counts = len(chunks), torch.tensor([len(own) for own in chunks])
-    padded = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True)  # (n, C, d)
-    missing = torch.arange(padded.shape[1]) >= counts[:, None]
-    last = (counts - 1).clamp(min=1)
-    match, drift = torch.empty(n, n), torch.empty(n, n)
-    for i, own in enumerate(chunks):
-        cosines = (own @ padded.flatten(0, 1).T).view(len(own), n, -1).masked_fill(missing, -torch.inf)
-        best, there = cosines.max(-1)
-        weights = sizes[i] / sizes[i].sum()
-        match[i] = weights @ best
-        drift[i] = weights @ (there / last - (torch.arange(len(own)) / last[i])[:, None]).abs()
-    return match, drift
+def _counted(words: Iterable[str]) -> list[tuple[str, int]]:
+    """Each word with how often it came before."""
+    before: Counter[str] = Counter()
+    found = []
+    for word in words:
+        found.append((word, before[word]))
+        before[word] += 1
+    return found
 
 
-@dataclass(frozen=True)
-class _Overlap:
-    """Of n sets with weighted members: the weight (n, n) that two share, and the weight (n,) of each."""
-
-    shared: torch.Tensor
-    totals: torch.Tensor
-
-    @cached_property
-    def jaccard(self) -> torch.Tensor:
-        return self.shared / (self.totals[:, None] + self.totals - self.shared).clamp(min=1e-6)
-
-    @cached_property
-    def of_larger(self) -> torch.Tensor:
-        return self.shared / torch.maximum(self.totals[:, None], self.totals).clamp(min=1e-6)
-
-    @cached_property
-    def of_smaller(self) -> torch.Tensor:
-        return self.shared / torch.minimum(self.totals[:, None], self.totals).clamp(min=1e-6)
+def _rarest(prompt: Encoded, responses: Sequence[Encoded], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, n) each: weight of the rarest token, none of the prompt's, that two share; that the first alone has."""
+    members = np.setdiff1d(np.concatenate([each.ids for each in responses]), prompt.ids)
+    there = np.stack([np.isin(members, each.ids) for each in responses])
+    weight = there * weights[members]
+    shared = np.stack([(own * there).max(1, initial=0.0) for own in weight])
+    alone = np.stack([(own * ~there).max(1, initial=0.0) for own in weight])
+    return shared, alone
 
 
-def _overlap(sets: Sequence[Sequence[Hashable]], weight: Callable[[Hashable], float] | None = None) -> _Overlap:
-    column = {member: k for k, member in enumerate(dict.fromkeys(member for own in sets for member in own))}
-    there = torch.zeros(len(sets), len(column))
-    for i, own in enumerate(sets):
-        there[i, [column[member] for member in own]] = 1.0
-    weights = torch.tensor([1.0 if weight is None else weight(member) for member in column])
-    shared = (there * weights) @ there.T
-    return _Overlap(shared, shared.diagonal())
+def _mean_of_logs(counts: np.ndarray) -> np.ndarray:
+    logs = np.log1p(counts)
+    return (logs[:, None] + logs) / 2
 
 
-def _mean_of_logs(counts: torch.Tensor) -> torch.Tensor:
-    return (counts.log1p()[:, None] + counts.log1p()) / 2
-
-
-def _apart(vectors: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+def _apart(vectors: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """The vectors without what they have of that direction: two responses are alike in being about the prompt."""
-    return _unit(vectors - (vectors @ direction)[..., None] * direction)
+    return _unit(vectors - (vectors @ direction)[:, None] * direction)
 
 
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+def _unit(vectors):
+    """NumPy's or torch's, each row of length 1."""
+    length = (vectors * vectors).sum(-1) ** 0.5
+    return vectors / length[..., None].clip(min=1e-6)

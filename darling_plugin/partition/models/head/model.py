@@ -56,13 +56,27 @@ class Head(SimilarityModel):
         self.encoder = Embedding(settings["encoder"], dtype=dtype, compile_after=compile_after)
 
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
-        from darling_plugin.partition.models.head.features import encode, probability
+        import torch
 
-        encoded = encode(self.encoder, [text for group in groups for text in (group.prompt, *group.responses)])
-        return [
-            probability(self._weights, encoded[group.prompt], [encoded[response] for response in group.responses])
-            for group in groups
-        ]
+        from darling_plugin.partition.models.head.features import encode, probability
+        from darling_plugin.partition.models.head.padding import opening_and_rest, without_padding
+
+        parts = [{each: opening_and_rest(each, group.responses) for each in group.responses} for group in groups]
+        texts = [text for group in groups for text in (group.prompt, *group.responses)]
+        texts += [text for own in parts for opened in own.values() if opened for text in opened]
+        encoded = encode(self.encoder, texts)
+        found = []
+        for group, own in zip(groups, parts, strict=True):
+            read = [
+                without_padding(encoded, group.prompt, each, own[each]) if own[each] else encoded[each]
+                for each in group.responses
+            ]
+            # Each text once, so that an answer and its padded twin are the same to the last bit in any order.
+            distinct = {each.text: each for each in read}
+            place = torch.tensor([list(distinct).index(each.text) for each in read], dtype=torch.long)
+            similarities = probability(self._weights, encoded[group.prompt], list(distinct.values()))
+            found.append(similarities[place][:, place])
+        return found
 
 
 @register_partition_model("default")

@@ -1,0 +1,95 @@
+"""What the words of two short texts tell in their order: one frame, an exchange, opposites, initials."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+# Both sides of these may be exchanged: "a and b", "Oslo is the capital".
+COMMUTATIVE = set("and or is are was were be plus times + × = ≠ & both the a an".split())
+# Words that are each other's opposites, and say another thing in the same place.
+_PAIRS = (
+    "take avoid, take skip, take stop, take refuse, use avoid, do avoid, eat avoid, drink avoid, seek avoid, start "
+    "stop, begin end, begin stop, start finish, keep remove, keep drop, keep leave, keep change, stay leave, stay "
+    "go, accept reject, accept decline, accept refuse, agree disagree, allow forbid, allow ban, allow prevent, "
+    "permit forbid, encourage discourage, support oppose, help hinder, help hurt, help harm, improve worsen, "
+    "increase decrease, increase reduce, increase lower, raise lower, rise fall, grow shrink, gain lose, win lose, "
+    "buy sell, lend borrow, give take, send receive, push pull, open close, open closed, open shut, lock unlock, "
+    "add remove, add subtract, multiply divide, build destroy, love hate, like dislike, like hate, enjoy hate, "
+    "trust distrust, remember forget, arrive leave, arrive depart, enter leave, live die, alive dead, save spend, "
+    "save waste, pass fail, succeed fail, success failure, victory defeat, laugh cry, attack defend, hire fire, "
+    "good bad, good poor, good evil, better worse, best worst, big small, large small, long short, tall short, high "
+    "low, higher lower, hot cold, warm cold, warm cool, fast slow, early late, earlier later, easy difficult, easy "
+    "hard, hard soft, heavy light, dark light, bright dark, wet dry, full empty, rich poor, cheap expensive, strong "
+    "weak, safe dangerous, safe unsafe, healthy unhealthy, happy sad, happy unhappy, kind cruel, brave cowardly, "
+    "clean dirty, thick thin, wide narrow, deep shallow, loud quiet, old new, old young, true false, right wrong, "
+    "right left, correct incorrect, possible impossible, legal illegal, likely unlikely, guilty innocent, public "
+    "private, positive negative, male female, man woman, boy girl, first last, always never, often rarely, often "
+    "seldom, more less, more fewer, most least, many few, much little, all none, everything nothing, everyone "
+    "nobody, before after, above below, over under, up down, in out, on off, inside outside, here there, with "
+    "without, north south, east west, for against, yes no, too enough, day night, morning evening, summer winter, "
+    "maximum minimum, majority minority, ally enemy, friend enemy, cause prevent, cause cure, causes prevents"
+)
+
+
+def _forms(word: str) -> list[str]:
+    """Of a verb or an adjective: "avoided", "avoiding", besides itself ("avoids" has lost its s)."""
+    stem = word[:-1] if word.endswith("e") else word
+    return [word, f"{stem}ed", f"{stem}ing"] if len(word) > 3 else [word]
+
+
+OPPOSITES = frozenset(
+    each
+    for pair in _PAIRS.split(", ")
+    for some in zip(*map(_forms, pair.split()), strict=False)
+    for each in (some, some[::-1])
+)
+
+
+def opposed(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether the one has a word where the other has its opposite."""
+    only, other = set(first) - set(second), set(second) - set(first)
+    return any((word, its) in OPPOSITES for word in only for its in other)
+
+
+def replaced(first: Sequence[str], second: Sequence[str], fillers: set[str]) -> float:
+    """How much of the longer is the frame, in which the two have other words; 0 where it is not one place."""
+    start, end = _frame(first, second)
+    gaps = first[start : len(first) - end], second[start : len(second) - end]
+    content = [set(gap) - fillers for gap in gaps]
+    if not all(content) or content[0] & content[1]:
+        return 0.0
+    return (start + end) / max(len(first), len(second))
+
+
+def exchanged(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether the same words say it in reverse: "Tom beat Jerry", but not "Tom and Jerry" or "Beat Jerry, Tom"."""
+    if list(first) == list(second) or Counter(first) != Counter(second):
+        return False
+    turns = [[*second[k:], *second[:k]] for k in range(len(second))]
+    return list(first) not in turns and any(_exchanged(first, turn) for turn in turns)
+
+
+def initials(words: Sequence[str]) -> str:
+    """ "nasa" of national, aeronautics, space and administration; a word marked as one counts with its parts."""
+    return "".join(part[0] for word in words for part in word.split())
+
+
+def _frame(first: Sequence[str], second: Sequence[str]) -> tuple[int, int]:
+    """How many words both begin and end with, no word twice."""
+    shorter = min(len(first), len(second))
+    start = next((k for k in range(shorter) if first[k] != second[k]), shorter)
+    most = shorter - start
+    return start, next((k for k in range(most) if first[-1 - k] != second[-1 - k]), most)
+
+
+def _exchanged(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether first is a X m Y b and second a Y m X b, with a word in m that counts."""
+    start, end = _frame(first, second)
+    first, second = list(first[start : len(first) - end]), list(second[start : len(second) - end])
+    for left in range(1, len(first)):
+        for right in range(1, len(first) - left):
+            middle = first[left:-right]
+            if second == [*first[-right:], *middle, *first[:left]] and not set(middle) <= COMMUTATIVE:
+                return True
+    return False
