@@ -21,7 +21,7 @@ from darling_plugin.partition.models.head.words import words_of
         ("2/3 at 12:30, 1,5", ["2/3", "at", "12:30", "1", "5"]),
         ("This cat's toys", ["this", "cat's", "toy"]),
         ("我喜欢AI", ["我", "喜", "欢", "ai"]),
-        ("10-20 km", ["10", "20", "km"]),
+        ("10-20 km", ["10", "-", "20", "kilometer"]),
         ("$5", ["dollar", "5"]),
         ("20 °C, or 3.14", ["20", "degree", "c", "or", "3.14"]),
         ("It’s the boss", ["it's", "the", "boss"]),
