@@ -38,8 +38,13 @@ def test_the_demos_partitions_recomputed(demo):
     answers = {row["input"]: row["answers"] for row in rows}
     for record in records:
         (mine,) = (accepted for prompt, accepted in answers.items() if f"\n{prompt}<|im_end|>" in record["prompt"])
-        named = [reward.named_answers(text, mine) for text in record["responses"]]
-        assert record["quality"] == [float(1 <= len(each) <= reward.MAX_NAMED_ANSWERS) for each in named]
+        assert record["quality"] == [
+            float(
+                1 <= len(reward.named_answers(text, mine)) <= reward.MAX_NAMED_ANSWERS
+                and not reward.lists_a_wrong_one(text, mine)
+            )
+            for text in record["responses"]
+        ]
 
 
 def test_the_untrained_model_earns_something_and_not_everything(demo):
