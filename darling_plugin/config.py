@@ -17,6 +17,11 @@ from darling_plugin.registry import advantages, nearest, rewards
 from darling_plugin.reward import QUALITY_TRANSFORMS
 
 PREFIX = "--darling."
+# Partition models whose argument may be a folder.
+TAKES_A_PATH = (
+    *("head", "embedding", "cross-encoder", "vllm"),
+    *("darling-modernbert", "darling-qwen3-math", "noveltybench-deberta"),
+)
 # Flags of earlier versions, and what to write in their place.
 REPLACED = {"correct_only": "quality_gate above:0"}
 ENVIRONMENT_VARIABLE = "DARLING_PLUGIN_CONFIG"
@@ -160,7 +165,11 @@ class DarlingConfig:
             )
 
     def with_absolute_paths(self) -> "DarlingConfig":
-        """The same, with what names a file or folder of the user's resolved against the current folder."""
+        """The same, with the user's files and folders resolved against the current folder.
+
+        That is log_dir, path.py, path.py:name, and an existing folder after the name of a model that takes a path.
+        What is in a model's query stays as it is.
+        """
         changed = {"log_dir": self.log_dir and os.path.abspath(self.log_dir)}
         for name in ("import_path", "partition_model", "partition_text"):
             # path.py, path.py:Class?option=value
@@ -169,7 +178,8 @@ class DarlingConfig:
                 changed[name] = os.path.abspath(os.path.expanduser(file[1])) + (file[2] or "")
         kind, _, argument = self.partition_model.partition(":")
         folder, question, options = argument.partition("?")
-        if folder and os.path.exists(folder):  # head:folder; what is not there may be a name on the Hub
+        # What is not there may be a name on the Hub.
+        if kind in TAKES_A_PATH and os.path.isdir(folder):
             changed["partition_model"] = f"{kind}:{os.path.abspath(folder)}{question}{options}"
         return replace(self, **changed)
 

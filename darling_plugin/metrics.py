@@ -82,7 +82,7 @@ def quality_only_groups(groups: Groups) -> float:
 def floor_share(shaped: Shaped, scoring: Scoring) -> float | None:
     """Share of responses whose diversity is the floor's or less."""
     takes_part = shaped.groups.labels >= 0
-    at_floor = shaped.groups.diversity[takes_part] <= shaped.diversity_floor
+    at_floor = shaped.counted_diversity[takes_part] <= shaped.diversity_floor
     return at_floor.float().mean().item() if takes_part.any() else None
 
 
@@ -91,13 +91,14 @@ def reward(shaped: Shaped, scoring: Scoring) -> float:
     return shaped.reward.mean().item()
 
 
-def signal(shaped: Shaped, scoring: Scoring) -> float:
+def signal(shaped: Shaped, scoring: Scoring) -> float | None:
     """Mean over the groups of the standard deviation, within the group, of what diversity makes of the reward.
 
     That is the reward minus the one that all the group would have with their mean diversity. 0: diversity is not
     trained on.
     """
-    return shaped.diversity_part.std(dim=-1, correction=0).mean().item()
+    part = shaped.diversity_part
+    return None if part is None else part.std(dim=-1, correction=0).mean().item()
 
 
 def scoring_seconds(shaped: Shaped, scoring: Scoring) -> float:
@@ -149,7 +150,9 @@ class SignalWatch:
         mean, flat = logged.get(PREFIX + "diversity"), logged.get(PREFIX + "flat_share")
         if mean is None or flat is None:
             return None
-        self._seen.append((mean > 0.95, mean < 0.05, flat >= 0.9))
+        # With a quality gate who takes part makes a difference, too, though those who do have one diversity.
+        signal = logged.get(PREFIX + "signal", 0.0)
+        self._seen.append((mean > 0.95 and signal < 0.1, mean < 0.05 and signal < 0.1, flat >= 0.9 and signal < 0.1))
         if self._said or len(self._seen) < self.STEPS:
             return None
         always = [all(column) for column in zip(*self._seen, strict=True)]

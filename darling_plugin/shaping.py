@@ -68,7 +68,8 @@ class Shaped:
         counted_diversity: the diversity that reward and advantage saw: floored, 1 in a group that is `quality_only`.
         diversity_floor: the floor that was applied.
         unpenalized_reward: before OpenRLHF's length penalties.
-        diversity_part: that minus what it would be if all of a group had their mean diversity.
+        diversity_part: that minus what it would be if all of a group had their mean diversity; None where that cannot
+            be said.
         reward: after them: what is trained on.
         advantage: of each response; None where OpenRLHF's estimator makes it.
     """
@@ -77,7 +78,7 @@ class Shaped:
     counted_diversity: torch.Tensor
     diversity_floor: float
     unpenalized_reward: torch.Tensor
-    diversity_part: torch.Tensor
+    diversity_part: torch.Tensor | None
     reward: torch.Tensor
     advantage: torch.Tensor | None
 
@@ -110,13 +111,24 @@ def shape(groups: Groups, config: DarlingConfig, penalize: Callable[[torch.Tenso
     diversity = (1 - config.weight + config.weight * diversity).clamp(min=config.diversity_floor)
     quality = transform_quality(groups.quality, config.quality_transform, reward=config.reward)
     unpenalized_reward = compute_reward(quality, diversity, reward=config.reward)
-    level = diversity.mean(-1, keepdim=True).expand_as(diversity)
-    diversity_part = unpenalized_reward - compute_reward(quality, level, reward=config.reward)
+    diversity_part = _diversity_part(quality, diversity, unpenalized_reward, config)
     reward = penalize(unpenalized_reward)
     advantage = None
     if config.advantage is not None:  # the launcher sets it under dr_grpo alone
         advantage = compute_advantage(reward, diversity, advantage=config.advantage)
     return Shaped(groups, diversity, config.diversity_floor, unpenalized_reward, diversity_part, reward, advantage)
+
+
+def _diversity_part(
+    quality: torch.Tensor, diversity: torch.Tensor, reward: torch.Tensor, config: DarlingConfig
+) -> torch.Tensor | None:
+    if config.advantage == "diversity_weighted":  # there diversity enters later
+        return None
+    level = diversity.mean(-1, keepdim=True).expand_as(diversity).clone()
+    try:
+        return reward - compute_reward(quality, level, reward=config.reward)
+    except DarlingError:  # a reward of the user's that divides by the spread of the diversity, say: only a metric
+        return None
 
 
 def _gated(groups: Groups, config: DarlingConfig) -> Groups:

@@ -10,6 +10,7 @@ import torch
 from darling_plugin import metrics
 from darling_plugin.config import DarlingConfig
 from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, training_metrics
+from darling_plugin.registry import register_reward
 from darling_plugin.shaping import Groups, shape
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +109,21 @@ def test_one_step_with_a_signal_begins_the_twenty_anew_and_one_without_groups_do
 
 def test_without_a_floor_the_share_at_it_is_that_of_no_diversity():
     assert of_training(GROUPS, diversity_floor=0.0)["darling/floor_share"] == 0.5
+
+
+def test_the_share_at_the_floor_is_of_what_counts():
+    assert of_training(GROUPS, weight=0.5, diversity_floor=0.1)["darling/floor_share"] == 0.0
+    assert of_training(GROUPS, weight=2.0, diversity_floor=0.1)["darling/floor_share"] == pytest.approx(5 / 6)
+
+
+def test_where_diversity_enters_by_the_advantage_the_reward_has_no_signal_to_tell():
+    assert "darling/signal" not in of_training(GROUPS, reward="quality", advantage="diversity_weighted")
+
+
+def test_a_reward_that_needs_a_spread_of_diversity_costs_the_metric_alone():
+    register_reward("standardized")(lambda q, d: q + (d - d.mean(-1, keepdim=True)) / d.std(-1, keepdim=True))
+    groups = make_groups([[0, 0, 1]] * 2, [[0.5, 0.5, 1.0]] * 2, [[1.0, 0.0, 1.0]] * 2, [False] * 2)
+    assert "darling/signal" not in of_training(groups, reward="standardized")
 
 
 def test_responses_left_out_count_for_quality_alone():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from darling_plugin.errors import DarlingError
 from darling_plugin.openrlhf.watchdog import Watchdog
 from darling_plugin.partition import Group, Measurement
 from darling_plugin.partition.base import out_of_memory
@@ -115,5 +116,7 @@ def _in_batches(waiting: list[Waiting]) -> Iterator[list[Waiting]]:
 
 def _breaks(error: Exception) -> bool:
     """Whether after this error no call of the accelerator works any more in this process."""
+    if isinstance(error, DarlingError):  # which may quote such a text, of a server say; else it wraps the error itself
+        return isinstance(error.__cause__, Exception) and _breaks(error.__cause__)
     kinds = getattr(torch, "AcceleratorError", ())  # from torch 2.8; before, a RuntimeError with this text
     return (isinstance(error, kinds) or "CUDA error:" in str(error)) and not out_of_memory(error)

@@ -170,9 +170,9 @@ def _train_step(call_original: Callable, trainer: Any, arguments: dict[str, Any]
     status, step = call_original()
     maker = trainer.experience_maker
     status.update(maker.darling_metrics)
+    _append(maker.darling_records, trainer.tokenizer, step, "train")
     _warn_without_signal(trainer, maker.darling_metrics)
     _stop_where_most_fell_back(trainer, maker.darling_quality_only)
-    _append(maker.darling_records, trainer.tokenizer, step, "train")
     return status, step
 
 
@@ -271,7 +271,11 @@ def _compared(config: DarlingConfig, record: dict[str, Any], texts: list[str]) -
     if record["labels"] is None:  # the user's function may be what failed
         return None
     part = read_partition_text(config.partition_text)
-    compared = [part(record["prompt"], text) or "" for text in texts]
+    try:
+        compared = [part(record["prompt"], text) or "" for text in texts]
+    except Exception as error:  # of a function of the user's that gives another result this time: only the log
+        logger.warning("what was compared is not in the log: %s failed there: %r", config.partition_text, error)
+        return None
     return [None if some == text else some for some, text in zip(compared, texts, strict=True)]
 
 

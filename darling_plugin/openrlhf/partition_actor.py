@@ -61,6 +61,7 @@ class PartitionPool:
         descriptions = [actor.describe.remote() for actor in self._actors]
         _, late = ray.wait(descriptions, num_returns=len(descriptions), timeout=config.start_timeout)
         if late:
+            ray.get([each for each in descriptions if each not in late])  # what one of them failed by says more
             raise placement.no_room(config, colocate_with, [descriptions.index(each) for each in late])
         self.description = ray.get(descriptions)[0]
 
@@ -144,7 +145,7 @@ class PartitionActor:
         """Which of the responses pass the quality gate; all, where their quality is not known yet."""
         if not self._gates_here:
             return list(range(len(group)))
-        quality = torch.tensor([[responses.quality(response) for response in group]])
+        quality = torch.tensor([[responses.quality(response) for response in group]], dtype=torch.float32)
         return self._gate(quality)[0].nonzero().flatten().tolist()
 
     async def _measure(self, number: int, prompt: str, texts: list[str]) -> tuple[Measurement, float]:

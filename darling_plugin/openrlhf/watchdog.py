@@ -55,7 +55,8 @@ class Watchdog:
     def end(self, groups: list[int], error: Exception) -> NoReturn:
         """Ends this process because of an error after which nothing works in it, which these groups brought about."""
         reason = "".join(traceback.format_exception(error))
-        self._journal.write_text(f"{self._state(groups)}\n{reason}")
+        with contextlib.suppress(OSError):  # a full disk: the next process then knows nothing of these groups
+            self._journal.write_text(f"{self._state(groups)}\n{reason}")
         logger.error("This process ends, and another one starts, because of the groups %s:\n%s", groups, reason)
         logging.shutdown()
         os._exit(1)

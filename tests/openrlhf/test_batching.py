@@ -7,6 +7,7 @@ import pytest
 import torch
 from actor_groups import broken, column, make_actor, responses, score
 
+from darling_plugin import DarlingError
 from darling_plugin.openrlhf import batching
 from darling_plugin.openrlhf.batching import GATHER_SECONDS, SETTLING
 
@@ -220,6 +221,7 @@ def test_a_batch_has_a_million_characters_at_most_and_a_longer_group_is_one_by_i
         (RuntimeError("CUDA error: out of memory"), False),
         (RuntimeError("shapes do not match"), False),
         (ZeroDivisionError(), False),
+        (DarlingError("an answer", "HTTP 400: CUDA error: an illegal memory access", "mend the server"), False),
     ],
 )
 def test_which_errors_break_the_accelerator(error, breaks):

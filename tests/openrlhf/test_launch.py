@@ -376,5 +376,8 @@ def test_files_are_named_from_where_the_command_is_typed(tmp_path, monkeypatch):
     )
     assert names.with_absolute_paths() == names
     (tmp_path / "head").mkdir()
+    (tmp_path / "4").mkdir()
+    for spec in ("lexical:4", "mine:4"):
+        assert DarlingConfig(partition_model=spec).with_absolute_paths().partition_model == spec
     own = DarlingConfig(partition_model="head:head?dtype=float32").with_absolute_paths()
     assert own.partition_model == f"head:{tmp_path}/head?dtype=float32"

@@ -62,6 +62,11 @@ def test_a_gate_sees_the_whole_group(configured):
     assert column(score(make_actor(configured, quality_gate="top:0.5"), group), "darling_label") == [-1, 0, -1, 1]
 
 
+def test_a_gate_takes_whole_numbers(configured):
+    group = responses("a", "b", "c", rewards=[1, 0, 1])
+    assert column(score(make_actor(configured, quality_gate="reference:0.5"), group), "darling_label") == [0, -1, 1]
+
+
 def test_similarities_ride_along_where_the_training_step_needs_them(configured):
     identity = [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     texts = ("an apple", "a pear", "an apple")
