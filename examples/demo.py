@@ -65,7 +65,10 @@ def _update(progress: Progress, task: int, output: str) -> None:
     phase = next((description for mark, description in reversed(PHASES) if mark in output), "starting Ray")
     description = f"step {done} done" if done else phase
     if not progress.console.is_terminal and description != progress.tasks[task].description:
-        progress.console.print(description)  # where no bar is drawn, as in a file
+        # Where no bar is drawn, as in a file, a line a step: several may have ended since the last look.
+        for step in range(int(progress.tasks[task].completed) + 1, done):
+            progress.console.print(f"step {step} done")
+        progress.console.print(description)
     progress.update(task, completed=done, description=description)
 
 

@@ -87,7 +87,7 @@ def _diversities(
                 if (both := judged.get((group.number, frozenset((texts[i], texts[j]))))) is None:
                     return None
                 probability[i, j], above[i, j] = both
-    classes = cluster(above, "union_find")
+    classes = cluster(above.float(), 0.5)
     return {
         "true": class_diversity(torch.tensor(group.labels)),
         "classes": class_diversity(classes),

@@ -146,7 +146,7 @@ def partitions_agree(
         }
         for prompt, responses, labels in groups_of(own):
             called = [[a == b or above[prompt, frozenset((a, b))] for b in responses] for a in responses]
-            true, found = (cluster(torch.tensor(each).bool(), "union_find") for each in (labels, called))
+            true, found = (cluster(torch.tensor(each).float(), 0.5) for each in (labels, called))
             agree, count = agree + int(torch.equal(true, found)), count + 1
     return agree, count
 

@@ -118,7 +118,7 @@ def mean(values):
 
 def test_run_json_has_every_flag_and_version(darling_run):
     _, run = recompute.read(darling_run[0] / "log")
-    assert run["darling"]["partition_model"] == "letter.py:FirstLetter"
+    assert run["darling"]["partition_model"] == f"{darling_run[0] / 'letter.py'}:FirstLetter", "an absolute path"
     assert run["darling"]["num_partition_actors"] == 2
     assert run["openrlhf"]["algo"]["advantage"]["estimator"] == "dr_grpo"
     assert run["partition_model"]["class"].endswith("FirstLetter")

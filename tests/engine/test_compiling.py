@@ -60,5 +60,5 @@ def test_layers_are_compiled_once_enough_tokens_are_scored(of_kind, monkeypatch)
 
 @pytest.mark.parametrize("bad", ["never", True, -1, float("nan")])
 def test_a_compile_after_that_is_no_number_of_tokens_is_refused(of_kind, bad):
-    with pytest.raises(DarlingError, match="a number of tokens from 0 to Infinity as compile_after"):
+    with pytest.raises(DarlingError, match="a number from 0 as compile_after"):
         of_kind("bert", compile_after=bad)

@@ -22,7 +22,7 @@ def test_each_figure_against_numpy() -> None:
     push = np.polyfit(t, g, 1)[0]
     assert found.correlation == pytest.approx(np.corrcoef(g, t)[0, 1], abs=1e-6)
     assert found.push == pytest.approx(push, abs=1e-6)
-    assert found.noise == pytest.approx(np.std(g - push * t) / (push * np.std(t)), rel=1e-5)
+    assert found.noise == pytest.approx(np.std(g - push * t) / (abs(push) * np.std(t)), rel=1e-5)
     assert found.error == pytest.approx(np.sqrt(np.mean((g - t) ** 2)), abs=1e-7)
     assert found.error_of_none == pytest.approx(np.std(t), abs=1e-7)
     each = [np.corrcoef(x, y)[0, 1] for x, y in zip(given, true, strict=True)]
