@@ -1,6 +1,6 @@
 import pytest
 
-from darling_plugin.partition.models.head.words import words_of
+from darling_plugin.partition.models.head.words import values_of, words_of
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,25 @@ from darling_plugin.partition.models.head.words import words_of
 )
 def test_words_have_numbers_in_digits(text, words):
     assert words_of(text) == words
+
+
+NINES = "9" * 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{NINES}{after}" for after in ("", " km", "%", "½", ".5 kg", "/7", " million", ":30", " and a half")),
+        *("\\sqrt{" * 160, "\\frac{" + "{" * 480, "$" * 900, "[1,2" * 240, "1/" * 499, "a.b." * 240, "one " * 240),
+        *("5/0", "31/02/2024", "25:61", "\ud83d", "\x00" * 900, "⟦⟧", "", " ", "-", "٣ km"),
+    ],
+)
+def test_a_response_that_goes_astray_is_read_all_the_same(text):
+    for read in (words_of, values_of):
+        assert read(text) == read(text) and all(isinstance(word, str) and word for word in read(text))
+
+
+def test_long_numbers_that_differ_differ():
+    assert values_of("1000000001 km") != values_of("1000000002 km")
+    assert values_of(f"{NINES}1 km") != values_of(f"{NINES}2 km")
+    assert values_of("1000000001 km") == values_of("1000000001000 m")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from fractions import Fraction
 from functools import cache, lru_cache
@@ -34,6 +35,8 @@ QUANTITY = re.compile(rf"{_AMOUNT}(?: |-)?({_UNIT})(?![\w°²³^/])")
 PART_OF_UNIT = re.compile(
     rf"\b(half|1/4|3/4|1/2)(?: of)? an? (?=(?:{_UNIT})\b)|\ban? (?=(?:{'|'.join(LONG_UNITS)})\b)"
 )
+# Digits of a number that is read: a float holds no more, and a response may be hundreds of nines.
+MOST_DIGITS = 15
 PERCENT = re.compile(rf"{_AMOUNT} ?(?:%|percent|per cent)(?!\w)")
 RATIO = re.compile(r"(?<![\w.,/])(\d+)/([1-9]\d*)(?![\w/]|\.\d)")
 HALF = re.compile(r"\b(?:1 |a )?half\b(?! (?:an? |past|of the time))")
@@ -60,10 +63,14 @@ def valued(text: str) -> str:
     text = DATE.sub(_date, text)
     text = TIME.sub(_time, text)
     text = PART_OF_UNIT.sub(lambda found: {None: "1 ", "half": "0.5 "}.get(found[1], f"{found[1]} "), text)
-    text = PERCENT.sub(lambda found: _number(_fraction(found[1]) / 100), text)
-    text = QUANTITY.sub(_quantity, text)
-    text = RATIO.sub(lambda found: _number(Fraction(int(found[1]), int(found[2]))), text)
+    text = PERCENT.sub(_if_short(lambda found: _number(_fraction(found[1]) / 100)), text)
+    text = QUANTITY.sub(_if_short(_quantity), text)
+    text = RATIO.sub(_if_short(lambda found: _number(Fraction(int(found[1]), int(found[2])))), text)
     return HALF.sub("0.5", text)
+
+
+def _if_short(worth: Callable[[re.Match], str]) -> Callable[[re.Match], str]:
+    return lambda found: found[0] if sum(map(str.isdigit, found[0])) > MOST_DIGITS else worth(found)
 
 
 def _fraction(amount: str) -> Fraction:
@@ -78,7 +85,7 @@ def _number(value: Fraction) -> str:
 def _quantity(found: re.Match) -> str:
     name = SHORT_UNITS.get(found[2]) or found[2]
     value = _units().Quantity(float(_fraction(found[1])), name).to_base_units()
-    return f"⟦{value.magnitude:.9g} {value.units}⟧"
+    return f"⟦{value.magnitude:.12g} {value.units}⟧"
 
 
 def _date(found: re.Match) -> str:

@@ -137,7 +137,7 @@ def _with_numbers(text: str) -> str:
     return MAGNITUDE.sub(_magnified, text)
 
 
-@cache
+@lru_cache(maxsize=1 << 14)
 def _digits(words: str) -> str:
     from text_to_num import alpha2digit
 
@@ -147,6 +147,8 @@ def _digits(words: str) -> str:
 
 def _mixed(found: re.Match) -> str:
     whole, named, above, below = found.groups()
+    if max(len(part or "") for part in (whole, above, below)) > 15:  # digits: a float holds no more
+        return found[0]
     above, below = (1, PARTS[named]) if named else (int(above), int(below))
     return f"{round(int(whole) + above / below, 9)}" if above < below else found[0]
 
@@ -160,7 +162,10 @@ def _without_latex(line: str) -> str:
     line = re.sub(r"\\[dct]frac", r"\\frac", line)
     line = re.sub(r"\\[()\[\]]|\\(?:left|right)(?![a-z])", "", line)
     line = re.sub(r"(?<!\\)[%&#]", r"\\\g<0>", line)
-    found = _to_text().latex_to_text(line.replace("\\boxed", ""))
+    try:
+        found = _to_text().latex_to_text(line.replace("\\boxed", ""))
+    except RecursionError:  # a response may be \sqrt{ a hundred times over
+        return line
     return re.sub(r"√\(([\w.]+)\)", r"√\1", found)
 
 
