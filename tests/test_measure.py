@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_partition_models import FirstLetter, Labels, Listed, Scripted, error
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Between, Group, PairwiseModel, check_diversity, measure
+from darling_plugin.partition import Between, Group, PairwiseModel, SimilarityModel, check_diversity, measure
 from darling_plugin.registry import partition_models
 
 # --- measure
@@ -82,6 +82,28 @@ def test_each_kind_of_diversity_against_loops(n, random):
         others = [p(texts[i], texts[j]) for j in range(n) if j != i]
         assert measured["expected"].diversity[i] == pytest.approx(sum(1 - x for x in others) / (n - 1), abs=1e-5)
         assert measured["pairs"].diversity[i] == pytest.approx(sum(x <= 0.5 for x in others) / (n - 1), abs=1e-5)
+
+
+def test_similarities_have_six_decimals_before_anything_is_made_of_them():
+    """So that a log with six decimals holds what was decided by: 0.5000004 is 0.5, which is not above 0.5."""
+    group = Group("p", ["a", "b"])
+    for score, label in ((0.5000004, 1), (0.5000006, 0)):
+        (logged,) = measure(Scripted([score]), [group], "pairs")
+        assert logged.similarity[0, 1].item() == pytest.approx(round(score, 6), abs=4e-8)  # half a float32 step
+        assert logged.labels.tolist() == [0, label]
+        assert measure(Scripted([score]), [group])[0].labels.tolist() == [0, label], "scored in rounds"
+
+
+class OneMatrix(SimilarityModel):
+    threshold = 0.5
+
+    def similarities(self, groups):
+        return [torch.tensor([[1.0, 0.1234567], [0.1234567, 1.0]]) for _ in groups]
+
+
+def test_so_have_those_of_a_model_that_gives_matrices():
+    (result,) = measure(OneMatrix(), [Group("p", ["a", "b"])], "expected")
+    assert f"{result.similarity[0, 1].item():.7f}" == "0.1234570"
 
 
 def test_a_model_without_similarities_has_classes_alone(caplog):

@@ -107,6 +107,12 @@ def test_one_step_with_a_signal_begins_the_twenty_anew_and_one_without_groups_do
     assert [mixed.see(logged(*each)) for each in [(0.99, 0.0), (0.01, 0.0)] * 20] == [None] * 40
 
 
+def test_who_passes_a_gate_is_a_signal_too():
+    watch = SignalWatch()
+    gated = {**logged(1.0, 1.0), "darling/signal": 0.4}
+    assert [watch.see(gated) for _ in range(30)] == [None] * 30
+
+
 def test_without_a_floor_the_share_at_it_is_that_of_no_diversity():
     assert of_training(GROUPS, diversity_floor=0.0)["darling/floor_share"] == 0.5
 

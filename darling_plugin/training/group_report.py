@@ -98,11 +98,12 @@ def _diversities(
 
 
 def _figures(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    from darling_plugin.diversity import DIVERSITIES
     from darling_plugin.evaluation.within_group import within_group
 
     true = [each["true"] for each in found]
     figures: dict[str, Any] = {"adjusted_rand_index": float(np.mean([each["ari"] for each in found]))}
-    for kind in ("classes", "pairs", "expected"):
+    for kind in DIVERSITIES:
         own = asdict(within_group([each[kind] for each in found], true))
         figures[kind] = {name: value if math.isfinite(value) else None for name, value in own.items()}
     return figures

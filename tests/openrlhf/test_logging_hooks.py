@@ -3,6 +3,7 @@
 import json
 import statistics
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from openrlhf.trainer import ppo_trainer
@@ -11,7 +12,7 @@ from ray.util.queue import Empty
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_batches import Tokenizer, make_experiences, make_maker
 
-from darling_plugin import DarlingError
+from darling_plugin import DarlingError, metrics
 from darling_plugin.log import append_partitions
 from darling_plugin.openrlhf import hooks
 
@@ -114,6 +115,30 @@ def ray_of_one_process(monkeypatch):
     monkeypatch.setattr(hooks, "ray", ray)
     monkeypatch.setattr(hooks.placement, "job_name", "{} of this job".format)
     return ray
+
+
+class Maker:
+    """What _train_step reads of an experience maker after a step."""
+
+    darling_metrics: ClassVar = {"darling/diversity": 0.99, "darling/flat_share": 0.2}
+    darling_records: ClassVar = [{"prompt": "p", "responses": [[1]], "labels": [0]}]
+    darling_quality_only: ClassVar = [True]
+
+
+def test_each_step_is_logged_watched_and_may_be_the_last(configured, tmp_path, monkeypatch, caplog):
+    configured(log_dir=str(tmp_path), on_error="quality_only")
+    monkeypatch.setattr(metrics.SignalWatch, "STEPS", 2)
+    monkeypatch.setattr(hooks, "FALLBACK_GROUPS", 3)
+    trainer = SimpleNamespace(experience_maker=Maker(), tokenizer=Tokenizer())
+    for step in (1, 2):
+        status, _ = hooks._train_step(lambda step=step: ({"loss": 0.5}, step), trainer, {})
+        assert status == {"loss": 0.5, **Maker.darling_metrics}
+    (warning,) = caplog.records
+    assert "For 2 steps" in warning.message
+    with pytest.raises(DarlingError, match="3 of them could not be partitioned"):
+        hooks._train_step(lambda: ({}, 3), trainer, {})
+    lines = (tmp_path / "partitions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3], "the step that stopped the run, too"
 
 
 def test_evaluation_keeps_its_rewards_and_logs_its_diversity(installed, configured, tmp_path, ray_of_one_process):

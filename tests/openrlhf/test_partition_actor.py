@@ -100,6 +100,9 @@ def test_a_part_of_the_response_is_compared(configured):
     scored = score(actor, responses("long thoughts => red", "others => red", "cut off", ""))
     assert column(scored, "darling_label") == [0, 0, 1, 1], "without the mark a response counts as empty"
     assert column(scored, "darling_text_missing") == [0, 0, 1, 1]
+    said_nothing = score(actor, responses("thoughts =>", "none"))
+    assert column(said_nothing, "darling_text_missing") == [0, 1], "an empty text is there"
+    assert column(said_nothing, "darling_label") == [0, 0]
 
 
 def test_a_function_of_text_that_raises_is_a_failing_partition(configured, tmp_path):

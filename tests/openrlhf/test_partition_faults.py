@@ -202,6 +202,32 @@ def test_an_actor_that_finds_no_room_is_waited_for_and_named_not_for_ever(tmp_pa
             PartitionPool(config, Letters(), quality_expected=True, colocate_with=group)
 
 
+ONE_FAILS = """
+import os, time
+from pathlib import Path
+from darling_plugin import PartitionModel
+
+class Model(PartitionModel):
+    def __init__(self):
+        try:
+            os.mkdir({lock!r})
+        except FileExistsError:
+            time.sleep(600)
+        raise ValueError("no weights here")
+
+    def partition(self, groups):
+        return [[0] * len(group.responses) for group in groups]
+"""
+
+
+def test_of_actors_that_are_late_and_one_that_failed_the_failure_is_told(tmp_path):
+    (tmp_path / "model.py").write_text(ONE_FAILS.format(lock=str(tmp_path / "lock")))
+    model = f"{tmp_path / 'model.py'}:Model"
+    config = DarlingConfig(enable=True, partition_model=model, num_partition_actors=2, start_timeout=20)
+    with local_ray(config), pytest.raises(ray.exceptions.RayError, match="no weights here"):
+        PartitionPool(config, Letters(), quality_expected=True)
+
+
 class Full:
     def ready(self):
         return True

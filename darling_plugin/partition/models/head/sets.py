@@ -14,20 +14,13 @@ class Sets:
     Args:
         sets: one array a set, in any order; what is in it twice counts once.
         weights: what each member weighs, by its number; default: 1 each.
-        in_group: a member weighs less the more of the *other* sets have it, those beside the two that are compared::
-
-                weight * log(n / (k + 1)) / log(n),  k of the n - 2 others have it
-
-            so of two sets alone each member has its whole weight.
 
     Attributes:
         shared: (n, n) float32, the weight of what two sets share; totals: (n,) of each set by itself.
         lacking: (n, n), the weight of what is in the first of two and not in the second.
     """
 
-    def __init__(
-        self, sets: Sequence[np.ndarray], weights: np.ndarray | None = None, *, in_group: bool = False
-    ) -> None:
+    def __init__(self, sets: Sequence[np.ndarray], weights: np.ndarray | None = None) -> None:
         n = len(sets)
         sets = [np.unique(each) for each in sets]
         rows, flat = np.repeat(np.arange(n), [len(each) for each in sets]), np.concatenate(sets)
@@ -37,12 +30,8 @@ class Sets:
         have = np.diff(np.r_[first, len(flat)])  # how many sets have each distinct member
         members = flat[first]
         weight = np.ones(len(members), np.float32) if weights is None else weights[members].astype(np.float32)
-        both, one = weight, weight
-        if in_group and n > 2:
-            rarity = 1 - np.log(np.arange(1, n + 1)) / np.log(n)
-            both, one = (weight * rarity[np.maximum(have - of, 0)].astype(np.float32) for of in (2, 1))
         column = np.repeat(np.arange(len(members)), have)
-        self.totals = np.bincount(rows, one[column], n).astype(np.float32)
+        self.totals = np.bincount(rows, weight[column], n).astype(np.float32)
         # Most members are of one set alone: they count in its total, and for no two.
         common = np.flatnonzero(have > 1)
         place = np.full(len(members), -1)
@@ -50,12 +39,10 @@ class Sets:
         there = np.zeros((n, len(common)), np.float32)
         at = place[column] >= 0
         there[rows[at], place[column[at]]] = 1.0
-        self.shared = (there * both[common]) @ there.T
-        shared = self.shared if both is one else (there * one[common]) @ there.T
+        self.shared = (there * weight[common]) @ there.T
         # Of the diagonal the members of one set alone are a part too.
         np.fill_diagonal(self.shared, self.totals)
-        np.fill_diagonal(shared, self.totals)
-        self.lacking = self.totals[:, None] - shared
+        self.lacking = self.totals[:, None] - self.shared
 
     @cached_property
     def jaccard(self) -> np.ndarray:
