@@ -29,6 +29,8 @@ CASES = [
     (r"First \boxed{5}, then \boxed{\frac{6}{7", "5", WRONG),
     (r"First \boxed{5}, then \boxed", "5", WRONG),
     (r"\boxed{}", "42", WRONG),
+    (r"<think>Is it \boxed{41}?</think>The answer is 42.", "42", RIGHT),
+    (r"<think>It is \boxed{42}.</think>The answer is 41.", "42", WRONG),
     (r"5 + 1 = 6 \boxed{}", "6", WRONG),
     (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{\sqrt{2}}{2}", RIGHT),
     (r"\boxed{\left\{1, 2\right\}}", r"\{1,2\}", RIGHT),

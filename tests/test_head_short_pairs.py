@@ -11,6 +11,7 @@ import pytest
 
 from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.partition.models.head.model import SHIPPED
+from darling_plugin.partition.models.head.padding import opening_and_rest
 from darling_plugin.partition.models.head.words import is_number, values_of, words_of
 
 HERE = Path(__file__).parent
@@ -141,3 +142,14 @@ def test_what_a_text_is_read_as(text, words, values):
 def test_what_counts_as_a_number_or_a_code():
     assert all(map(is_number, ["-21", "1000 meter", "^2", "#ff0000", "a@b.c", "https://a.b", "1st"]))
     assert not any(map(is_number, ["-", "c#", "#", "x", "^", "half"]))
+
+
+LONG_REST = (
+    "The fox crossed the river at dawn, while the others slept, and found the hill on which he had been born. " * 2
+)
+
+
+@pytest.mark.parametrize("head", ["## The fox", "**The fox**", "Here's another one:", "Title: The fox.", "Dear Dr."])
+def test_what_heads_a_text_is_no_answer_with_padding(head):
+    assert opening_and_rest(f"{head}\n{LONG_REST}", []) is None
+    assert opening_and_rest(f"Paris.\n{LONG_REST}", [])[0] == "Paris."

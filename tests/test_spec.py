@@ -327,3 +327,9 @@ def test_a_file_runs_once(tmp_path):
     first = import_user_code(str(tmp_path / "counts.py"))
     assert import_user_code(str(tmp_path / "counts.py")) is first
     assert sys.modules[first.__name__] is first
+
+
+@pytest.mark.parametrize("options", [{"max_length": True}, {"both_orders": 1}, {"threshold": False}])
+def test_a_bool_is_no_number_and_a_number_no_bool_in_python_either(options):
+    with pytest.raises(DarlingError, match=f"as {next(iter(options))} of the partition model CrossEncoder"):
+        load_partition_model("cross-encoder:nowhere", **options)
