@@ -44,11 +44,12 @@ def reference(quality: torch.Tensor, alpha: float) -> torch.Tensor:
     """r_i >= min_j r_j + alpha · (max_j r_j - mean_j r_j): a threshold of each group's own; alpha in [0, 1].
 
     alpha 0 lets all through, and more is asked of a group whose best stands out. The best is never left out; where all
-    are equally good all take part.
+    are equally good all take part. A response at the threshold takes part whatever rounding makes of it: a millionth
+    of max_j r_j - min_j r_j is let pass.
     """
     worst, best = quality.amin(-1, keepdim=True), quality.amax(-1, keepdim=True)
-    needed = worst + alpha * (best - quality.mean(-1, keepdim=True))
-    return quality >= needed.clamp(max=best)  # rounding must not leave the best out
+    needed = worst + alpha * (best - quality.mean(-1, keepdim=True)) - 1e-6 * (best - worst)
+    return quality >= needed.clamp(max=best)  # nor may rounding leave the best out where all are equal
 
 
 def read_quality_gate(spec: str) -> Callable[[torch.Tensor], torch.Tensor]:

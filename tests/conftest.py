@@ -1,6 +1,7 @@
 import os
 import sys
 
+import hypothesis
 import pytest
 
 # Before anything imports transformers: the models of the tests are on disk, and nothing may look for them elsewhere.
@@ -11,6 +12,11 @@ from chat_servers import server, vllm_url  # noqa: F401  (fixtures)
 
 from darling_plugin import errors
 from darling_plugin.registry import advantages, partition_models, quality_gates, rewards
+
+# The same examples in every run: `make test` says something of the code, not of the draw. Others: --hypothesis-seed=N
+# with --hypothesis-profile=default.
+hypothesis.settings.register_profile("same examples", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same examples")
 
 REGISTRIES = (partition_models, rewards, advantages, quality_gates)
 

@@ -2,7 +2,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darling_plugin.advantage import compute_advantage
@@ -39,7 +39,6 @@ def batches(draw):
 
 
 @pytest.mark.parametrize("name", ORACLES)
-@settings(deadline=None)
 @given(batch=batches())
 def test_advantages_match_the_oracle(name, batch):
     reward, diversity = batch
@@ -57,7 +56,6 @@ def test_equal_rewards_get_exactly_nothing(name, value, n):
     assert result.tolist() == [[0.0] * n] * 2
 
 
-@settings(deadline=None)
 @given(batch=batches())
 def test_diversity_weighted_keeps_the_sign_of_the_quality(batch):
     reward, diversity = map(torch.tensor, batch)

@@ -3,7 +3,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darling_plugin.diversity import class_diversity
@@ -78,7 +78,6 @@ ORACLES = {"union_find": oracle_union_find, "greedy": oracle_greedy}
 
 
 @pytest.mark.parametrize("method", ORACLES)
-@settings(deadline=None)
 @given(matrix=equivalences())
 def test_classes_match_the_oracle(method, matrix):
     labels = cluster(torch.tensor(matrix).float(), 0.5, method)
@@ -107,7 +106,6 @@ def test_a_pair_at_the_threshold_is_two_classes_and_one_above_it_is_one(method, 
         assert cluster(torch.tensor([[1.0, similarity], [similarity, 1.0]]), threshold, method).tolist() == expected
 
 
-@settings(deadline=None)
 @given(equivalences(), st.randoms())
 def test_union_find_diversity_follows_a_permutation(matrix, random):
     order = list(range(len(matrix)))
@@ -118,7 +116,6 @@ def test_union_find_diversity_follows_a_permutation(matrix, random):
 
 
 @pytest.mark.parametrize("method", CLUSTERINGS)
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), random=st.randoms())
 def test_all_methods_agree_where_equivalence_is_transitive(method, sizes, random):
     classes = [k for k, size in enumerate(sizes) for _ in range(size)]
@@ -165,7 +162,6 @@ def play(matrix, method, one_first, patience=None):
         answers = [matrix[i][j] for i, j in judged]
 
 
-@settings(deadline=None)
 @given(equivalences(), st.booleans(), st.randoms())
 @pytest.mark.parametrize("method", ["union_find", "greedy"])
 def test_rounds_ask_for_no_pair_twice_and_for_none_that_cannot_matter(method, matrix, one_first, random):

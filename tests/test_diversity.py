@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darling_plugin.diversity import class_diversity, expected_diversity, pair_diversity
@@ -39,7 +39,6 @@ def oracle_pair_diversity(equivalent):
 labels_of_a_group = st.lists(st.integers(-1, 5), min_size=1, max_size=16)
 
 
-@settings(deadline=None)
 @given(labels_of_a_group)
 def test_class_diversity_matches_counting(labels):
     diversity = class_diversity(torch.tensor(labels))
@@ -48,7 +47,6 @@ def test_class_diversity_matches_counting(labels):
     assert ((diversity >= 0) & (diversity <= 1)).all()
 
 
-@settings(deadline=None)
 @given(
     st.integers(2, 16).flatmap(lambda n: st.lists(st.lists(st.integers(-1, 5), min_size=n, max_size=n), min_size=2))
 )
@@ -59,7 +57,6 @@ def test_groups_of_a_batch_do_not_touch(batch):
     assert torch.equal(class_diversity(labels.unsqueeze(0)), rows.unsqueeze(0))
 
 
-@settings(deadline=None)
 @given(labels_of_a_group, st.randoms())
 def test_class_diversity_follows_a_permutation(labels, random):
     order = list(range(len(labels)))
@@ -94,7 +91,6 @@ def test_class_diversity_is_float32_whatever_the_default():
         torch.set_default_dtype(torch.float32)
 
 
-@settings(deadline=None)
 @given(
     st.integers(2, 16).flatmap(
         lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=n, max_size=n)
@@ -123,7 +119,6 @@ def test_pair_diversity_of_a_group_of_one(diagonal):
 # --- expected diversity
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.randoms())
 def test_expected_diversity_matches_the_mean_over_all_outcomes(n, random):
     """The mean of pair_diversity over every way in which pairs can turn out, weighed by its probability."""

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darling_plugin import DarlingError
@@ -27,7 +27,6 @@ def oracle(first: list[str], second: list[str], size: int) -> float:
     return shared / (len(a) + len(b) - shared) if a or b else 0.0
 
 
-@settings(deadline=None)
 @given(WORDS, WORDS, st.integers(1, 6))
 def test_similarity_matches_the_oracle(first, second, size):
     model = load_partition_model(f"lexical:{size}")
@@ -102,7 +101,6 @@ sentences = st.lists(st.sampled_from(["The", "the", "cat", "sat,", "on", "MAT.",
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(sentences, sentences), min_size=1, max_size=8))
 def test_lexical_similarity_matches_the_oracle(pairs):
     got = Lexical().similarity([Pair("p", *pair) for pair in pairs])

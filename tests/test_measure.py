@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_partition_models import FirstLetter, Labels, Listed, Scripted, error
 
@@ -61,7 +61,6 @@ def test_identical_responses_are_certainly_equivalent_and_empty_ones_certainly_d
         assert result.labels.tolist()[1] == result.labels.tolist()[4]
 
 
-@settings(deadline=None)
 @given(st.integers(2, 9), st.randoms())
 def test_each_kind_of_diversity_against_loops(n, random):
     texts = [random.choice(["", *"abcdefghi"]) + " " * random.randrange(2) for _ in range(n)]

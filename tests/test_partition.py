@@ -6,7 +6,7 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_partition_models import FirstLetter, Listed, Scripted, decisions, error
 
@@ -62,7 +62,6 @@ def oracle_equivalent(responses):
     return [[same(first, second) for second in responses] for first in responses]
 
 
-@settings(deadline=None)
 @given(st.lists(texts.map(lambda responses: Group("p", responses[:16])), max_size=3))
 def test_judgements_match_the_rules(groups):
     judged = decisions(FirstLetter(), groups)
@@ -109,7 +108,6 @@ def test_the_model_is_not_asked_where_the_rules_decide_everything():
 # --- pairs
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.randoms())
 def test_every_score_lands_at_its_pair(sizes, random):
     score = {}
@@ -134,7 +132,6 @@ def test_every_score_lands_at_its_pair(sizes, random):
 LETTERS = "abcdefghijkl"
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 100)), min_size=1, max_size=4), st.randoms())
 @pytest.mark.parametrize("one_first", [False, True])
 @pytest.mark.parametrize("clustering", ["union_find", "greedy"])

@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from darling_plugin.errors import DarlingError
@@ -65,21 +65,18 @@ def check(quality, diversity, reward, transform):
 
 @pytest.mark.parametrize("reward", ORACLES)
 @pytest.mark.parametrize("transform", QUALITY_TRANSFORMS)
-@settings(deadline=None)
 @given(batch=batches())
 def test_rewards_match_the_oracle(reward, transform, batch):
     check(*batch, reward, transform)
 
 
 @pytest.mark.parametrize("reward", ORACLES)
-@settings(deadline=None)
 @given(batch=batches(least=0))
 def test_without_a_transform_the_quality_is_used_as_it_is(reward, batch):
     check(*batch, reward, None)
 
 
 @pytest.mark.parametrize("reward", ["additive", "quality"])
-@settings(deadline=None)
 @given(batch=batches())
 def test_rewards_that_do_not_multiply_take_negative_qualities(reward, batch):
     check(*batch, reward, None)
