@@ -1,0 +1,30 @@
+"""What the study compares: each arm is the demo's command with these flags beside it, each run an arm with a seed."""
+
+ORACLE = ("--darling.partition_model", "{study}/answer_named.py:AnswerNamed")
+EXPECTED = ("--darling.diversity", "expected")
+FOUR_GRAMS = ("--darling.partition_model", "lexical:4", *EXPECTED)
+
+ARMS: dict[str, tuple[str, ...]] = {
+    # DARLING's hooks log it, and its reward is the quality alone: dr_grpo, GRPO without the standard deviation.
+    "quality": ("--darling.reward", "quality"),
+    "classes": (),
+    "classes-0.5": ("--darling.weight", "0.5"),
+    "classes-1.5": ("--darling.weight", "1.5"),
+    "expected": EXPECTED,
+    "expected-0.5": (*EXPECTED, "--darling.weight", "0.5"),
+    "expected-1.5": (*EXPECTED, "--darling.weight", "1.5"),
+    "oracle": ORACLE,
+    "oracle-0.5": (*ORACLE, "--darling.weight", "0.5"),
+    "oracle-1.5": (*ORACLE, "--darling.weight", "1.5"),
+    "with-std": ("--darling.advantage", "centered_std"),
+    "additive": ("--darling.reward", "additive"),
+    "4-gram": FOUR_GRAMS,
+}
+# The first round has each arm that the others are measured by, the next ones its other seeds.
+MAIN = ("quality", "classes", "expected", "oracle")
+RUNS: tuple[tuple[str, int], ...] = (
+    *((arm, 1) for arm in MAIN),
+    *((arm, 2) for arm in MAIN),
+    *((arm, 1) for arm in ARMS if arm not in MAIN),
+    *((arm, 3) for arm in MAIN),
+)

