@@ -71,6 +71,11 @@ def text_missing(groups: Groups) -> float | None:
     return None if groups.text_missing is None else groups.text_missing.float().mean().item()
 
 
+def cut_share(groups: Groups) -> float | None:
+    """Share of the responses, or pairs, that the partition model did not read to their end; none if it reads all."""
+    return None if groups.cut_share is None else groups.cut_share.mean().item()
+
+
 def quality_only_groups(groups: Groups) -> float:
     """Number of groups that could not be partitioned: in training these are trained on their quality alone."""
     return float(groups.quality_only.sum().item())
@@ -113,7 +118,7 @@ def scoring_wait_seconds(shaped: Shaped, scoring: Scoring) -> float:
 
 IN_BOTH: tuple[Callable, ...] = (
     *(quality, diversity, classes_per_group, one_class_share),
-    *(flat_share, text_missing, quality_only_groups),
+    *(flat_share, text_missing, cut_share, quality_only_groups),
 )
 IN_TRAINING: tuple[Callable, ...] = (floor_share, reward, signal, scoring_seconds, scoring_wait_seconds)
 

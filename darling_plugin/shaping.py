@@ -32,6 +32,7 @@ class Groups:
         quality_only: (P,) bool, the groups that could not be partitioned and are trained on their quality alone.
         similarities: of the P groups, where they were sent along; what made labels and diversity of them.
         text_missing: (P, n) bool, the responses that lack the text that is compared; None where all of it is.
+        cut_share: (P,), see Measurement.cut_share; None of a partition model that reads everything.
         gate_is_due: whether the quality gate has still to be applied: the quality is a reward model's, and was not
             known when the responses were partitioned. Needs the similarities.
     """
@@ -42,6 +43,7 @@ class Groups:
     quality_only: torch.Tensor
     similarities: Similarities | None = None
     text_missing: torch.Tensor | None = None
+    cut_share: torch.Tensor | None = None
     gate_is_due: bool = False
 
 

@@ -114,4 +114,5 @@ def test_texts_that_are_cut_are_told_once(caplog):
     assert "are cut" not in caplog.text
     for _ in range(2):
         model.embed(["a short one", "word " * 300])
-    assert caplog.text.count("1 of 2 texts (50 %) are cut") == 1
+    assert caplog.text.count("1 of 2 (50 %) are cut") == 1
+    assert (model.cuts.read, model.cuts.cut) == (6, 2), "counted on"

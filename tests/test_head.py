@@ -12,6 +12,7 @@ from short_answers import PAIRS, SENTENCES
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.partition.models.head import features
+from darling_plugin.partition.models.head import model as head_model
 from darling_plugin.partition.models.head.features import (
     CHUNK_TOKENS,
     FEATURES,
@@ -274,3 +275,15 @@ def test_an_encoder_whose_ids_cannot_be_handed_over_is_refused(exact, monkeypatc
     monkeypatch.setattr(exact.encoder, "_forward", None)
     with pytest.raises(DarlingError, match="an encoder whose token ids can be handed over"):
         exact.partition([Group("A prompt.", ["one", "two"])])
+
+
+def test_what_one_response_may_cost_has_an_end(caplog, monkeypatch):
+    monkeypatch.setattr(head_model, "MOST_CHARACTERS", 60)
+    model = load_partition_model("default")
+    long = "The capital of France is Paris, as everybody knows by heart. "
+    groups = [Group("Name a capital.", [long + "But I like Rome.", long + "And the Louvre is there.", "Oslo."])]
+    whole = model.similarities([Group("Name a capital.", [long[:60], "Oslo."])])[0]
+    found = model.similarities(groups)[0]
+    assert found[0, 1] == found[0, 0] and found[0, 2] == whole[0, 1], "what comes after is not read"
+    assert "2 of 3 (67 %) are cut: the first 60 characters" in caplog.text and model.cuts.cut == 2
+    assert groups[0].responses[0].endswith("Rome."), "nobody else's text is changed"

@@ -58,13 +58,18 @@ def test_of_an_evaluation():
     logged = evaluation_metrics(GROUPS)
     assert logged == {key: value for key, value in of_training(GROUPS).items() if key in logged}
     in_both = [metrics.PREFIX + function.__name__ for function in metrics.IN_BOTH]
-    assert list(logged) == [key for key in in_both if key != "darling/text_missing"]
+    assert list(logged) == [key for key in in_both if key not in ("darling/text_missing", "darling/cut_share")]
     assert evaluation_metrics(make_groups([[0], [0]], [[1.0], [1.0]], [[1.0], [0.0]], [False] * 2)) == {}
 
 
 def test_text_that_is_missing_is_counted_where_a_part_is_compared():
     groups = replace(GROUPS, text_missing=torch.tensor([[True, False, False], [True, True, False]]))
     assert of_training(groups)["darling/text_missing"] == evaluation_metrics(groups)["darling/text_missing"] == 0.5
+
+
+def test_what_the_partition_model_cut_is_logged_where_it_counts_it():
+    groups = replace(GROUPS, cut_share=torch.tensor([0.5, 0.0]))
+    assert of_training(groups)["darling/cut_share"] == evaluation_metrics(groups)["darling/cut_share"] == 0.25
 
 
 def test_a_group_is_flat_if_those_that_take_part_are():

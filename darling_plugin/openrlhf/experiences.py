@@ -74,7 +74,7 @@ def take_measured(experiences: list[Any], places: Places) -> dict[str, torch.Ten
             f"samples without {', '.join(missing)}",
             "the hooks are not installed where the samples are generated: start with python3 -m darling_plugin",
         )
-    optional = (*responses.OF_SIMILARITY, responses.TEXT_MISSING)
+    optional = (*responses.OF_SIMILARITY, responses.TEXT_MISSING, responses.CUT_SHARE)
     keys = [*responses.ADDED, *(key for key in optional if key in experiences[0].info)]
     measured = {key: places.gather([experience.info.pop(key) for experience in experiences]) for key in keys}
     numbers = measured[responses.GROUP]
@@ -105,6 +105,7 @@ def as_groups(
         quality_only=measured[responses.QUALITY_ONLY][:, 0].bool(),
         similarities=similarities,
         text_missing=None if missing is None else missing.bool(),
+        cut_share=measured[responses.CUT_SHARE][:, 0].float() if responses.CUT_SHARE in measured else None,
         gate_is_due=gate_is_due,
     )
 

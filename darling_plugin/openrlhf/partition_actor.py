@@ -138,6 +138,7 @@ class PartitionActor:
             scoring_seconds=seconds,
             made=self._made,
             missing=None if self._config.partition_text == "whole" else missing,
+            counts_cuts=self._model.cuts is not None,
         )
         return group
 

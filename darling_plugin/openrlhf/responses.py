@@ -31,6 +31,7 @@ OF_SIMILARITY = (SIMILARITY, THRESHOLD, CLUSTERING)
 TEXT_MISSING = (
     "darling_text_missing"  # 1 where a response lacks what --darling.partition_text names, unless it is whole
 )
+CUT_SHARE = "darling_cut_share"  # see Measurement.cut_share; of a group that could not be partitioned 0
 
 
 def decode(tokenizer: Any, token_ids: list[int]) -> str:
@@ -102,6 +103,7 @@ def add_measurement(
     scoring_seconds: float,
     made: Made | None = None,
     missing: list[bool] | None = None,
+    counts_cuts: bool = False,
 ) -> None:
     """Adds what was measured of one group to the `extra_logs` of its n responses.
 
@@ -112,6 +114,7 @@ def add_measurement(
         generated_at, scored_at: seconds since the epoch.
         made: adds the similarities, which the measurement then has, and this.
         missing: adds which responses lack the text that is compared.
+        counts_cuts: whether the partition model counts what it cuts; adds the share.
     """
     n = len(responses)
     labels, diversity, similarity = torch.full((n,), -1), torch.zeros(n), torch.zeros(n, n)
@@ -135,4 +138,6 @@ def add_measurement(
             logs[THRESHOLD], logs[CLUSTERING] = float(made.threshold), CLUSTERINGS.index(made.clustering)
         if missing is not None:
             logs[TEXT_MISSING] = int(missing[k])
+        if counts_cuts:
+            logs[CUT_SHARE] = float(measurement.cut_share or 0.0) if measurement else 0.0
         response["extra_logs"] = {**(response.get("extra_logs") or {}), **logs}

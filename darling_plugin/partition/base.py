@@ -68,16 +68,41 @@ class Pair(NamedTuple):
     second: str
 
 
+@dataclass
+class Cuts:
+    """How many texts, or pairs of them, a model has read since it was loaded, and how many not to their end."""
+
+    read: int = 0
+    cut: int = 0
+
+    def count(self, read: int, cut: int, reads: str) -> None:
+        """Counts, and warns of the first that are cut: what begins alike for as long as a model reads is one to it.
+
+        Args:
+            reads: who reads how much, and of what: "BERT reads 256 tokens of a text".
+        """
+        if cut and not self.cut:
+            logger.warning(
+                "%d of %d (%.0f %%) are cut: %s, and the rest is not compared. Said once; the metric cut_share "
+                "goes on counting",
+                *(cut, read, 100 * cut / read, reads),
+            )
+        self.read += read
+        self.cut += cut
+
+
 class PartitionModel(ABC):
     """Sorts each group's responses into classes that count as "saying the same".
 
     Attributes:
+        cuts: what was cut; None in a model that reads everything, or cannot know.
         option_limits: of arguments of `__init__`, by their names: Between(least, greatest), OneOf(words). They are
             checked, with the types that `__init__` annotates, before a model is built from a spec. A subclass names
             its own; those of its bases hold too.
     """
 
     option_limits: ClassVar[Mapping[str, Between | OneOf]] = {}
+    cuts: Cuts | None = None
 
     @classmethod  # noqa: B027  (a model may have nothing to check)
     def check_arguments(cls, *arguments: Any, **options: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,14 @@ class Measurement:
 
     labels: (n,) int64 class of each response, from 0 to the number of classes - 1. diversity: (n,) float32 in [0, 1].
     similarity: (n, n) float32, as SimilarityModel.all_similarities gives it; None where it was not needed.
+    cut_share: of what the model read in the call that measured this group, the share that it did not read to its end;
+    None of a model that has no `cuts`.
     """
 
     labels: torch.LongTensor
     diversity: torch.FloatTensor
     similarity: torch.FloatTensor | None = None
+    cut_share: float | None = None
 
 
 def check_diversity(model: type[PartitionModel], diversity: str) -> None:
@@ -72,6 +75,17 @@ def measure(
     if not groups:
         return []
     _check_similarities(type(model), diversity)
+    before = replace(model.cuts) if model.cuts else None
+    measurements = _measure(model, groups, diversity, with_similarity)
+    if before is None:
+        return measurements
+    read, cut = model.cuts.read - before.read, model.cuts.cut - before.cut
+    return [replace(each, cut_share=cut / max(read, 1)) for each in measurements]
+
+
+def _measure(
+    model: PartitionModel, groups: Sequence[Group], diversity: str, with_similarity: bool
+) -> list[Measurement]:
     if isinstance(model, SimilarityModel) and (
         with_similarity or diversity != "classes" or model.clustering == "average"
     ):

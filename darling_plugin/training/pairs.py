@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from darling_plugin.errors import DarlingError
+from darling_plugin.partition.base import encodable
+from darling_plugin.partition.groups import lines_of
 
 NEEDED = "labelled pairs of responses, one a line"
 LINES_NAMED = 10  # of each fault; the rest is counted
@@ -122,9 +124,8 @@ def read_inputs(
                     faults["the same pair labelled both ways"] += [before.line, line]
             if "responses" in row and "labels" in row:
                 source = _source(row, columns, given)
-                group = LabelledGroup(
-                    row[columns.prompt], tuple(row["responses"]), tuple(row["labels"]), source, len(groups)
-                )
+                responses = tuple(map(encodable, row["responses"]))
+                group = LabelledGroup(_text(row, columns.prompt), responses, tuple(row["labels"]), source, len(groups))
                 groups.append(group)
         _check_lines(given.data, faults)
         pairs += seen.values()
@@ -196,8 +197,8 @@ def _rows(source: str, split: str) -> Iterator[tuple[int, Any]]:
     """Line or row number from 1, and what is there; None where it cannot be read."""
     path = Path(source)
     if path.is_file():
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with open(path, "rb") as file:
+            for number, line in enumerate(lines_of(file), start=1):
                 if line.strip():
                     yield number, _json(line)
         return
@@ -236,6 +237,7 @@ def _pairs_of(row: Any, columns: Columns, line: int, given: Input, group: int) -
             raise _Fault("responses that are not all non-empty text")
         if not all(isinstance(label, int) and label >= 0 for label in labels):
             raise _Fault("labels that are not all whole numbers, a class each, from 0")
+        responses = list(map(encodable, responses))
         both, more = zip(responses, labels, strict=True), (_source(row, columns, given), given.weight, group)
         return [
             LabelledPair(prompt, a, b, int(of_a == of_b), line, *more)
@@ -263,7 +265,7 @@ def _source(row: dict[str, Any], columns: Columns, given: Input) -> str:
 def _text(row: dict[str, Any], name: str) -> str:
     if not isinstance(row.get(name), str):
         raise _Fault(f"{name} that is no text" if row.get(name) is not None else f"no value of {name}")
-    return row[name]
+    return encodable(row[name])
 
 
 def _check_lines(source: str, faults: dict[str, list[int]]) -> None:

@@ -11,6 +11,9 @@ from actor_groups import Letters, broken, column, make_actor, responses, score
 from darling_plugin import DarlingError
 from darling_plugin.openrlhf.responses import decode
 from darling_plugin.partition import CLUSTERINGS
+from darling_plugin.partition.base import Cuts
+from darling_plugin.partition.models.lexical import Lexical
+from darling_plugin.registry import register_partition_model
 
 
 def test_labels_and_diversity_ride_in_extra_logs(configured):
@@ -20,7 +23,7 @@ def test_labels_and_diversity_ride_in_extra_logs(configured):
     assert column(scored, "darling_group") == [7, 7, 7]
     assert column(scored, "darling_quality_only") == [0, 0, 0]
     assert column(scored, "theirs") == [1.0, 1.0, 1.0]
-    assert not {"darling_similarity", "darling_text_missing"} & set(scored[0]["extra_logs"])
+    assert not {"darling_similarity", "darling_text_missing", "darling_cut_share"} & set(scored[0]["extra_logs"])
     for response in scored:
         logs = response["extra_logs"]
         assert 0 <= logs["darling_scored_at"] - logs["darling_generated_at"] < 60e6
@@ -93,6 +96,23 @@ def test_a_reward_models_gate_is_left_to_the_training_step(configured, temporary
     labels = make_actor(configured, quality_expected=False, quality_gate="above:0", partition_model="labels")
     scored = score(labels, responses("a", "b", "c", rewards=[None] * 3))
     assert column(scored, "darling_similarity") == [[1, 0, 1], [0, 1, 0], [1, 0, 1]], "a model of classes alone"
+
+
+def test_the_share_that_the_model_cut_rides_along_where_it_counts(configured):
+    class Short(Lexical):
+        def __init__(self):
+            super().__init__()
+            self.cuts = Cuts()
+
+        def partition(self, groups):
+            texts = [response for group in groups for response in group.responses]
+            self.cuts.count(len(texts), sum(len(text) > 8 for text in texts), "it reads 8 characters")
+            return super().partition(groups)
+
+    register_partition_model("short")(Short)
+    actor = make_actor(configured, partition_model="short")
+    assert column(score(actor, responses("an apple", "a longer pear")), "darling_cut_share") == [0.5, 0.5]
+    assert column(score(actor, responses("an apple", "a pear")), "darling_cut_share") == [0.0, 0.0], "of this call"
 
 
 def test_a_part_of_the_response_is_compared(configured):

@@ -5,7 +5,7 @@ import datasets
 import pytest
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.training.pairs import Columns, folds_by_prompt, groups_of, read_pairs
+from darling_plugin.training.pairs import Columns, Input, folds_by_prompt, groups_of, read_inputs, read_pairs
 
 
 def row(prompt="p", first="a", second="b", similar=0, **more):
@@ -93,6 +93,18 @@ def test_faults_are_counted_with_their_lines(tmp_path, bad, fault):
 def test_many_faulty_lines_are_counted_and_the_first_named(tmp_path):
     with pytest.raises(DarlingError, match=re.escape("25 lines (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...)")):
         read_pairs(write(tmp_path / "pairs.jsonl", ["?"] * 25))
+
+
+def test_line_ends_of_any_kind_and_lone_surrogates(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    lines = [
+        json.dumps({"prompt": "p", "generation_0": "a \ud800", "generation_1": "b", "similar": 0}),
+        json.dumps({"prompt": "p", "responses": ["x \udfff", "x y", "z"], "labels": [0, 0, 1]}),
+    ]
+    path.write_bytes("\r".join(lines).encode())
+    pairs, groups = read_inputs([Input(str(path))])
+    assert [pair.line for pair in pairs] == [1, 2, 2, 2]
+    assert pairs[0].first == "a \ufffd" and groups[0].responses[0] == "x \ufffd", "no tokenizer takes the half of one"
 
 
 def test_bytes_that_are_no_utf_8_are_a_fault(tmp_path):

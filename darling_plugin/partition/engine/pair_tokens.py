@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Pair
+from darling_plugin.partition.base import Cuts, Pair
 from darling_plugin.partition.engine.inputs import ModelInput
-
-logger = logging.getLogger(__name__)
 
 KEPT = 100_000  # responses whose ids are kept between rounds; then all are forgotten
 
@@ -40,7 +37,8 @@ class PairTokens:
         self._ids: dict[str, np.ndarray] = {}
         self._beginnings: dict[tuple[str, int], np.ndarray] = {}
         self._shortened: set[str] = set()  # responses that are longer than max_response_length
-        self._two_types = self._warned = False
+        self._two_types = False
+        self.cuts = Cuts()
         if special_tokens is None:
             around = self._find_template()
         else:
@@ -84,30 +82,18 @@ class PairTokens:
     def __call__(self, pairs: Sequence[Pair]) -> list[ModelInput]:
         """The ids of each pair, in order."""
         self._tokenise(dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second)))
-        self._warn_of_cuts(pairs)
+        self._count_cuts(pairs)
         return [self._join(pair) for pair in pairs]
 
-    def _warn_of_cuts(self, pairs: Sequence[Pair]) -> None:
-        """Once: what is cut off is not compared."""
-        if self._warned:
-            return
+    def _count_cuts(self, pairs: Sequence[Pair]) -> None:
         cut = sum(
             pair.first in self._shortened
             or pair.second in self._shortened
             or len(self._ids[pair.first]) + len(self._ids[pair.second]) > self._room
             for pair in pairs
         )
-        if cut:
-            self._warned = True
-            logger.warning(
-                "%d of %d pairs (%.0f %%) are cut: the classifier reads %d tokens of a pair%s, and the rest is not "
-                "compared. Said once",
-                cut,
-                len(pairs),
-                100 * cut / len(pairs),
-                self._room,
-                f", {self._max_response_length} of a response" if self._max_response_length else "",
-            )
+        of_response = f", {self._max_response_length} of a response" if self._max_response_length else ""
+        self.cuts.count(len(pairs), cut, f"the classifier reads {self._room} tokens of a pair{of_response}")
 
     def _tokenise(self, texts: dict[str, None]) -> None:
         new = [text for text in texts if text not in self._ids]

@@ -113,6 +113,7 @@ class CrossEncoder(PairwiseModel):
         self.max_length = longest_pair(self.tokenizer, self.model.config, settings.max_length)
         special_tokens = settings.special_tokens or self.special_tokens
         self._pair_tokens = PairTokens(self.tokenizer, self.max_length, max_response_length, special_tokens)
+        self.cuts = self._pair_tokens.cuts
         self._forward = choose_forward(
             lambda **inputs: self.model(**inputs).logits,
             self.model.base_model,

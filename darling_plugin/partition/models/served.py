@@ -65,6 +65,7 @@ class Served(PairwiseModel):
             headers=_authorization(),
         )
         self._dialect = choose_dialect(self._pool.held, tokenizer, max_length, label)
+        self.cuts = getattr(self._dialect, "cuts", None)  # of texts that the server cuts nobody here knows
 
     def similarity(self, pairs: Sequence[Pair]) -> list[float]:
         return self._pool.ask(self._dialect, pairs)

@@ -83,6 +83,7 @@ class VLLMClassifier(PairwiseModel):
         self._logit_shift = settings.logit_shift
         self.max_length = longest_pair(loaded_tokenizer, config, settings.max_length)
         self._pair_tokens = PairTokens(loaded_tokenizer, self.max_length, max_response_length, settings.special_tokens)
+        self.cuts = self._pair_tokens.cuts
         _check_classifier(config, path)
 
         vllm = _import_vllm(path)

@@ -115,6 +115,7 @@ class VllmClassify(VllmDialect):
 
         super().__init__(held, label)
         self._pair_tokens = PairTokens(tokenizer, max_length)
+        self.cuts = self._pair_tokens.cuts
 
     def encode(self, pairs: Sequence[Pair]) -> list[list[int]]:
         return [pair.ids.tolist() for pair in self._pair_tokens(pairs)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from darling_plugin.partition.models.head.order import exchanged, initials, opposed, replaced
+from darling_plugin.partition.models.head.order import exchanged, initials, opposed, opposites, replaced
 from darling_plugin.partition.models.head.sets import Sets, numbered, runs
 from darling_plugin.partition.models.head.words import (
     FILLERS,
@@ -322,21 +322,29 @@ def _agreement(asked: Sequence[str], responses: Sequence[list[str]], texts: Sequ
     forms = [" ".join(own) or text for own, text in zip(content, texts, strict=True)]
     form = np.array([forms.index(each) for each in forms])
     found["same_form"] = form[:, None] == form
-    whole = [initials(own) if len(own) > 1 or " " in own[0] else "" for own in (each or [""] for each in content)]
+    found |= _in_order(responses, content)
+    return {name: value.astype(np.float32) for name, value in found.items()}
+
+
+def _in_order(responses: Sequence[list[str]], content: Sequence[list[str]]) -> dict[str, np.ndarray]:
+    """(n, n) each: what the words of two short texts tell in their order; content: without fillers."""
     n = len(responses)
-    ordered = {name: np.zeros((n, n), np.float32) for name in ("replaced", "exchanged", "opposed", "initials")}
-    for (i, first), (j, second) in combinations(enumerate(responses), 2):
-        if len(first) > BESIDE_SENTENCE or len(second) > BESIDE_SENTENCE:
-            continue
-        pair = {
-            "replaced": replaced(first, second, FILLERS),
-            "exchanged": exchanged(first, second),
-            "opposed": opposed(first, second),
-            "initials": content[i] == [whole[j]] or content[j] == [whole[i]],
-        }
-        for name, value in pair.items():
-            ordered[name][i, j] = ordered[name][j, i] = float(value)
-    return {name: value.astype(np.float32) for name, value in (found | ordered).items()}
+    found = {name: np.zeros((n, n), np.float32) for name in ("replaced", "exchanged", "opposed", "initials")}
+    whole = [initials(own) if len(own) > 1 or " " in own[0] else "" for own in (each or [""] for each in content)]
+    bags, refused = [tuple(sorted(each)) for each in responses], [opposites(each) for each in responses]
+    few = [k for k, each in enumerate(responses) if 0 < len(each) <= BESIDE_SENTENCE]
+    for i, j in combinations(few, 2):
+        first, second = responses[i], responses[j]
+        # Most pairs have none of these, which is told at a glance: a group of a thousand has half a million pairs.
+        if first[0] == second[0] or first[-1] == second[-1]:
+            found["replaced"][i, j] = replaced(first, second, FILLERS)
+        if bags[i] == bags[j]:
+            found["exchanged"][i, j] = exchanged(first, second)
+        if not refused[i].isdisjoint(second):
+            found["opposed"][i, j] = opposed(first, second)
+        if content[i] == [whole[j]] or content[j] == [whole[i]]:
+            found["initials"][i, j] = 1.0
+    return {name: value + value.T for name, value in found.items()}
 
 
 def _counted(words: Iterable[str]) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Group, SimilarityModel
+from darling_plugin.partition.base import Cuts, Group, SimilarityModel
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 FILE = "head.safetensors"
+MOST_CHARACTERS = 200_000
 SHIPPED = Path(__file__).parents[2] / "default"
 
 
@@ -27,6 +28,9 @@ class Head(SimilarityModel):
     there are. With x the features of a pair (features.py; the prompt takes part in them)::
 
         P(equivalent) = sigmoid(w . x + b)
+
+    Of a response of more than 200,000 characters (50,000 tokens) the first so many are read: what one response may
+    cost has an end.
 
     There are three of w and b, by the words of the shorter and of the longer response: for short answers (at most 8
     and 24), sentences (at most 24 and 32), and all others. The folder has them with the encoder's name and the
@@ -52,6 +56,7 @@ class Head(SimilarityModel):
         from darling_plugin.partition.models.embedding import Embedding
 
         self._weights, settings = read_head(Path(path))
+        self.cuts = Cuts()
         super().__init__(threshold=settings["threshold"] if threshold is None else threshold, clustering=clustering)
         self.encoder = Embedding(settings["encoder"], dtype=dtype, compile_after=compile_after)
 
@@ -61,6 +66,7 @@ class Head(SimilarityModel):
         from darling_plugin.partition.models.head.features import encode, probability
         from darling_plugin.partition.models.head.padding import opening_and_rest, without_padding
 
+        groups = [self._beginnings(group) for group in groups]
         parts = [{each: opening_and_rest(each, group.responses) for each in group.responses} for group in groups]
         texts = [text for group in groups for text in (group.prompt, *group.responses)]
         texts += [text for own in parts for opened in own.values() if opened for text in opened]
@@ -77,6 +83,12 @@ class Head(SimilarityModel):
             similarities = probability(self._weights, encoded[group.prompt], list(distinct.values()))
             found.append(similarities[place][:, place])
         return found
+
+    def _beginnings(self, group: Group) -> Group:
+        responses = [response[:MOST_CHARACTERS] for response in group.responses]
+        cut = sum(len(whole) > MOST_CHARACTERS for whole in group.responses)
+        self.cuts.count(len(responses), cut, f"the first {MOST_CHARACTERS} characters of a response are read")
+        return Group(group.prompt[:MOST_CHARACTERS], responses)
 
 
 @register_partition_model("default")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 # Both sides of these may be exchanged: "a and b", "Oslo is the capital".
@@ -44,6 +44,16 @@ OPPOSITES = frozenset(
     for some in zip(*map(_forms, pair.split()), strict=False)
     for each in (some, some[::-1])
 )
+
+
+_OF = defaultdict(set)
+for _word, _its in OPPOSITES:
+    _OF[_word].add(_its)
+
+
+def opposites(words: Sequence[str]) -> set[str]:
+    """The opposites of all of the words: of a text that has none of these, :func:`opposed` is False."""
+    return {its for word in words for its in _OF.get(word, ())}
 
 
 def opposed(first: Sequence[str], second: Sequence[str]) -> bool:

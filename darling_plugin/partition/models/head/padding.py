@@ -58,5 +58,9 @@ def without_padding(encoded: Mapping[str, Encoded], prompt: str, response: str, 
 
 
 def _begins_with(response: str, other: str) -> bool:
-    start, whole = other.strip().rstrip(".!").casefold(), response.strip().casefold()
-    return bool(start) and len(start) < READ / 3 and re.match(re.escape(start) + r"\s+\S", whole) is not None
+    start = other.strip().rstrip(".!").casefold()
+    if not 0 < len(start) < READ / 3:
+        return False
+    # Of a long response only what is compared; a character may become three in casefold, and none becomes fewer.
+    whole = response.lstrip()[:READ].casefold()
+    return whole.startswith(start) and re.match(r"\s+\S", whole[len(start) :]) is not None
