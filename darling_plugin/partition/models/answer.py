@@ -41,6 +41,7 @@ class Answer(PartitionModel):
 
     @classmethod
     def check_arguments(cls, *, clustering: str | None = None) -> None:
+        clustering = check_clustering(DEFAULT_CLUSTERING if clustering is None else clustering)
         if clustering == "average":
             raise DarlingError(
                 'clustering "union_find" or "greedy" for the partition model answer',
@@ -50,7 +51,7 @@ class Answer(PartitionModel):
 
     def __init__(self, *, clustering: str | None = None) -> None:
         self.check_arguments(clustering=clustering)
-        self.clustering = check_clustering(DEFAULT_CLUSTERING if clustering is None else clustering)
+        self.clustering = DEFAULT_CLUSTERING if clustering is None else clustering
         check_installed("the partition model answer")
         self._workers = MathWorkers(WORKERS)
         (trial,) = self._workers.run(read_answer, [(r"It is $\frac{1}{2}$.",)], deadline=DEADLINE)  # starts them, too

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Cuts, Group, SimilarityModel
+from darling_plugin.partition.options import DTYPES, Between, OneOf
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Head(SimilarityModel):
     """
 
     calibrated = True
+    option_limits: ClassVar = {"compile_after": Between(0), "dtype": OneOf(DTYPES)}
 
     def __init__(
         self,
