@@ -2,8 +2,10 @@
 
     python benchmarks/official_protocol.py
 
-The same weights, pairs and dtype (bfloat16) on both sides. The official client writes a pair as one text, CLS first
-SEP second SEP, and sends all requests without waiting; class 1 is equivalent. Ours runs in this process, its layers
+The same weights, pairs, input and dtype (bfloat16) on both sides. The official client writes a pair as one text, CLS
+first SEP second SEP, white space collapsed, each response cut after 1022 words, to which the server's tokenizer adds
+its own CLS and SEP (?input=official of the released classifiers), and sends all requests without waiting; class 1 is
+equivalent. Ours runs in this process, its layers
 compiled as vLLM compiles its own: `all pairs` scores the same pairs, `as used` is measure(), which skips those that
 cannot change the classes. `embedding` has the same encoder as minilm. A third of the pairs of a group are equivalent,
 as in NoveltyBench's labels. The server is stopped by a signal while ours runs, so that it uses no CPU. `bound` is what
@@ -32,15 +34,25 @@ from cross_encoders import path_of
 from limit import flops_of_pairs, matmul_rate
 
 from darling_plugin.partition import Pair, load_partition_model, measure
+from darling_plugin.partition.engine.pair_tokens import WrittenOutPairs
+from darling_plugin.partition.models.cross_encoder import CrossEncoder
 
 CLASSES = (4, 3, 1)
 # Groups for each model and length: enough for seconds of work on two cores.
 GROUPS = {"minilm": {32: 16, 200: 8}, "modernbert-base": {32: 8, 200: 2}}
 ROUNDS = 3
+WORDS = 1022  # of a response
 # vLLM's defaults, as the official code starts it; of the ways to bind threads, "auto" and "nobind", the faster one.
 FLAGS: list[str] = []
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
 LOG = ROOT / "runs" / "benchmarks" / "server.log"
+
+
+class AsOfficial(CrossEncoder):
+    """Pairs as the official client sends them."""
+
+    def _make_pair_tokens(self, max_response_length, special_tokens):
+        return WrittenOutPairs(self.tokenizer, self.max_length, WORDS, special_tokens)
 
 
 class Server:
@@ -93,8 +105,9 @@ def official(server: Server, tokenizer: Any, pairs: Sequence[Pair]) -> torch.Ten
     import aiohttp
 
     async def ask(session: aiohttp.ClientSession, pair: Pair) -> float:
-        text = f"{tokenizer.cls_token} {pair.first} {tokenizer.sep_token} {pair.second} {tokenizer.sep_token}"
-        body = {"model": "classifier", "input": text, "add_special_tokens": False}
+        first, second = (" ".join(text.split()[:WORDS]) for text in (pair.first, pair.second))
+        text = f"{tokenizer.cls_token} {first} {tokenizer.sep_token} {second} {tokenizer.sep_token}"
+        body = {"model": "classifier", "input": [text]}
         async with session.post(f"{server.url}/classify", json=body) as reply:
             reply.raise_for_status()
             return (await reply.json())["data"][0]["probs"][1]
@@ -111,7 +124,7 @@ def compare(name: str, tokens: int, server: Server, rate: float) -> dict[str, An
     path = path_of(name)
     # Random weights call every pair the same: a threshold that nothing exceeds keeps all of them.
     threshold = None if name == "minilm" else 1.0
-    model = load_partition_model(f"cross-encoder:{path}", dtype="bfloat16", threshold=threshold, compile_after=0)
+    model = AsOfficial(str(path), dtype="bfloat16", threshold=threshold, compile_after=0)
     groups = make_groups(model.tokenizer, GROUPS[name][tokens], sizes(tokens), CLASSES)
     pairs = all_pairs(groups)
     contestants = {
@@ -134,9 +147,9 @@ def compare(name: str, tokens: int, server: Server, rate: float) -> dict[str, An
         {key: run if key == "official" else while_it_sleeps(run) for key, run in contestants.items()}, ROUNDS
     )
     theirs, ours = official(server, model.tokenizer, pairs), model.similarity(pairs)
-    exact = load_partition_model(f"cross-encoder:{path}", dtype="float32").similarity(pairs)
+    exact = AsOfficial(str(path), dtype="float32").similarity(pairs)
     official_seconds = seconds["official"]
-    flops = flops_of_pairs(model.model, [len(ids) for ids in tokenised(model.tokenizer, pairs)])
+    flops = flops_of_pairs(model.model, [len(ids) for ids in model._pair_tokens(pairs)])
 
     def pairs_per_second(key: str) -> float:
         return len(pairs) / median(seconds[key])
@@ -170,10 +183,6 @@ def compare(name: str, tokens: int, server: Server, rate: float) -> dict[str, An
         lengths = [len(ids) for ids in embedding.model.tokenizer(texts, truncation=True)["input_ids"]]
         row["bound of embedding, groups/s"] = rate * len(groups) / flops_of_pairs(model.model, lengths)
     return row
-
-
-def tokenised(tokenizer: Any, pairs: Sequence[Pair]) -> list[list[int]]:
-    return tokenizer([pair.first for pair in pairs], [pair.second for pair in pairs], truncation=True)["input_ids"]
 
 
 def main() -> None:

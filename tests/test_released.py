@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tiny_classifiers import make_classifier, make_tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Group, Pair, load_partition_model
@@ -37,8 +37,6 @@ def test_the_maths_classifier_is_given_the_special_tokens_of_its_authors(tmp_pat
     with pytest.raises(DarlingError, match="knows <|im_start|>"):
         load_partition_model(f"darling-qwen3-math:{path}")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    from transformers import AutoModelForSequenceClassification
-
     model = AutoModelForSequenceClassification.from_pretrained(path)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(path)
@@ -47,6 +45,29 @@ def test_the_maths_classifier_is_given_the_special_tokens_of_its_authors(tmp_pat
     (ids,) = preset._pair_tokens([Pair("p", "the cat", "a dog")])
     words = tokenizer.convert_ids_to_tokens(ids.ids.tolist())
     assert words == ["<|im_start|>", "the", "cat", "<|im_end|>", "a", "dog", "<|im_end|>"]
+
+
+def test_the_official_input_is_one_text_cut_in_words_with_its_special_tokens_written_out(tmp_path, caplog):
+    path = make_classifier(tmp_path, "modernbert")
+    model = load_partition_model(f"darling-modernbert:{path}?input=official&max_response_length=4&dtype=float32")
+    assert model.max_length == 8192, "as long as the model takes, and not as it was trained"
+    pair = Pair("p", "the cat\n\nsat  on the mat", "a dog ran")
+    (ids,) = model._pair_tokens([pair])
+    words = model.tokenizer.convert_ids_to_tokens(ids.ids.tolist())
+    written = ["<cls>", *"the cat sat on".split(), "<sep>", *"a dog ran".split(), "<sep>"]
+    assert words == ["<cls>", *written, "<sep>"], "the server's tokenizer adds its own around the text"
+    assert "1 of 1 (100 %) are cut: the classifier reads 4 words" in caplog.text
+    text = model.tokenizer("<cls> the cat sat on <sep> a dog ran <sep>", return_tensors="pt")["input_ids"]
+    plain = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    expected = plain(input_ids=text).logits.softmax(-1)[0, 1]
+    assert model.similarity([pair]).item() == pytest.approx(expected.item(), abs=1e-5)
+    long = Pair("p", "cat " * 9000, "dog")
+    whole = load_partition_model(f"darling-modernbert:{path}?input=official&max_response_length=9000")
+    assert len(whole._pair_tokens([long])[0]) == 8192 and whole.cuts.cut == 1
+    trained = load_partition_model(f"darling-modernbert:{path}?max_response_length=4")
+    assert len(trained._pair_tokens([pair])[0]) == 1 + 4 + 1 + 3 + 1
+    with pytest.raises(DarlingError, match="its authors send token ids"):
+        load_partition_model(f"noveltybench-deberta:{path}?input=official")
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,8 @@ def test_cosines_may_be_negative(typed):
         ("darling-modernbert?both_orders=1", "true or false as both_orders of the partition model DarlingModernBert"),
         ("embedding?dtype=int8", "known: bfloat16"),
         ("default?dtype=int8", "known: bfloat16"),
+        ("darling-modernbert?input=offical", "known: trained, official"),
+        ("darling-modernbert?max_response_length=0", "a whole number from 1"),
         ("head:/x?compile_after=-1", "a number from 0 as compile_after"),
         ("answer?clustering=avrage", "known: union_find"),
         ("vllm:/x?gpu_memory_utilization=20", "from 0.01 to 1 as gpu_memory_utilization"),

@@ -61,4 +61,4 @@ def test_pairs_that_are_cut_are_told_once(caplog, limits, told):
     tokens = PairTokens(make_tokenizer("bert"), *limits)
     for _ in range(2):
         tokens([Pair("p", "cat", "cat"), Pair("p", "cat", "cat " * 20)])
-    assert caplog.text.count("1 of 2 pairs (50 %) are cut") == told
+    assert caplog.text.count("1 of 2 (50 %) are cut") == told

@@ -122,3 +122,48 @@ class PairTokens:
         beginning, own = self._beginnings[key], np.concatenate([second, self._after])
         types = np.repeat([0, 1], [len(beginning), len(own)]) if self._two_types else None
         return ModelInput(own, beginning, types)
+
+
+class WrittenOutPairs:
+    """The pair as one text, which the official client of arXiv 2509.02534 sends to a server in its RL runs.
+
+    "CLS first SEP second SEP", the special tokens spelled out, white space collapsed, each response cut after so many
+    words. The server's tokenizer then adds its own special tokens to the text, as to any.
+
+    Args:
+        max_length: tokens of the whole; what is longer is cut at its end, where a server would refuse it.
+        max_response_words: words of a response.
+        special_tokens: spelled out before, between and after; None: the tokenizer's CLS and SEP.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        max_response_words: int,
+        special_tokens: tuple[str, str, str] | None = None,
+    ) -> None:
+        self._tokenizer, self._max_length, self._words = tokenizer, max_length, max_response_words
+        self._around = special_tokens or (tokenizer.cls_token, tokenizer.sep_token, tokenizer.sep_token)
+        self.cuts = Cuts()
+        if None in self._around:
+            raise DarlingError(
+                "a tokenizer with CLS and SEP, for pairs written out",
+                f"{tokenizer.name_or_path}, which has {self._around}",
+                "name the classifier's own with the option tokenizer",
+            )
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[ModelInput]:
+        """The ids of each pair, in order."""
+        before, between, after = self._around
+        words = {text: text.split() for pair in pairs for text in (pair.first, pair.second)}
+        beginnings = {text: " ".join(own[: self._words]) for text, own in words.items()}
+        texts = [f"{before} {beginnings[pair.first]} {between} {beginnings[pair.second]} {after}" for pair in pairs]
+        tokenised = self._tokenizer(texts, return_token_type_ids=False)["input_ids"] if texts else []
+        cut = sum(
+            len(ids) > self._max_length or max(len(words[pair.first]), len(words[pair.second])) > self._words
+            for ids, pair in zip(tokenised, pairs, strict=True)
+        )
+        reads = f"the classifier reads {self._words} words of a response, {self._max_length} tokens of a pair"
+        self.cuts.count(len(pairs), cut, reads)
+        return [ModelInput(np.array(ids[: self._max_length], dtype=np.int64)) for ids in tokenised]

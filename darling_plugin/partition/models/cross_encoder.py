@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +13,8 @@ from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
     import torch
+
+    from darling_plugin.partition.engine.inputs import ModelInput
 
 KEY = "darling_partition"  # of ClassifierSettings in config.json
 
@@ -103,7 +105,6 @@ class CrossEncoder(PairwiseModel):
         compile_after: float | None = None,
     ) -> None:
         from darling_plugin.partition.engine.forward import choose_forward
-        from darling_plugin.partition.engine.pair_tokens import PairTokens
 
         self.both_orders = both_orders
         self.tokenizer, self.model = load_classifier(path, tokenizer or path, dtype)
@@ -112,7 +113,7 @@ class CrossEncoder(PairwiseModel):
         self._logit_shift = settings.logit_shift
         self.max_length = longest_pair(self.tokenizer, self.model.config, settings.max_length)
         special_tokens = settings.special_tokens or self.special_tokens
-        self._pair_tokens = PairTokens(self.tokenizer, self.max_length, max_response_length, special_tokens)
+        self._pair_tokens = self._make_pair_tokens(max_response_length, special_tokens)
         self.cuts = self._pair_tokens.cuts
         self._forward = choose_forward(
             lambda **inputs: self.model(**inputs).logits,
@@ -121,6 +122,13 @@ class CrossEncoder(PairwiseModel):
             compile_after,
         )
         self.one_first = self._forward.one_first
+
+    def _make_pair_tokens(
+        self, max_response_length: int | None, special_tokens: tuple[str, str, str] | None
+    ) -> Callable[[Sequence[Pair]], list[ModelInput]]:
+        from darling_plugin.partition.engine.pair_tokens import PairTokens
+
+        return PairTokens(self.tokenizer, self.max_length, max_response_length, special_tokens)
 
     def similarity(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
         if self.both_orders:
