@@ -96,6 +96,12 @@ class DarlingConfig:
     )
     num_partition_actors: int = _flag(1, "Ray actors that hold a copy of the partition model", type=int)
     gpus_per_partition_actor: float = _flag(0.0, "GPU share of each; 0 partitions on the CPU", type=float)
+    partition_sleep: bool = _flag(
+        False,
+        "move the partition model's weights off the GPU when no group has come for a second, as while training has "
+        "the GPU; the next group waits for them",
+        type=bool,
+    )
     partition_timeout: float = _flag(
         1800.0,
         "seconds the partition model may take for the groups it is given together, of a million characters at most; "
@@ -153,6 +159,15 @@ class DarlingConfig:
             raise _bad_value("quality_only_limit", "a share from 0 to 1", self.quality_only_limit)
         if self.gpus_per_partition_actor < 0:
             raise _bad_value("gpus_per_partition_actor", "0 or more", self.gpus_per_partition_actor)
+        self._check_sleep()
+
+    def _check_sleep(self) -> None:
+        if self.partition_sleep and not self.gpus_per_partition_actor:
+            raise DarlingError(
+                f"a GPU for {spelled('partition_sleep')} to give back",
+                f"{spelled('gpus_per_partition_actor')} 0: the partition model is on the CPU",
+                f"drop it, or set {spelled('gpus_per_partition_actor')}",
+            )
 
     def _check_weight(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):

@@ -21,6 +21,8 @@ GATHER_SECONDS = 0.005
 # Characters of the responses in a batch, about 250,000 tokens, so that --darling.partition_timeout is a deadline for
 # that much text, and not for however many groups have arrived. A single group may be longer. It is plenty for a GPU.
 BATCH_CHARACTERS = 1_000_000
+# Without a group before an actor rests: generation hands in its groups one by one, training comes after the last.
+REST_AFTER = 1.0
 
 
 @dataclass
@@ -43,11 +45,17 @@ class Batcher:
 
     Args:
         measure_each: groups -> for each its Measurement, or what was raised for it.
+        rest: called, in a thread, when no group has come for REST_AFTER, and never while groups are measured; None:
+            there is nothing to give back.
     """
 
     def __init__(
-        self, measure_each: Callable[[list[Group]], list[Measurement | BaseException]], watchdog: Watchdog
+        self,
+        measure_each: Callable[[list[Group]], list[Measurement | BaseException]],
+        watchdog: Watchdog,
+        rest: Callable[[], None] | None = None,
     ) -> None:
+        self._rest, self._awake, self._bursts = rest, asyncio.Lock(), 0
         self._measure_each = measure_each
         self._watchdog = watchdog
         self._waiting: list[Waiting] = []
@@ -77,6 +85,19 @@ class Batcher:
         return outcome, seconds
 
     async def _measure_waiting(self) -> None:
+        async with self._awake:
+            await self._measure_all()
+        if self._rest is not None:
+            self._bursts += 1
+            self._resting = asyncio.create_task(self._rest_after(self._bursts))
+
+    async def _rest_after(self, burst: int) -> None:
+        await asyncio.sleep(REST_AFTER)
+        if burst == self._bursts and self._measuring.done():
+            async with self._awake:  # a group that comes now waits until all is given back, and then wakes the model
+                await asyncio.to_thread(self._rest)
+
+    async def _measure_all(self) -> None:
         # After a hang Ray sends the groups at hand once more; those known to hang are to be answered before another
         # one may.
         await asyncio.sleep(SETTLING if self._watchdog.hung else GATHER_SECONDS)

@@ -22,6 +22,7 @@ from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.openrlhf import placement, responses
 from darling_plugin.openrlhf.batching import Batcher
+from darling_plugin.openrlhf.gpu_memory import GpuMemory
 from darling_plugin.openrlhf.watchdog import Watchdog
 from darling_plugin.partition import Group, Measurement, load_partition_model, measure_each
 from darling_plugin.partition.text import read_partition_text
@@ -92,7 +93,9 @@ class PartitionActor:
         )
         self._made = responses.Made.by(self._model) if with_similarity else None
         measure = partial(measure_each, self._model, diversity=config.diversity, with_similarity=with_similarity)
-        self._batcher = Batcher(measure, Watchdog(journal, config.partition_timeout))
+        memory = GpuMemory(self._model, share=config.gpus_per_partition_actor, sleeps=config.partition_sleep)
+        watchdog = Watchdog(journal, config.partition_timeout)
+        self._batcher = Batcher(memory.awake(measure), watchdog, memory.give_back if memory.used else None)
         self._warned = False
 
     async def describe(self) -> dict[str, Any]:

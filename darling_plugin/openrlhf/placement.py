@@ -35,6 +35,14 @@ def check_colocation(flags: argparse.Namespace, config: DarlingConfig) -> None:
     """
     if not (flags.colocate_all and config.gpus_per_partition_actor):
         return
+    if config.partition_model.startswith("vllm:"):
+        # Its engine keeps weights and cached keys beside the backward pass, and cannot be told to sleep here.
+        raise DarlingError(
+            "a partition model that shares its GPU under --train.colocate_all",
+            f"--darling.partition_model {config.partition_model}, whose engine holds its memory throughout",
+            f"use cross-encoder:{config.partition_model.removeprefix('vllm:')}, which scores the same, or leave it a "
+            "GPU of its own without --train.colocate_all",
+        )
     # With both flags OpenRLHF gives critic and reward model a placement group of their own, if there is a critic.
     apart = flags.estimator == "gae" and flags.critic_apart
     models = {

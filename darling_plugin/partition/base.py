@@ -111,6 +111,15 @@ class PartitionModel(ABC):
         Called before a run starts, once the names fit the signature. Here: nothing is checked.
         """
 
+    def sleep(self) -> None:  # noqa: B027  (most hold nothing)
+        """Gives back the GPU memory that the weights hold, between a run's steps. Here: nothing.
+
+        Called by --darling.partition_sleep when no group has come for a second; `wake` is called before the next.
+        """
+
+    def wake(self) -> None:  # noqa: B027
+        """Undoes `sleep`."""
+
     @abstractmethod
     def partition(self, groups: Sequence[Group]) -> list[torch.LongTensor]:
         """One tensor (n,) a group: the class index >= 0 of each response, meaningful within its group only."""

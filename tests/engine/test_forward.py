@@ -144,7 +144,7 @@ def test_a_causal_classifier_reads_the_head_of_a_response_once(of_kind):
 
 
 @pytest.mark.parametrize("kind", ["electra", "modernbert", "qwen3"], scope="function")
-def test_out_of_memory_halves_the_budget_for_good(of_kind, kind, monkeypatch):
+def test_out_of_memory_halves_the_budget(of_kind, kind, monkeypatch):
     model = of_kind(kind)
     expected = model.similarity(PAIRS)
     sizes, run = [], type(model._forward)._batch
@@ -166,6 +166,33 @@ def test_out_of_memory_halves_the_budget_for_good(of_kind, kind, monkeypatch):
     assert max(sizes[tries:]) <= 200, "the next call does not try the old budget again"
 
 
+def test_a_shortage_that_passes_does_not_last(of_kind, monkeypatch, caplog):
+    monkeypatch.setattr(forward, "TRY_AGAIN", 3)
+    model = of_kind("modernbert")
+    tried, room, run = [], [150], PackedForward._batch
+
+    def short(self, some):
+        tried.append(int(self._token_counts(some)[-1]))
+        if tried[-1] > room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, some)
+
+    monkeypatch.setattr(PackedForward, "_batch", short)
+    for _ in range(3):
+        model.similarity(PAIRS)
+    assert sum(size > room[0] for size in tried) > 3, "larger batches are tried again, in vain"
+    told = [record.args[0] for record in caplog.records if "Out of memory" in record.msg]
+    assert told == sorted(set(told), reverse=True), "and told once for each depth"
+    room[0] = 10_000
+    for _ in range(9):
+        model.similarity(PAIRS)
+    assert model._forward.token_budget == model._forward.full_budget == forward.TOKENS["cpu"]
+
+
+def test_the_budget_can_be_set(path):
+    assert load(path, token_budget=77)._forward.token_budget == 77
+
+
 def test_an_error_and_a_shortage_for_a_single_pair_pass_through(of_kind, monkeypatch):
     model = of_kind("modernbert")
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("something else")):
@@ -183,7 +210,8 @@ class OnCuda:
 
     def __init__(self, model_type, dtype):
         self.device, self.dtype = torch.device("cuda"), dtype
-        self.config = type("Config", (), {"model_type": model_type})()
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2 if model_type == "qwen3" else 4}
+        self.config = type("Config", (), {"model_type": model_type, **heads})()
 
     def set_attn_implementation(self, name):
         self.attention = name
@@ -206,8 +234,11 @@ class OnCuda:
     ],
 )
 def test_on_cuda_packing_needs_half_precision_and_a_kernel(kind, dtype, kernel, expected, monkeypatch):
-    monkeypatch.setattr(attention, "_varlen_attention", lambda: (lambda: None) if kernel else None)
+    asked = []
+    monkeypatch.setattr(attention, "_varlen_attention", lambda shared: asked.append(shared) or (kernel or None))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert type(choose_forward(None, OnCuda(kind, dtype), 0)) is expected
+    assert asked in ([], [kind == "qwen3"])
 
 
 def test_a_sliding_window_of_a_causal_model_is_not_packed():

@@ -259,6 +259,13 @@ def test_a_gpu_share_that_colocated_models_leave(flags):
     launch.check(*parse([*COLOCATED, *flags]))
 
 
+def test_vllm_does_not_share_a_gpu_with_training_and_only_a_gpu_can_be_given_back():
+    with pytest.raises(DarlingError, match="use cross-encoder:/models/x"):
+        launch.check(*parse([*COLOCATED, "0.2", "--darling.partition_model", "vllm:/models/x"]))
+    with pytest.raises(DarlingError, match="a GPU for partition_sleep to give back"):
+        launch.check(*parse([*ENABLED, "--darling.partition_sleep"]))
+
+
 def test_the_driver_names_the_placement_group_that_train_makes_first():
     made = []
     module = importlib.import_module("ray.util.placement_group")

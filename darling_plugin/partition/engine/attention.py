@@ -76,11 +76,19 @@ class Attention(Protocol):
         """
 
 
-def choose_attention(device: str, dtype: torch.dtype) -> Attention | None:
-    """The fastest exact attention that is installed for that device and dtype; None: rows cannot be packed there."""
+def choose_attention(device: str, dtype: torch.dtype, *, shared_heads: bool = False) -> Attention | None:
+    """The fastest exact attention that is installed for that device and dtype; None: rows cannot be packed there.
+
+    On CUDA that is half precision on GPUs from Ampere on: FlashAttention's kernels need compute capability 8.0.
+
+    Args:
+        shared_heads: whether several query heads share a key head, as Llama's and Qwen's do.
+    """
     if device != "cuda":
         return sdpa_by_piece
-    return None if dtype == torch.float32 else _varlen_attention()
+    if dtype == torch.float32 or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    return _varlen_attention(shared_heads)
 
 
 def exchange_attention(base: Any) -> None:
@@ -138,7 +146,8 @@ def _attend_to_row(
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))  # (T, heads, head size)
     if pieces.seen is not None:
         key, value = key[pieces.seen], value[pieces.seen]
-    attend = choose_attention(query.device.type, query.dtype) or sdpa_by_piece
+    shared_heads = query.shape[1] != key.shape[1]
+    attend = choose_attention(query.device.type, query.dtype, shared_heads=shared_heads) or sdpa_by_piece
     return attend(query, key, value, pieces, scaling, None if window < 0 else window)[None]
 
 
@@ -226,18 +235,17 @@ def _mask(block: Block, like: torch.Tensor) -> torch.Tensor | None:
 
 
 @cache
-def _varlen_attention() -> Attention | None:
+def _varlen_attention(shared_heads: bool) -> Attention | None:
     """CUDA's in half precision, all pieces in one kernel: torch's own where it ships one, else flash-attn's."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         varlen_attn = None
-    # Up to torch 2.11 it had no windows and no shared key heads.
-    if (
-        varlen_attn is None
-        or not {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
-    ):
+    # Up to torch 2.10 it had no windows, up to 2.11 no shared key heads, which encoders do not have either.
+    needed = {"scale", "window_size"} | ({"enable_gqa"} if shared_heads else set())
+    if varlen_attn is None or not needed <= inspect.signature(varlen_attn).parameters.keys():
         return _flash_attention() if importlib.util.find_spec("flash_attn") else None
+    gqa = {"enable_gqa": True} if shared_heads else {}
 
     def torch_varlen(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Pieces, scaling: float, window: int | None
@@ -252,7 +260,7 @@ def _varlen_attention() -> Attention | None:
             max(pieces.keys),
             scale=scaling,
             window_size=_window_sides(pieces.causal, window),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **gqa,
         )
 
     return torch_varlen

@@ -37,25 +37,35 @@ MULTIPLE, ROW_SHARE = 16, 16
 
 # Of a batch; on a CPU larger ones gain nothing.
 TOKENS = {"cuda": 65536, "cpu": 4096}
+# Batches after a shortage of memory until larger ones are tried again: what took the memory may be training's backward
+# pass on the same GPU, which comes and goes.
+TRY_AGAIN = 64
 
 
-def choose_forward(run: Run, base: Any, pad_id: int, compile_after: float | None = None) -> Forward:
+def choose_forward(
+    run: Run, base: Any, pad_id: int, *, compile_after: float | None = None, token_budget: int | None = None
+) -> Forward:
     """The fastest exact forward pass for that model on the device and in the dtype that it has.
 
     Args:
-        run, base, pad_id: as for Forward.
+        run, base, pad_id: as for Forward. token_budget: of a batch; None: TOKENS of the device.
         compile_after: tokens after which the layers of a packed model are compiled; None: COMPILE_AFTER of the device.
             A padded model is never compiled.
     """
     compile_later = CompileLater(base, check_compile_after(compile_after, base.device.type))
     kind = base.config.model_type
-    packs = choose_attention(base.device.type, base.dtype) is not None
-    if packs and kind in ENCODERS:
-        return PackedForward(run, base, pad_id, compile_later)
+    heads = getattr(base.config, "num_attention_heads", None)
+    shared_heads = getattr(base.config, "num_key_value_heads", heads) != heads
+    packs = choose_attention(base.device.type, base.dtype, shared_heads=shared_heads) is not None
     # A window that is smaller than a pair would need its own check: the classifiers meant here have none.
-    if packs and kind in CAUSAL and not getattr(base.config, "use_sliding_window", False):
-        return CausalForward(run, base, pad_id, compile_later)
-    return PaddedForward(run, base, pad_id)
+    causal = kind in CAUSAL and not getattr(base.config, "use_sliding_window", False)
+    if packs and (kind in ENCODERS or causal):
+        forward = (CausalForward if causal else PackedForward)(run, base, pad_id, compile_later)
+    else:
+        forward = PaddedForward(run, base, pad_id)
+    if token_budget is not None:
+        forward.token_budget = forward.full_budget = token_budget
+    return forward
 
 
 class Forward(ABC):
@@ -72,12 +82,15 @@ class Forward(ABC):
 
     def __init__(self, run: Run, base: Any, pad_id: int) -> None:
         self._run, self._base, self._pad_id = run, base, pad_id
-        self.token_budget = TOKENS[base.device.type]
+        self.token_budget = self.full_budget = TOKENS[base.device.type]
+        self._since_shortage = 0  # batches
+        self._least_budget = self.token_budget
 
     def __call__(self, inputs: Sequence[ModelInput]) -> torch.Tensor:
         """(M, ...) float32 on the CPU, one row an input, in order.
 
-        Raises what the model raises; a shortage of memory halves the budget for good, down to one input a batch.
+        Raises what the model raises; a shortage of memory halves the budget, down to one input a batch. It doubles
+        again, up to what it was, each TRY_AGAIN batches without one.
         """
         order = self._order(inputs)
         waiting = [inputs[k] for k in order]
@@ -97,14 +110,23 @@ class Forward(ABC):
             count = max(1, int((tokens <= self.token_budget).sum()))
             try:
                 with torch.inference_mode():
-                    return self._batch(waiting[:count])
+                    rows = self._batch(waiting[:count])
+                self._count_success()
+                return rows
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if count == 1 or not out_of_memory(error):
                     raise
-                self.token_budget = int(tokens[count - 1]) // 2
-                logger.warning("Out of memory, going on with %d tokens at once: %s", self.token_budget, error)
+                self.token_budget, self._since_shortage = int(tokens[count - 1]) // 2, 0
+                if self.token_budget < self._least_budget:  # once for each depth, and not at each new try
+                    self._least_budget = self.token_budget
+                    logger.warning("Out of memory, going on with %d tokens at once: %s", self.token_budget, error)
             # Outside of the except clause: the traceback, and with it the tensors of that attempt, is gone.
             torch.cuda.empty_cache()
+
+    def _count_success(self) -> None:
+        self._since_shortage += 1
+        if self.token_budget < self.full_budget and self._since_shortage >= TRY_AGAIN:
+            self.token_budget, self._since_shortage = min(2 * self.token_budget, self.full_budget), 0
 
     def _order(self, inputs: Sequence[ModelInput]) -> list[int]:
         """Longest first: inputs of like length share a batch, and a shortage of memory shows in the first one."""

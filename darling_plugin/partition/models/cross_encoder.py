@@ -79,6 +79,7 @@ class CrossEncoder(PairwiseModel):
             and float32 on a CPU.
         compile_after: tokens after which torch.compile is used, for the architectures that are packed (forward.py);
             default: as many as take about as long to score as the layers to compile. 0: at once, Infinity: never.
+        token_budget: tokens of a batch; default: 65536 on a GPU, 4096 on a CPU. Less takes less memory.
     """
 
     threshold = 0.5
@@ -87,6 +88,7 @@ class CrossEncoder(PairwiseModel):
         "max_length": Between(1),
         "max_response_length": Between(1),
         "compile_after": Between(0),
+        "token_budget": Between(1),
         "dtype": OneOf(DTYPES),
     }
     special_tokens: tuple[str, str, str] | None = None  # before, between and after; None: the tokenizer's own
@@ -103,6 +105,7 @@ class CrossEncoder(PairwiseModel):
         tokenizer: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
+        token_budget: int | None = None,
     ) -> None:
         from darling_plugin.partition.engine.forward import choose_forward
 
@@ -119,7 +122,8 @@ class CrossEncoder(PairwiseModel):
             lambda **inputs: self.model(**inputs).logits,
             self.model.base_model,
             self.tokenizer.pad_token_id,
-            compile_after,
+            compile_after=compile_after,
+            token_budget=token_budget,
         )
         self.one_first = self._forward.one_first
 
@@ -135,6 +139,13 @@ class CrossEncoder(PairwiseModel):
             swapped = [Pair(pair.prompt, pair.second, pair.first) for pair in pairs]
             return self._probabilities([*pairs, *swapped]).view(2, -1).mean(0)
         return self._probabilities(pairs)
+
+    def sleep(self) -> None:
+        self._device = self.model.device
+        self.model.to("cpu")
+
+    def wake(self) -> None:
+        self.model.to(self._device)
 
     def _probabilities(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
         return probability_equivalent(self._forward(self._pair_tokens(pairs)), self._logit_shift)

@@ -39,11 +39,11 @@ class Embedding(EmbeddingModel):
 
     Args:
         dtype: of the layers, as for cross-encoder; what pools their output computes in float32.
-        compile_after: as for cross-encoder.
+        compile_after, token_budget: as for cross-encoder.
     """
 
     threshold = 0.84
-    option_limits: ClassVar = {"compile_after": Between(0), "dtype": OneOf(DTYPES)}
+    option_limits: ClassVar = {"compile_after": Between(0), "token_budget": Between(1), "dtype": OneOf(DTYPES)}
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Embedding(EmbeddingModel):
         clustering: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
+        token_budget: int | None = None,
     ) -> None:
         super().__init__(threshold=threshold, clustering=clustering)
         self.cuts = Cuts()
@@ -67,7 +68,14 @@ class Embedding(EmbeddingModel):
         except (OSError, ValueError) as error:
             do = "correct the path, or download it first: huggingface-cli download <Hub name>"
             raise DarlingError(f"a sentence encoder in {path}", f"{error}", do) from error
-        self._forward = self._choose_forward(compile_after)
+        self._forward = self._choose_forward(compile_after, token_budget)
+
+    def sleep(self) -> None:
+        self._device = self.model.device
+        self.model.to("cpu")
+
+    def wake(self) -> None:
+        self.model.to(self._device)
 
     def embed(self, texts: Sequence[str]) -> torch.FloatTensor:
         # Not normalized here: EmbeddingModel divides by the length for every model.
@@ -101,7 +109,7 @@ class Embedding(EmbeddingModel):
         before, after = (np.array(ids, dtype=np.int64) for ids in (whole[:at], whole[at + len(sample) :]))
         return self._forward([ModelInput(np.concatenate([before, ids, after])) for ids in texts])
 
-    def _choose_forward(self, compile_after: float | None) -> Forward | None:
+    def _choose_forward(self, compile_after: float | None, token_budget: int | None) -> Forward | None:
         """Our own batches for models of text that end in plain pooling; others go through encode()."""
         from sentence_transformers.models import Normalize, Pooling, Transformer
 
@@ -121,7 +129,8 @@ class Embedding(EmbeddingModel):
                 features = module(features)
             return features["sentence_embedding"]
 
-        return choose_forward(run, base, self.model.tokenizer.pad_token_id, compile_after=compile_after)
+        pad_id = self.model.tokenizer.pad_token_id
+        return choose_forward(run, base, pad_id, compile_after=compile_after, token_budget=token_budget)
 
     def _inputs(self, texts: Sequence[str]) -> list[ModelInput]:
         """Each text as encode() would tokenise and cut it."""

@@ -52,6 +52,7 @@ class Released(CrossEncoder):
         tokenizer: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
+        token_budget: int | None = None,
     ) -> None:
         self._input = input
         if input == "official" and self.official_words is None:
@@ -68,6 +69,7 @@ class Released(CrossEncoder):
             tokenizer=tokenizer or (None if path else self.tokenizer_path),
             dtype=dtype,
             compile_after=compile_after,
+            token_budget=token_budget,
         )
 
     def _make_pair_tokens(

@@ -40,11 +40,11 @@ class Head(SimilarityModel):
     Args:
         threshold: default: the one in the folder.
         dtype: of the encoder's layers, as for cross-encoder.
-        compile_after: as for cross-encoder.
+        compile_after, token_budget: as for cross-encoder.
     """
 
     calibrated = True
-    option_limits: ClassVar = {"compile_after": Between(0), "dtype": OneOf(DTYPES)}
+    option_limits: ClassVar = {"compile_after": Between(0), "token_budget": Between(1), "dtype": OneOf(DTYPES)}
 
     def __init__(
         self,
@@ -54,13 +54,17 @@ class Head(SimilarityModel):
         clustering: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
+        token_budget: int | None = None,
     ) -> None:
         from darling_plugin.partition.models.embedding import Embedding
 
         self._weights, settings = read_head(Path(path))
         self.cuts = Cuts()
         super().__init__(threshold=settings["threshold"] if threshold is None else threshold, clustering=clustering)
-        self.encoder = Embedding(settings["encoder"], dtype=dtype, compile_after=compile_after)
+        self.encoder = Embedding(
+            settings["encoder"], dtype=dtype, compile_after=compile_after, token_budget=token_budget
+        )
+        self.sleep, self.wake = self.encoder.sleep, self.encoder.wake  # the head itself is small, and on the CPU
 
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         import torch
@@ -97,7 +101,7 @@ class Head(SimilarityModel):
 class Default(Head):
     """The head that comes with this package, on all-MiniLM-L6-v2; default/README.md is its model card.
 
-    Args: threshold, clustering, dtype and compile_after as for head.
+    Args: threshold, clustering, dtype, compile_after and token_budget as for head.
     """
 
     def __init__(
@@ -107,10 +111,10 @@ class Default(Head):
         clustering: str | None = None,
         dtype: str | None = None,
         compile_after: float | None = None,
+        token_budget: int | None = None,
     ) -> None:
-        super().__init__(
-            str(SHIPPED), threshold=threshold, clustering=clustering, dtype=dtype, compile_after=compile_after
-        )
+        options = {"dtype": dtype, "compile_after": compile_after, "token_budget": token_budget}
+        super().__init__(str(SHIPPED), threshold=threshold, clustering=clustering, **options)
 
 
 def read_head(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

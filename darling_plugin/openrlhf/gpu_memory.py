@@ -1,0 +1,57 @@
+"""The GPU memory of a partition actor: no more than its share, and given back while training has the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import PartitionModel
+
+
+class GpuMemory:
+    """What a partition model holds of the GPU that it shares with the models that train.
+
+    The process takes at most `share` of the GPU's memory: beyond it torch raises OutOfMemoryError here, where batches
+    get smaller, and not in the training's backward pass.
+
+    Args:
+        share: --darling.gpus_per_partition_actor; 1 or more bounds nothing.
+        sleeps: --darling.partition_sleep: whether the weights go too, and not only what torch has cached.
+
+    Attributes:
+        used: whether there is anything to give back.
+    """
+
+    def __init__(self, model: PartitionModel, *, share: float, sleeps: bool) -> None:
+        self._model, self._sleeps, self._asleep = model, sleeps, False
+        if sleeps and getattr(model.sleep, "__func__", None) is PartitionModel.sleep:
+            raise DarlingError(
+                "a partition model that can give back its weights, for --darling.partition_sleep",
+                f"{type(model).__name__}, which has no method sleep of its own",
+                "drop the flag, or write sleep and wake",
+            )
+        on_gpu = share > 0 and torch.cuda.is_available()
+        self.used = on_gpu or sleeps
+        if on_gpu and share < 1:
+            torch.cuda.set_per_process_memory_fraction(share)
+
+    def awake(self, measure: Callable[..., Any]) -> Callable[..., Any]:
+        """`measure`, which wakes the model first."""
+
+        def measured(*args: Any) -> Any:
+            if self._asleep:
+                self._model.wake()
+                self._asleep = False
+            return measure(*args)
+
+        return measured
+
+    def give_back(self) -> None:
+        if self._sleeps and not self._asleep:
+            self._model.sleep()
+            self._asleep = True
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
