@@ -22,6 +22,8 @@ from darling_plugin.answer_form import MULTIPLIERS, NO_NOUNS, FinalAnswer, match
 
 # What closes a response, as <|im_end|> or </s>.
 CLOSING_TOKENS = re.compile(r"(?:<[^<>\s]{1,40}>\s*)+$")
+AFTER_SENTENCE = re.compile(r"^[\s$)\]}\"'*_`\\.]+")
+MOST_MARKERS = 20  # of the word answer that are read: a response may repeat it without end
 
 
 def final_answer(text: str) -> FinalAnswer | None:
@@ -32,6 +34,31 @@ def final_answer(text: str) -> FinalAnswer | None:
         return None if content is None else read_form(content)
     prose = _Prose(text)
     return _stated(prose) or _ending(prose, _last_sentence(prose.text))
+
+
+def text_after_answer(text: str) -> str | None:
+    """What follows the sentence that has the final answer; None where none is boxed or stated.
+
+    That is the first of the boxes with the last one's content, or the last statement.
+    """
+    text = CLOSING_TOKENS.sub("", text).rpartition("</think>")[2]
+    boxes = [_content(text, box.end()) for box in BOX.finditer(text)]
+    if boxes:
+        last = boxes[-1][0]
+        end = next(end for content, end in boxes if content == last)
+        return None if last is None else _after_sentence(text, end)
+    for marker in reversed(list(MARKER.finditer(text))[-MOST_MARKERS:]):
+        before = max(0, marker.start() - 200)
+        start = max((end.end() for end in SENTENCE_END.finditer(text, before, marker.start())), default=before)
+        if _stated(_Prose(plain_characters(text[start : marker.end() + 200]))):
+            value = re.compile(r"[\s:*_>]*").match(text, marker.end()).end()
+            return _after_sentence(text, value)
+    return None
+
+
+def _after_sentence(text: str, start: int) -> str:
+    end = SENTENCE_END.search(text, start)
+    return AFTER_SENTENCE.sub("", text[end.end() :]).rstrip() if end else ""
 
 
 def label_answer(label: str) -> FinalAnswer | None:

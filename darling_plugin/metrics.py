@@ -1,5 +1,7 @@
 """Every metric that the plugin logs: one function each. OpenRLHF shows them as `train/darling/…` and `eval/darling/…`.
 
+Those of the monitor, the signs of gaming, are defined in `evaluation/monitor.py`.
+
 A function that returns None has nothing to say about this step; its key is then left out.
 """
 
@@ -9,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from darling_plugin.evaluation import monitor
 
 if TYPE_CHECKING:
     import torch
@@ -125,12 +129,23 @@ IN_TRAINING: tuple[Callable, ...] = (floor_share, reward, signal, scoring_second
 
 def training_metrics(shaped: Shaped, scoring: Scoring) -> dict[str, float]:
     """The metrics of one training step, by key."""
-    return _named(IN_BOTH, shaped.groups) | _named(IN_TRAINING, shaped, scoring)
+    return _named(IN_BOTH, shaped.groups) | _named(IN_TRAINING, shaped, scoring) | monitor_metrics(shaped.groups)
 
 
 def evaluation_metrics(groups: Groups) -> dict[str, float]:
     """The metrics of one evaluation, by key; none where a group is one response: it has no others to differ from."""
-    return _named(IN_BOTH, groups) if groups.quality.shape[1] > 1 else {}
+    return _named(IN_BOTH, groups) | monitor_metrics(groups) if groups.quality.shape[1] > 1 else {}
+
+
+def monitor_metrics(groups: Groups) -> dict[str, float]:
+    """The monitor's figures of one step, by key."""
+    return _named(monitor.FIGURES, groups, prefix=PREFIX + monitor.PREFIX)
+
+
+def monitor_figures(logged: dict[str, float]) -> dict[str, float]:
+    """The monitor's figures among the metrics of one step, by their own names."""
+    prefix = PREFIX + monitor.PREFIX
+    return {key.removeprefix(prefix): value for key, value in logged.items() if key.startswith(prefix)}
 
 
 class SignalWatch:
@@ -172,8 +187,8 @@ class SignalWatch:
         return f"For {self.STEPS} steps {found}, so diversity tells training next to nothing. Try {self.DO}."
 
 
-def _named(functions: tuple[Callable, ...], *arguments: object) -> dict[str, float]:
-    values = {PREFIX + function.__name__: function(*arguments) for function in functions}
+def _named(functions: tuple[Callable, ...], *arguments: object, prefix: str = PREFIX) -> dict[str, float]:
+    values = {prefix + function.__name__: function(*arguments) for function in functions}
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -1,7 +1,8 @@
-"""A query, which OpenRLHF decodes from a prompt's tokens and a response's, -> the response, for reward functions."""
+"""What OpenRLHF formats, taken apart: a query into its response, for reward functions; a prompt into its question."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 FORMS = ("NFC", "NFKC")  # in which tokenizers normalise: Qwen's in the first, SentencePiece's mostly in the second
@@ -54,3 +55,27 @@ def _after_tail(query: str, prompt: str) -> str | None:
         if times:
             return query.split(tail, times)[-1]
     return None
+
+
+# Where a turn begins, with its role: ChatML, Llama 3, gpt-oss and Granite; Gemma; Phi, Zephyr and DeepSeek; Mistral.
+TURN = re.compile(
+    r"<(?:\|(?:im_start|start_header_id|start_of_role|start)\||start_of_turn)>(?P<role>\w+)"
+    r"(?:<\|(?:end_header_id|end_of_role|message)\|>)?"
+    r"|<[|｜](?P<named>user|assistant|system)[|｜]>"
+    r"|(?P<opened>\[INST\])|\[/INST\]",
+    re.IGNORECASE,
+)
+END_OF_TURN = re.compile(r"\s*(?:<\|(?:im_end|eot_id|end|end_of_text|endoftext)\|>|<end_of_turn>|</s>)\s*$")
+SYSTEM_IN_TURN = re.compile(r"^\s*<<SYS>>.*?<</SYS>>", re.DOTALL)  # Llama 2
+
+
+def asked(prompt: str) -> str:
+    """What the user asked last, out of the marks of a chat template. A prompt without such marks stays as it is."""
+    turns = list(TURN.finditer(prompt))
+    ends = [turn.start() for turn in turns[1:]] + [len(prompt)]
+    of_user = [
+        prompt[turn.end() : end]
+        for turn, end in zip(turns, ends, strict=False)
+        if turn["opened"] or (turn["role"] or turn["named"] or "").lower() == "user"
+    ]
+    return SYSTEM_IN_TURN.sub("", END_OF_TURN.sub("", of_user[-1])).strip() if of_user else prompt

@@ -33,6 +33,8 @@ class Groups:
         similarities: of the P groups, where they were sent along; what made labels and diversity of them.
         text_missing: (P, n) bool, the responses that lack the text that is compared; None where all of it is.
         cut_share: (P,), see Measurement.cut_share; None of a partition model that reads everything.
+        length: (P, n) float32 tokens of each response, where they are known.
+        signs: by name, (P, n) what is seen in the texts (`evaluation/monitor.py`), NaN where there is nothing to say.
         gate_is_due: whether the quality gate has still to be applied: the quality is a reward model's, and was not
             known when the responses were partitioned. Needs the similarities.
     """
@@ -44,6 +46,8 @@ class Groups:
     similarities: Similarities | None = None
     text_missing: torch.Tensor | None = None
     cut_share: torch.Tensor | None = None
+    length: torch.Tensor | None = None
+    signs: dict[str, torch.Tensor] | None = None
     gate_is_due: bool = False
 
 

@@ -9,6 +9,7 @@ import torch
 
 from darling_plugin import metrics
 from darling_plugin.config import DarlingConfig
+from darling_plugin.evaluation import monitor
 from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, training_metrics
 from darling_plugin.registry import register_reward
 from darling_plugin.shaping import Groups, shape
@@ -50,6 +51,8 @@ def test_of_a_training_step():
             "darling/signal": torch.tensor([-1 / 6, 0, 1 / 3]).std(correction=0).item() / 2,
             "darling/scoring_seconds": 0.5,
             "darling/scoring_wait_seconds": 2.5,
+            # ranks of diversity -1/2, -1/2, 1, of quality 1/2, -1, 1/2; of the other group 0
+            "darling/monitor/diversity_with_quality": 0.75 / 1.5,
         }
     )
 
@@ -58,7 +61,11 @@ def test_of_an_evaluation():
     logged = evaluation_metrics(GROUPS)
     assert logged == {key: value for key, value in of_training(GROUPS).items() if key in logged}
     in_both = [metrics.PREFIX + function.__name__ for function in metrics.IN_BOTH]
-    assert list(logged) == [key for key in in_both if key not in ("darling/text_missing", "darling/cut_share")]
+    of_monitor = ["darling/monitor/diversity_with_quality"]  # no lengths and no texts here
+    assert list(logged) == [
+        *(key for key in in_both if key not in ("darling/text_missing", "darling/cut_share")),
+        *of_monitor,
+    ]
     assert evaluation_metrics(make_groups([[0], [0]], [[1.0], [1.0]], [[1.0], [0.0]], [False] * 2)) == {}
 
 
@@ -157,14 +164,16 @@ def test_where_no_response_takes_part_the_metrics_of_diversity_are_left_out():
         "darling/classes_per_group",
         "darling/one_class_share",
         "darling/floor_share",
+        "darling/monitor/diversity_with_quality",
     }
     assert set(of_training(GROUPS)) - set(logged) == gone
 
 
 def test_the_docs_list_every_metric_in_order():
     page = (ROOT / "docs" / "how-it-works.md").read_text()
-    listed = re.findall(r"^\| `(\w+)` \| (train, eval|train) \| (.+) \|$", page, re.MULTILINE)
+    listed = re.findall(r"^\| `([\w/]+)` \| (train, eval|train) \| (.+) \|$", page, re.MULTILINE)
     assert [(key, where) for key, where, _ in listed] == [
         *((function.__name__, "train, eval") for function in metrics.IN_BOTH),
         *((function.__name__, "train") for function in metrics.IN_TRAINING),
+        *((monitor.PREFIX + function.__name__, "train, eval") for function in monitor.FIGURES),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.log import read_partitions
+from darling_plugin.queries import asked
 
 TITLE_WIDTH = 60
 SHOWN = ("step", "split", "prompt", "responses", "labels", "quality", "diversity", "reward")  # keys of a line
@@ -26,17 +26,6 @@ DIR holds the run's partitions.jsonl. Means leave out the groups that could not 
 
 exit status: 0; 2 where there is nothing to show
 """
-
-# Where a turn begins, with its role: ChatML, Llama 3, gpt-oss and Granite; Gemma; Phi, Zephyr and DeepSeek; Mistral.
-TURN = re.compile(
-    r"<(?:\|(?:im_start|start_header_id|start_of_role|start)\||start_of_turn)>(?P<role>\w+)"
-    r"(?:<\|(?:end_header_id|end_of_role|message)\|>)?"
-    r"|<[|｜](?P<named>user|assistant|system)[|｜]>"
-    r"|(?P<opened>\[INST\])|\[/INST\]",
-    re.IGNORECASE,
-)
-END_OF_TURN = re.compile(r"\s*(?:<\|(?:im_end|eot_id|end|end_of_text|endoftext)\|>|<end_of_turn>|</s>)\s*$")
-SYSTEM_IN_TURN = re.compile(r"^\s*<<SYS>>.*?<</SYS>>", re.DOTALL)  # Llama 2
 
 
 def steps_table(records: list[dict[str, Any]]) -> Table:
@@ -55,18 +44,6 @@ def steps_table(records: list[dict[str, Any]]) -> Table:
         classes = fmean(len(set(group["labels"]) - {-1}) for group in groups)
         table.add_row(str(step), f"{means[0]:.3f}", f"{means[1]:.3f}", f"{classes:.2f}", f"{means[2]:.3f}")
     return table
-
-
-def asked(prompt: str) -> str:
-    """What the user asked last, out of the marks of a chat template. A prompt without such marks stays as it is."""
-    turns = list(TURN.finditer(prompt))
-    ends = [turn.start() for turn in turns[1:]] + [len(prompt)]
-    of_user = [
-        prompt[turn.end() : end]
-        for turn, end in zip(turns, ends, strict=False)
-        if turn["opened"] or (turn["role"] or turn["named"] or "").lower() == "user"
-    ]
-    return SYSTEM_IN_TURN.sub("", END_OF_TURN.sub("", of_user[-1])).strip() if of_user else prompt
 
 
 def shortened(text: str, width: int) -> str:

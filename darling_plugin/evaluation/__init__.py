@@ -1,1 +1,1 @@
-"""How good a measurement is: figures that compare what a partition model gives with what is known."""
+"""What a run is worth: how good a measured diversity is, signs that it is gamed, and the page that shows both."""

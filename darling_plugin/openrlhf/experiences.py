@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,10 @@ def take_measured(experiences: list[Any], places: Places) -> dict[str, torch.Ten
             f"samples without {', '.join(missing)}",
             "the hooks are not installed where the samples are generated: start with python3 -m darling_plugin",
         )
-    optional = (*responses.OF_SIMILARITY, responses.TEXT_MISSING, responses.CUT_SHARE)
+    optional = (
+        *(*responses.OF_SIMILARITY, responses.TEXT_MISSING, responses.CUT_SHARE),
+        *responses.OF_TEXT.values(),
+    )
     keys = [*responses.ADDED, *(key for key in optional if key in experiences[0].info)]
     measured = {key: places.gather([experience.info.pop(key) for experience in experiences]) for key in keys}
     numbers = measured[responses.GROUP]
@@ -106,6 +110,8 @@ def as_groups(
         similarities=similarities,
         text_missing=None if missing is None else missing.bool(),
         cut_share=measured[responses.CUT_SHARE][:, 0].float() if responses.CUT_SHARE in measured else None,
+        length=places.gather([experience.response_length.flatten() for experience in experiences]).float(),
+        signs={name: measured[key].float() for name, key in responses.OF_TEXT.items() if key in measured} or None,
         gate_is_due=gate_is_due,
     )
 
@@ -125,6 +131,8 @@ def records(
     """
     prompts = places.gather_list([prompt for experience in experiences for prompt in experience.prompts])
     response_tokens = places.gather_list([ids for experience in experiences for ids in _response_tokens(experience)])
+    lengths = places.gather([experience.response_length.flatten() for experience in experiences])
+    truncated = places.gather([experience.truncated.flatten() for experience in experiences]).bool()
     columns = []
     for group, quality_only in enumerate(groups.quality_only.tolist()):
         record = {
@@ -135,24 +143,27 @@ def records(
             "diversity": None if quality_only else groups.diversity[group].tolist(),
             "reward": (groups.quality if shaped is None else shaped.reward)[group].tolist(),
             "advantage": None if shaped is None or shaped.advantage is None else shaped.advantage[group].tolist(),
+            "response_length": lengths[group].tolist(),
+            "truncated": truncated[group].tolist(),
         }
+        if shaped is not None:
+            record["length_penalty"] = (shaped.reward - shaped.unpenalized_reward)[group].tolist()
+        if groups.signs is not None:
+            record["signs"] = {name: _or_null(values[group]) for name, values in groups.signs.items()}
         if groups.similarities is not None:
             record["similarity"] = None if quality_only else _rounded(groups.similarities.values[group])
         columns.append(record)
-    if shaped is not None:
-        penalty = shaped.reward - shaped.unpenalized_reward
-        lengths = places.gather([experience.response_length for experience in experiences])
-        truncated = places.gather([experience.truncated for experience in experiences]).bool()
-        for group, record in enumerate(columns):
-            record["length_penalty"] = penalty[group].tolist()
-            record["response_length"] = lengths[group].tolist()
-            record["truncated"] = truncated[group].tolist()
     return columns
 
 
 def _rounded(similarity: torch.Tensor) -> list[list[float]]:
     # As decimals: a float32's nearest double has nine more digits, which say nothing.
     return [[round(value, DECIMALS) for value in row] for row in similarity.tolist()]
+
+
+def _or_null(values: torch.Tensor) -> list[float | None]:
+    # JSON has no NaN.
+    return [None if math.isnan(value) else round(value, DECIMALS) for value in values.tolist()]
 
 
 def _response_tokens(experience: Any) -> list[list[int]]:

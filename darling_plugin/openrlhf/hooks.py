@@ -21,8 +21,9 @@ from ray.util.queue import Empty, Queue
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.monitor import MonitorWatch
 from darling_plugin.log import append_partitions, rewind_partitions, write_run
-from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, training_metrics
+from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, monitor_figures, training_metrics
 from darling_plugin.openrlhf import contract, placement, responses
 from darling_plugin.openrlhf.experiences import Places, as_groups, records, take_measured
 from darling_plugin.openrlhf.partition_actor import PartitionPool
@@ -171,7 +172,7 @@ def _train_step(call_original: Callable, trainer: Any, arguments: dict[str, Any]
     maker = trainer.experience_maker
     status.update(maker.darling_metrics)
     _append(maker.darling_records, trainer.tokenizer, step, "train")
-    _warn_without_signal(trainer, maker.darling_metrics)
+    _warn(trainer, maker.darling_metrics)
     _stop_where_most_fell_back(trainer, maker.darling_quality_only)
     return status, step
 
@@ -230,12 +231,15 @@ def _evaluations_name() -> str:
     return placement.job_name("evaluations")
 
 
-def _warn_without_signal(trainer: Any, metrics: dict[str, float]) -> None:
+def _warn(trainer: Any, metrics: dict[str, float]) -> None:
     if not hasattr(trainer, "darling_watch"):
         trainer.darling_watch = SignalWatch()
+        trainer.darling_monitor = MonitorWatch()
     warning = trainer.darling_watch.see(metrics)
     if warning:
         logger.warning(warning)
+    for moved in trainer.darling_monitor.see(monitor_figures(metrics)).values():
+        logger.warning("A sign that diversity is gamed: %s. Look at groups: darling-report.", moved)
 
 
 def _stop_where_most_fell_back(trainer: Any, quality_only: list[bool]) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.monitor import text_signs
 from darling_plugin.openrlhf import placement, responses
 from darling_plugin.openrlhf.batching import Batcher
 from darling_plugin.openrlhf.gpu_memory import GpuMemory
@@ -124,9 +125,11 @@ class PartitionActor:
         which_group = f"{split} prompt {number} of this run, which ends {prompt[-80:]!r}"
         responses.check_quality(group, which_group, expected=self._quality_expected)
         taking_part = self._taking_part(group)
-        measurement, seconds, missing = None, 0.0, [False] * len(group)
+        measurement, seconds, missing, signs = None, 0.0, [False] * len(group), None
         try:
-            texts = [self._text(prompt, responses.text(each, self._tokenizer, max_len)) for each in group]
+            whole = [responses.text(each, self._tokenizer, max_len) for each in group]
+            signs = [text_signs(prompt, text) for text in whole]
+            texts = [self._text(prompt, text) for text in whole]
             missing = [text is None for text in texts]
             measurement, seconds = await self._measure(number, prompt, [texts[k] or "" for k in taking_part])
         except Exception as error:
@@ -142,6 +145,7 @@ class PartitionActor:
             made=self._made,
             missing=None if self._config.partition_text == "whole" else missing,
             counts_cuts=self._model.cuts is not None,
+            signs=signs,
         )
         return group
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.monitor import TEXT_SIGNS
 from darling_plugin.partition import CLUSTERINGS, Measurement, PartitionModel, SimilarityModel
 
 LABEL = "darling_label"  # class in its group; -1: left out of the partition
@@ -32,6 +33,7 @@ TEXT_MISSING = (
     "darling_text_missing"  # 1 where a response lacks what --darling.partition_text names, unless it is whole
 )
 CUT_SHARE = "darling_cut_share"  # see Measurement.cut_share; of a group that could not be partitioned 0
+OF_TEXT = {sign.__name__: f"darling_{sign.__name__}" for sign in TEXT_SIGNS}  # the monitor's; NaN: nothing to say
 
 
 def decode(tokenizer: Any, token_ids: list[int]) -> str:
@@ -104,6 +106,7 @@ def add_measurement(
     made: Made | None = None,
     missing: list[bool] | None = None,
     counts_cuts: bool = False,
+    signs: list[dict[str, float]] | None = None,
 ) -> None:
     """Adds what was measured of one group to the `extra_logs` of its n responses.
 
@@ -115,6 +118,7 @@ def add_measurement(
         made: adds the similarities, which the measurement then has, and this.
         missing: adds which responses lack the text that is compared.
         counts_cuts: whether the partition model counts what it cuts; adds the share.
+        signs: of each response's text (`monitor.text_signs`); None says nothing of any.
     """
     n = len(responses)
     labels, diversity, similarity = torch.full((n,), -1), torch.zeros(n), torch.zeros(n, n)
@@ -140,4 +144,5 @@ def add_measurement(
             logs[TEXT_MISSING] = int(missing[k])
         if counts_cuts:
             logs[CUT_SHARE] = float(measurement.cut_share or 0.0) if measurement else 0.0
+        logs |= {key: signs[k][name] if signs else math.nan for name, key in OF_TEXT.items()}
         response["extra_logs"] = {**(response.get("extra_logs") or {}), **logs}

@@ -1,11 +1,13 @@
 """The hooks that log, on OpenRLHF's own classes, without Ray: metrics, partitions.jsonl, a run that resumes."""
 
 import json
+import math
 import statistics
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import torch
 from openrlhf.trainer import ppo_trainer
 from openrlhf.utils import logging_utils
 from ray.util.queue import Empty
@@ -36,6 +38,10 @@ def test_every_metric_of_a_step(installed, configured):
             "darling/quality_only_groups": 0.0,
             "darling/scoring_seconds": 0.5,
             "darling/scoring_wait_seconds": 2.5,
+            # ranks of diversity -1/2, -1/2, -1/2, 3/2, of length -3/2 to 3/2, of quality 1/2, -3/2, 1/2, 1/2
+            "darling/monitor/diversity_with_length": 3 / (3 * 5) ** 0.5,
+            "darling/monitor/diversity_with_quality": 1 / 3,
+            "darling/monitor/other_class_length": 4 / 2,
         }
     )
 
@@ -89,6 +95,19 @@ def test_the_step_is_logged_with_openrlhfs_number(installed, configured, tmp_pat
         "response_length": [1, 2, 3],
         "truncated": [False, False, False],
     }
+
+
+def test_the_monitors_signs_are_logged_with_the_step_and_taken_from_the_samples(installed, configured, tmp_path):
+    configured(log_dir=str(tmp_path))
+    experiences = make_experiences([[1.0, 0.5, 0.25]], [[0, 1, 1]], [2, 1], order=[2, 0, 1])
+    for experience, values in zip(experiences, ([math.nan, 0.25], [0.75]), strict=True):  # of places 2, 0 and 1
+        experience.info["darling_repetition"] = torch.tensor(values)
+    maker = make_maker(n=3)
+    maker.compute_advantages_and_returns(experiences)
+    assert maker.darling_metrics["darling/monitor/repetition"] == 0.5
+    (record,) = maker.darling_records
+    assert record["signs"] == {"repetition": [0.25, 0.75, None]}
+    assert not any(key.startswith("darling") for experience in experiences for key in experience.info)
 
 
 class RayOfOneProcess:
@@ -165,6 +184,7 @@ def test_evaluation_keeps_its_rewards_and_logs_its_diversity(installed, configur
         (3, "eval", [0.5, 0.5], None),
     ]
     assert [line["responses"] for line in lines] == [["1", "11 12"], ["21 22 23", "31 32 33 34"]]
+    assert [line["response_length"] for line in lines] == [[1, 2], [3, 4]]
     assert not ray_of_one_process.sent, "each evaluation is taken once"
 
 
@@ -273,9 +293,18 @@ def test_what_was_compared_stands_in_the_log_where_it_is_not_the_whole_response(
 def test_steps_without_a_signal_are_warned_of(caplog):
     trainer = SimpleNamespace()
     for _ in range(25):
-        hooks._warn_without_signal(trainer, {"darling/diversity": 0.99, "darling/flat_share": 0.2})
+        hooks._warn(trainer, {"darling/diversity": 0.99, "darling/flat_share": 0.2})
     (warning,) = caplog.records
     assert warning.levelname == "WARNING" and "For 20 steps nearly every response" in warning.message
+
+
+def test_a_sign_of_gaming_that_moves_is_warned_of(caplog):
+    trainer = SimpleNamespace()
+    for step in range(40):
+        repetition = 0.1 + 0.01 * (step % 2) + 0.3 * (step >= 20)
+        hooks._warn(trainer, {"darling/monitor/repetition": repetition})
+    (warning,) = caplog.records
+    assert "responses repeat themselves" in warning.message and "darling-report" in warning.message
 
 
 def test_a_run_in_which_most_groups_fall_back_stops(configured):

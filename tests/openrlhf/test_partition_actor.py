@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 
 import pytest
 import torch
@@ -37,6 +38,15 @@ def test_only_the_responses_own_tokens_are_partitioned_as_far_as_openrlhf_keeps_
     turns = responses("ab-env-cd", "abcd")
     turns[0]["action_ranges"] = [(2, 4), (9, 11)]
     assert column(score(make_actor(configured), turns), "darling_label") == [0, 0]
+
+
+def test_what_the_monitor_sees_in_the_texts_rides_along(configured, temporary_model):
+    scored = score(make_actor(configured), responses("the answer is 4. bye", "a b c d e f a b c d e f"))
+    assert column(scored, "darling_after_answer") == [pytest.approx(3 / 20), pytest.approx(math.nan, nan_ok=True)]
+    assert column(scored, "darling_repetition")[1] == pytest.approx(3 / 9)
+    temporary_model("broken", broken)
+    failed = make_actor(configured, on_error="quality_only", partition_model="broken")
+    assert "darling_repetition" in score(failed, responses("a", "b"))[0]["extra_logs"]
 
 
 def test_empty_responses_are_one_class(configured):
