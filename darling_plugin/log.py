@@ -88,7 +88,7 @@ def write_run(log_dir: str, *, darling: dict[str, Any], partition_model: dict[st
         "darling": darling,
         "partition_model": partition_model,
         "openrlhf": _plain(openrlhf),
-        "versions": {"python": platform.python_version(), **_installed_versions()},
+        "versions": {"python": platform.python_version(), **installed_versions()},
     }
     path = Path(log_dir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def write_run(log_dir: str, *, darling: dict[str, Any], partition_model: dict[st
     path.write_text(json.dumps(run, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _installed_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     found = {}
     for package in VERSIONED:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import platform
 import tempfile
 import time
 import uuid
@@ -105,6 +106,7 @@ class PartitionActor:
             "class": f"{type(self._model).__module__}.{type(self._model).__qualname__}",
             "threshold": getattr(self._model, "threshold", None),
             "clustering": getattr(self._model, "clustering", None),
+            "node": platform.node(),
         }
 
     async def score(self, group: list[dict[str, Any]], number: int, split: str, max_len: int) -> list[dict[str, Any]]:

@@ -73,5 +73,10 @@ def compile_layers(base: Any) -> None:
         module.forward = or_plain(module)
 
 
+def linear_weights(base: Any) -> int:
+    """How many weights the linear layers of `base` have: a token's FLOPs are twice that, and its attention."""
+    return sum(layer.weight.numel() for layer in base.modules() if isinstance(layer, torch.nn.Linear))
+
+
 def layers_of(base: Any) -> Sequence[torch.nn.Module]:
     return next(module for module in base.modules() if isinstance(module, torch.nn.ModuleList))

@@ -1,0 +1,98 @@
+"""python3 -m darling_plugin.check: each line, on this machine and on ones that are played."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from darling_plugin import check
+from darling_plugin.check import NEEDS_GPU, NOT_HERE, OK, SLOW, WRONG
+from darling_plugin.config import DarlingConfig
+from darling_plugin.partition.engine import attention, selftest
+
+CONFIG = DarlingConfig(enable=True)
+
+
+def test_the_whole_of_it_on_this_machine(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "darling_plugin.check", "--json", "--log_dir", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "RAY_ADDRESS": ""},
+    )
+    lines = {line["check"]: line for line in map(json.loads, ran.stdout.splitlines())}
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-2000:]
+    for name in ("versions", "OpenRLHF's functions", "log folder", "attention, windowed", "a batch of Qwen3"):
+        assert lines[name]["verdict"] == OK, lines[name]
+    assert lines["partition model"]["verdict"] == OK and "default on a CPU of" in lines["partition model"]["found"]
+    if not torch.cuda.is_available():
+        assert lines["GPUs"]["verdict"] == lines["Ray"]["verdict"] == NEEDS_GPU
+        assert lines["speed of this CPU"]["verdict"] in (OK, SLOW)
+    assert os.listdir(tmp_path) == [], "nothing is left in the log folder"
+
+
+def test_a_kernel_that_is_wrong_is_told(monkeypatch):
+    right = attention.sdpa_by_piece
+
+    def leaky(query, key, value, pieces, scaling, window):
+        return right(query, key, value, pieces, scaling, None)  # it forgets the window
+
+    monkeypatch.setattr(
+        attention, "sdpa_by_piece", leaky
+    )  # what choose_attention finds; the reference is the right one
+    lines = {line.check: line for line in check.kernels(CONFIG)}
+    assert lines["attention, windowed"].verdict == WRONG and "do not train on it" in lines["attention, windowed"].do
+    assert lines["attention, global"].verdict == OK
+
+
+def test_a_batch_that_is_wrong_is_told(monkeypatch):
+    monkeypatch.setattr(selftest, "packed_errors", lambda: {"ModernBERT": ("PackedForward", 0.2)})
+    assert [line.verdict for line in check.kernels(CONFIG)][-1] == WRONG
+
+
+def test_without_a_kernel_for_packed_rows_it_is_slow(monkeypatch):
+    monkeypatch.setattr(selftest, "kernel_errors", dict)
+    monkeypatch.setattr(selftest, "packed_errors", dict)
+    lines = list(check.kernels(CONFIG))
+    assert [line.verdict for line in lines] == [SLOW] * 3 and "flash-attn" in lines[0].do
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.03, SLOW), (0.4, OK)])
+def test_the_rate(share, verdict, monkeypatch):
+    monkeypatch.setattr(selftest, "rate", lambda: selftest.Rate("MiniLM", 200, 30.0, 2e11, share, 0))
+    (line,) = check.speed(CONFIG)
+    assert line.verdict == verdict and "30 pairs" in line.found
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(1, WRONG), (60, OK)])
+def test_a_full_gpu_is_told(free, verdict, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda k: (free * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda k: "A GPU")
+    (line,) = check.memory(CONFIG)
+    assert line.verdict == verdict and f"{free}.0 of 80.0 GiB free" in line.found
+
+
+def test_weights_that_are_not_here(monkeypatch):
+    monkeypatch.setattr(check, "_available", lambda path: "in the cache" if "dogtooth/sim" in path else None)
+    lines = list(check.hub(DarlingConfig(partition_model="darling-qwen3-math?input=official")))
+    verdicts = {line.check: line.verdict for line in lines}
+    assert verdicts == {"darling-modernbert": OK, "darling-qwen3-math": WRONG, "noveltybench-deberta": NOT_HERE}
+
+
+def test_one_check_that_raises_is_a_line_and_the_others_go_on(monkeypatch, capsys, tmp_path):
+    def broken(config):
+        raise OSError("no such disk")
+        yield
+
+    monkeypatch.setattr(check, "CHECKS", (broken, check.log_folder))
+    assert check.main(["--log_dir", str(tmp_path / "new")]) == 1
+    said = capsys.readouterr().out
+    assert "wrong" in said and "no such disk" in said and "can be written" in said
+    (tmp_path / "file").write_text("")
+    assert check.main(["--log_dir", str(tmp_path / "file")]) == 1, "no folder"
