@@ -182,7 +182,7 @@ def test_a_small_run_differs_by_the_stand_ins_alone(recipe, variant, tmp_path):
 STUBS = {
     "scontrol": "echo node1\necho node2\n",
     "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
-    "hostname": "echo 10.0.0.1 10.0.0.2\n",
+    "hostname": 'echo "$ADDRESSES"\n',
     "sleep": "",
     "ray": 'printf "%s\\n" "$*" >> "$RAY_LOG"\n',
     "python3": f'if [[ $2 == *ray.init* ]]; then echo "$NODES_UP"; else exec {sys.executable} "$@"; fi\n',
@@ -196,7 +196,9 @@ def slurm(tmp_path):
         (tmp_path / name).chmod(0o755)
     (tmp_path / "log").touch()
 
-    def submit(*arguments: str, nodes_up: str = "2") -> tuple[int, str, list[str]]:
+    def submit(
+        *arguments: str, nodes_up: str = "2", addresses: str = "fe80::1 127.0.1.1 10.0.0.1 10.0.0.2"
+    ) -> tuple[int, str, list[str]]:
         environment = {
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "SLURM_SUBMIT_DIR": str(RECIPES.parents[1]),
@@ -204,6 +206,8 @@ def slurm(tmp_path):
             "SLURM_JOB_ID": "7",
             "RAY_LOG": str(tmp_path / "log"),
             "NODES_UP": nodes_up,
+            "ADDRESSES": addresses,
+            "SLURM_CPUS_PER_TASK": "48",
             "DATA": "/shared/data.jsonl",
         }
         done = subprocess.run(
@@ -222,8 +226,8 @@ def test_slurm_starts_a_cluster_and_submits_the_recipe(slurm):
     status, said, calls = slurm("deepscaler_qwen3_14b", "ngram", "--train.seed", "1")
     assert status == 0, said
     head, worker = (sorted(call for call in calls if call.startswith("start"))[k] for k in (1, 0))
-    assert worker == "start --block --address=10.0.0.1:6379 --num-gpus=8"
-    assert head.startswith("start --head --block --node-ip-address=10.0.0.1 --port=6379 --num-gpus=8")
+    assert worker == "start --block --address=10.0.0.1:6379 --num-gpus=8 --num-cpus=48"
+    assert head.startswith("start --head --block --node-ip-address=10.0.0.1 --port=6379 --num-gpus=8 --num-cpus=48")
     (job,) = (call for call in calls if call.startswith("job submit"))
     before, after = job.split(" -- ")
     runtime_env = json.loads(before[before.index("{") :])
@@ -238,3 +242,11 @@ def test_slurm_needs_all_nodes_and_a_recipe_that_exists(slurm):
     assert not any(call.startswith("job") for call in calls)
     assert slurm("wildchat")[:2] == (2, f"no recipe {RECIPES}/wildchat.sh: submit from the repository's root\n")
     assert slurm()[0] == 2
+
+
+def test_slurm_needs_an_address_that_the_nodes_reach(slurm, monkeypatch):
+    status, said, calls = slurm("wildchat_llama8b", addresses="::1 127.0.1.1")
+    assert (status, calls, "set HEAD_IP" in said) == (1, [], True)
+    monkeypatch.setenv("HEAD_IP", "192.168.7.1")
+    status, said, calls = slurm("wildchat_llama8b", addresses="::1")
+    assert status == 0 and any("--address=192.168.7.1:6379" in call for call in calls), said

@@ -6,14 +6,17 @@
 #
 # Submit from the repository's root, with the Python environment of the training active: SLURM hands it to the nodes.
 # The checkout, the data, the output folder and Hugging Face's cache must lie on a disk that all nodes share.
-# DATA and OUT override the recipe's data file and output folder.
+# DATA, OUT and HEAD_IP override the recipe's data file, its output folder and the address of Ray's head. Options of
+# sbatch override those below: --cpus-per-task=96 where nodes have so many. WildChat is 3125 steps, DeepScaleR 390; what
+# ends at the limit goes on by the same command with the same OUT and --ckpt.load_enable.
 #SBATCH --job-name=darling
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
 #SBATCH --exclusive
 #SBATCH --mem=0
-#SBATCH --time=48:00:00
+#SBATCH --time=72:00:00
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
@@ -38,17 +41,25 @@ OUT=${OUT:-$SLURM_SUBMIT_DIR/runs/$RECIPE-$VARIANT-$SLURM_JOB_ID}
 PORT=6379
 DASHBOARD=8265
 GPUS=${SLURM_GPUS_ON_NODE:-8}
+CPUS=${SLURM_CPUS_PER_TASK:-$(nproc)}
+export SRUN_CPUS_PER_TASK=$CPUS # srun does not take sbatch's number by itself: the task would have one core
 mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 HEAD=${NODES[0]}
-HEAD_IP=$(srun --nodes=1 --ntasks=1 --nodelist="$HEAD" hostname --ip-address | awk '{print $1}')
+# Of all its addresses the first IPv4 one that is not the loopback: /etc/hosts names that on many systems.
+HEAD_IP=${HEAD_IP:-$(srun --nodes=1 --ntasks=1 --nodelist="$HEAD" hostname --all-ip-addresses |
+  tr ' ' '\n' | grep -E '^[0-9]+(\.[0-9]+){3}$' | grep -v '^127\.' | head -n 1 || true)}
+if [[ -z $HEAD_IP ]]; then
+  echo "$HEAD has no IPv4 address but the loopback: set HEAD_IP to one that the nodes reach" >&2
+  exit 1
+fi
 
-echo "Ray's head on $HEAD ($HEAD_IP), ${#NODES[@]} nodes of $GPUS GPUs"
+echo "Ray's head on $HEAD ($HEAD_IP), ${#NODES[@]} nodes of $GPUS GPUs and $CPUS cores"
 srun --nodes=1 --ntasks=1 --nodelist="$HEAD" --overlap \
-  ray start --head --block --node-ip-address="$HEAD_IP" --port="$PORT" --num-gpus="$GPUS" \
+  ray start --head --block --node-ip-address="$HEAD_IP" --port="$PORT" --num-gpus="$GPUS" --num-cpus="$CPUS" \
   --dashboard-host=0.0.0.0 --dashboard-port="$DASHBOARD" &
 for node in "${NODES[@]:1}"; do
   srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap \
-    ray start --block --address="$HEAD_IP:$PORT" --num-gpus="$GPUS" &
+    ray start --block --address="$HEAD_IP:$PORT" --num-gpus="$GPUS" --num-cpus="$CPUS" &
 done
 
 # On the head's node: from elsewhere a Ray client would be needed. Gives up after ten minutes.
