@@ -131,6 +131,15 @@ def no_room(config: DarlingConfig, group: Any, late: list[int]) -> DarlingError:
 # ── In the partition actor ──
 
 
+def compile_within_own_cores(config: DarlingConfig) -> None:
+    """Bounds the processes that torch.compile starts in this one: all actors of a node begin at about the same step.
+
+    By default each would start 32, or as many as there are cores. TORCHINDUCTOR_COMPILE_THREADS, where set, stays.
+    """
+    cores = max(1, (os.cpu_count() or 1) // config.num_partition_actors)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(cores, 32)))
+
+
 def see_own_gpus_alone(config: DarlingConfig) -> None:
     """Hides the other GPUs from this process, before CUDA starts in it."""
     import ray

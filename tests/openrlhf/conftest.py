@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from darling_plugin.openrlhf import cpu
@@ -15,7 +17,9 @@ def configured(monkeypatch):
         config = DarlingConfig(enable=True, **{"advantage": "centered", **flags})
         for name, value in config.to_environment().items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a partition actor sets it; this way it is put back
+        # A partition actor sets these; this way they are put back.
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count()))
         return config
 
     return configure

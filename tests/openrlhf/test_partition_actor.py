@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import platform
 
 import pytest
 import torch
@@ -106,6 +107,19 @@ def test_a_reward_models_gate_is_left_to_the_training_step(configured, temporary
     labels = make_actor(configured, quality_expected=False, quality_gate="above:0", partition_model="labels")
     scored = score(labels, responses("a", "b", "c", rewards=[None] * 3))
     assert column(scored, "darling_similarity") == [[1, 0, 1], [0, 1, 0], [1, 0, 1]], "a model of classes alone"
+
+
+def test_actors_do_not_start_32_compiler_processes_each(configured, monkeypatch):
+    from torch._inductor.config import decide_compile_threads
+
+    monkeypatch.setattr("os.cpu_count", lambda: 96)
+    for actors, threads in ((1, 32), (8, 12), (200, 1)):
+        monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+        make_actor(configured, num_partition_actors=actors)
+        assert decide_compile_threads() == threads
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "5")
+    make_actor(configured, num_partition_actors=8)
+    assert decide_compile_threads() == 5, "the user's"
 
 
 def test_the_share_that_the_model_cut_rides_along_where_it_counts(configured):
@@ -233,6 +247,7 @@ def test_what_was_loaded_is_described(configured):
         "class": "darling_plugin.partition.models.lexical.Lexical",
         "threshold": 0.4,
         "clustering": "greedy",
+        "node": platform.node(),
     }
     json.dumps(described)
 
