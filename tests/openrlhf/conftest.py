@@ -13,13 +13,14 @@ def configured(monkeypatch):
     """Sets this process's DARLING flags, as the launcher does for the job's workers."""
     from darling_plugin.config import DarlingConfig
 
+    # A partition actor sets these; this way they are put back.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count()))
+
     def configure(**flags) -> DarlingConfig:
         config = DarlingConfig(enable=True, **{"advantage": "centered", **flags})
         for name, value in config.to_environment().items():
             monkeypatch.setenv(name, value)
-        # A partition actor sets these; this way they are put back.
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-        monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count()))
         return config
 
     return configure
