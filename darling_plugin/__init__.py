@@ -9,6 +9,8 @@ quality_gate.py  which responses take part in that
 diversity.py   labels, or similarities -> how far each response stands apart from the others
 reward.py      quality and diversity -> reward
 advantage.py   reward -> advantage
+methods/       the field's other rewards and advantages, which may see similarities and classes, too
+weight.py      how strongly diversity counts, by the step and the prompt
 shaping.py     the order of it all: gate, quality-only groups, weight, floor, reward, OpenRLHF's penalties, advantage
 metrics.py     what is logged about all of it
 commands/      darling-partition, -show, -train-partition, -label-pairs

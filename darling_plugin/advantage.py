@@ -1,4 +1,7 @@
-"""Reward -> advantage. An advantage is a function of reward (P, n) and diversity (P, n), both float32."""
+"""Reward -> advantage. An advantage is a function of reward (P, n) and diversity (P, n), both float32.
+
+It may name similarity (P, n, n) and labels (P, n), too, as a reward may.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +49,25 @@ def diversity_weighted(reward: torch.Tensor, diversity: torch.Tensor) -> torch.T
     return diversity * center(reward)
 
 
-def compute_advantage(reward: torch.Tensor, diversity: torch.Tensor, *, advantage: str) -> torch.Tensor:
+def compute_advantage(
+    reward: torch.Tensor,
+    diversity: torch.Tensor,
+    *,
+    advantage: str,
+    similarity: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The registered `advantage` of reward and diversity, both (P, n) float32; the result is checked to be alike.
+
+    Args:
+        similarity, labels: (P, n, n) and (P, n), for an advantage that takes them.
 
     Raises DarlingError for an unknown name, another shape, or values that are not finite.
     """
     import torch
 
-    values = advantages.get(advantage)(reward.clone(), diversity.clone())  # it may work in place; both are logged
+    inputs = {"reward": reward, "diversity": diversity, "similarity": similarity, "labels": labels}
+    values = advantages.call(advantage, inputs)
     if not isinstance(values, torch.Tensor) or values.shape != reward.shape or not values.isfinite().all():
         found = f"{tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
         raise DarlingError(

@@ -15,6 +15,7 @@ from darling_plugin.partition.text import read_partition_text
 from darling_plugin.quality_gate import NONE, read_quality_gate
 from darling_plugin.registry import advantages, nearest, rewards
 from darling_plugin.reward import QUALITY_TRANSFORMS
+from darling_plugin.weight import read_prompt_weight, read_weight_schedule
 
 PREFIX = "--darling."
 # Partition models whose argument may be a folder.
@@ -23,6 +24,7 @@ TAKES_A_PATH = (
     *("darling-modernbert", "darling-qwen3-math", "noveltybench-deberta"),
 )
 # Flags of earlier versions, and what to write in their place.
+HOLD_DIVERSITY = ("diversity_weighted", "inverse_class_size")  # advantages
 REPLACED = {"correct_only": "quality_gate above:0"}
 ENVIRONMENT_VARIABLE = "DARLING_PLUGIN_CONFIG"
 
@@ -66,6 +68,16 @@ class DarlingConfig:
         "alone, 1 the paper, more is allowed",
         type=float,
     )
+    weight_schedule: str | None = _flag(
+        None,
+        "the weight by OpenRLHF's global step, in place of one for all: STEP:WEIGHT[,STEP:WEIGHT...], as "
+        "0:0,100:1,1000:0.5; linear in between, constant before and after",
+    )
+    prompt_weight: str | None = _flag(
+        None,
+        "a prompt's own weight, a factor of the other: KEY (of its label, then a JSON object), "
+        "package.module:function or file.py:function (of prompt and label). 0 trains a prompt on quality alone",
+    )
     partition_text: str = _flag(
         "whole",
         "what of a response is compared: whole, after:STRING (what follows the last one, as after:</think>), "
@@ -75,12 +87,17 @@ class DarlingConfig:
     diversity_floor: float = _flag(
         0.1, "diversity below this counts as this (the official code's 0.1; 0 is the paper's equation)", type=float
     )
-    reward: str = _flag("multiply", "how quality and diversity make the reward: multiply, additive, quality, or yours")
+    reward: str = _flag(
+        "multiply",
+        "how quality and diversity make the reward: multiply, additive, quality, redundancy (DRA-GRPO), "
+        "marginal_relevance (MMR-GRPO), log_determinant (DQO), nearest_neighbour (MoDA), reasoning_novelty (EVOL-RL), "
+        "or yours",
+    )
     advantage: str | None = _flag(
         None,
         "how a group's rewards make advantages, under --algo.advantage.estimator dr_grpo: centered (the paper; the "
-        "default there), centered_std, diversity_weighted, or yours. Other estimators make their own of DARLING's "
-        "rewards",
+        "default there), centered_std, diversity_weighted, inverse_class_size (uniqueness-aware RL), or yours. Other "
+        "estimators make their own of DARLING's rewards",
     )
     quality_transform: str | None = _flag(
         None,
@@ -139,9 +156,10 @@ class DarlingConfig:
         self._check_weight()
         if self.advantage is not None:
             advantages.get(self.advantage)
-        if self.advantage == "diversity_weighted" and self.reward in ("multiply", "additive"):
+        built_in = rewards.get(self.reward).__module__.startswith("darling_plugin.")
+        if self.advantage in HOLD_DIVERSITY and built_in and self.reward != "quality":
             raise DarlingError(
-                f"a reward without diversity for {spelled('advantage')} diversity_weighted, which weighs by it",
+                f"a reward without diversity for {spelled('advantage')} {self.advantage}, which weighs by it",
                 f"{spelled('reward')} {self.reward}, which would count it twice",
                 f"set {spelled('reward')} quality",
             )
@@ -172,12 +190,29 @@ class DarlingConfig:
     def _check_weight(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise _bad_value("weight", "a number of 0 or more", self.weight)
-        if self.weight != 1 and self.reward == "additive":
+        if self.weight_schedule is not None:
+            read_weight_schedule(self.weight_schedule)
+        if self.prompt_weight is not None:
+            read_prompt_weight(self.prompt_weight)
+        if self.weight != 1 and self.weight_schedule is not None:
             raise DarlingError(
-                f"a reward that {spelled('weight')} changes",
-                f"{spelled('reward')} additive, which standardizes the diversity: all weights but 0 come to the same",
-                f"drop {spelled('weight')}, or set {spelled('reward')} multiply; without diversity it is quality",
+                f"{spelled('weight')} or {spelled('weight_schedule')}",
+                f"{self.weight:g} and {self.weight_schedule}",
+                "drop one: the schedule takes the other's place",
             )
+        set_here = [name for name in ("weight_schedule", "prompt_weight") if getattr(self, name) is not None]
+        changed = ["weight"] * (self.weight != 1) + set_here
+        if changed and self.reward == "additive":
+            raise DarlingError(
+                f"a reward that {spelled(changed[0])} changes",
+                f"{spelled('reward')} additive, which standardizes the diversity: all weights but 0 come to the same",
+                f"drop {spelled(changed[0])}, or set {spelled('reward')} multiply; without diversity it is quality",
+            )
+
+    def reads(self, one_of: str) -> bool:
+        """Whether the reward or the advantage takes that input, as "similarity". After the user's code is imported."""
+        advantage = self.advantage is not None and advantages.reads(self.advantage, one_of)
+        return advantage or rewards.reads(self.reward, one_of)
 
     def with_absolute_paths(self) -> "DarlingConfig":
         """The same, with the user's files and folders resolved against the current folder.
@@ -186,7 +221,7 @@ class DarlingConfig:
         What is in a model's query stays as it is.
         """
         changed = {"log_dir": self.log_dir and os.path.abspath(self.log_dir)}
-        for name in ("import_path", "partition_model", "partition_text"):
+        for name in ("import_path", "partition_model", "partition_text", "prompt_weight"):
             # path.py, path.py:Class?option=value
             file = re.fullmatch(r"([^:?]+\.py)(:.*)?", getattr(self, name) or "", re.DOTALL)
             if file:

@@ -95,6 +95,11 @@ def floor_share(shaped: Shaped, scoring: Scoring) -> float | None:
     return at_floor.float().mean().item() if takes_part.any() else None
 
 
+def weight(shaped: Shaped, scoring: Scoring) -> float:
+    """Mean weight of diversity over the groups: --darling.weight, or what schedule and prompts make of it."""
+    return shaped.weight.mean().item()
+
+
 def reward(shaped: Shaped, scoring: Scoring) -> float:
     """Mean reward that OpenRLHF trains on, after its length penalties."""
     return shaped.reward.mean().item()
@@ -124,7 +129,7 @@ IN_BOTH: tuple[Callable, ...] = (
     *(quality, diversity, classes_per_group, one_class_share),
     *(flat_share, text_missing, cut_share, quality_only_groups),
 )
-IN_TRAINING: tuple[Callable, ...] = (floor_share, reward, signal, scoring_seconds, scoring_wait_seconds)
+IN_TRAINING: tuple[Callable, ...] = (floor_share, weight, reward, signal, scoring_seconds, scoring_wait_seconds)
 
 
 def training_metrics(shaped: Shaped, scoring: Scoring) -> dict[str, float]:

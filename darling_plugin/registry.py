@@ -1,6 +1,7 @@
 """Names for partition models, rewards, advantages and quality gates; built-in ones are registered as a user's are."""
 
 import difflib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ BUILT_IN_MODULES = (
     "darling_plugin.reward",
     "darling_plugin.advantage",
     "darling_plugin.quality_gate",
+    "darling_plugin.methods",
 )
 
 
@@ -68,6 +70,72 @@ class Registry:
         return self._entries[name]
 
 
+class FunctionRegistry(Registry):
+    """Functions of a group's numbers, of the two that all know or of those that their parameters name.
+
+    Args:
+        first: "quality" or "reward". A function takes this and the diversity, whatever it calls them; or, where it
+            names similarity or labels, those that it names of `first`, diversity, similarity and labels.
+    """
+
+    def __init__(self, kind: str, first: str) -> None:
+        super().__init__(kind)
+        self.inputs = (first, "diversity", "similarity", "labels")
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """As for all registries; raises DarlingError for a function with other parameters, too."""
+        add = super().register(name)
+
+        def checked(function: Any) -> Any:
+            self._named(function)
+            return add(function)
+
+        return checked
+
+    def reads(self, name: str, one_of: str) -> bool:
+        """Whether the function filed under `name` names that one of the inputs."""
+        return one_of in self._named(self.get(name))
+
+    def call(self, name: str, inputs: dict[str, Any]) -> Any:
+        """What the function filed under `name` makes of copies of those of the inputs, tensors, that it takes.
+
+        Copies, for it may work in place, and what it gets is logged.
+        """
+        function = self.get(name)
+        named = self._named(function)
+        missing = [each for each in named if inputs[each] is None]
+        if missing:
+            raise DarlingError(f"{missing[0]}, for the {self.kind} {name!r}", "none", "pass it beside the others")
+        if named:
+            return function(**{each: inputs[each].clone() for each in named})
+        return function(*(inputs[each].clone() for each in self.inputs[:2]))
+
+    def _named(self, function: Any) -> tuple[str, ...]:
+        """The inputs that the function takes by name; none where it takes the first two in their order."""
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some that are written in C
+            return ()
+        names = list(signature.parameters)
+        try:
+            if {"similarity", "labels"} & set(names):
+                named = tuple(name for name in names if name in self.inputs)
+                signature.bind(**dict.fromkeys(named))
+                return named
+            for name in names:
+                if difflib.get_close_matches(name, ["similarity", "labels"], cutoff=0.8):
+                    raise TypeError(f"{name!r} is none of these")
+            signature.bind(None, None)
+        except TypeError as error:
+            raise DarlingError(
+                f"a {self.kind} of {self.inputs[0]} and diversity, or one whose parameters are named as those that it "
+                f"takes of {', '.join(self.inputs)}",
+                f"{function.__qualname__}({', '.join(names)}): {error}",
+                "name its parameters so, or give those that are its own a default",
+            ) from error
+        return ()
+
+
 def _source(entry: Any) -> str:
     file = getattr(sys.modules.get(entry.__module__), "__file__", None)
     return os.path.realpath(file) if file else entry.__module__
@@ -88,8 +156,8 @@ def _load_registrations() -> None:
 
 
 partition_models = Registry("partition model")
-rewards = Registry("reward")
-advantages = Registry("advantage")
+rewards = FunctionRegistry("reward", "quality")
+advantages = FunctionRegistry("advantage", "reward")
 quality_gates = Registry("quality gate")
 
 register_partition_model = partition_models.register

@@ -1,4 +1,7 @@
-"""Quality and diversity -> reward. A reward is a function of two float32 tensors (P, n) that returns a third."""
+"""Quality and diversity -> reward, and what else of a group a reward may name: similarity, labels.
+
+A reward is a function of float32 tensors (P, n) that returns another; similarity is (P, n, n), labels (P, n) int64.
+"""
 
 from __future__ import annotations
 
@@ -82,12 +85,15 @@ QUALITY_TRANSFORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+FOR_POSITIVE_QUALITY = ("multiply", "redundancy")
+
+
 def transform_quality(quality: torch.Tensor, transform: str | None, *, reward: str) -> torch.Tensor:
     """The quality that the registered `reward` gets, (P, n) -> (P, n).
 
     Args:
-        transform: a key of QUALITY_TRANSFORMS. None applies none, and refuses the one combination that would punish
-            diversity: "multiply" with a negative quality.
+        transform: a key of QUALITY_TRANSFORMS. None applies none, and refuses what would punish diversity: a negative
+            quality under a reward that multiplies it or divides it.
     """
     if transform is None:
         _refuse_negative_quality(quality, reward)
@@ -102,15 +108,25 @@ def transform_quality(quality: torch.Tensor, transform: str | None, *, reward: s
     return QUALITY_TRANSFORMS[transform](quality)
 
 
-def compute_reward(quality: torch.Tensor, diversity: torch.Tensor, *, reward: str) -> torch.Tensor:
+def compute_reward(
+    quality: torch.Tensor,
+    diversity: torch.Tensor,
+    *,
+    reward: str,
+    similarity: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The registered `reward` of quality and diversity, both (P, n) float32; a new tensor, checked to be alike.
+
+    Args:
+        similarity, labels: (P, n, n) and (P, n), for a reward that takes them.
 
     Raises DarlingError for an unknown name, another shape, or values that are not finite.
     """
     import torch
 
-    # Copies, there and back: a function may work in place, and the quality and the diversity are logged.
-    values = rewards.get(reward)(quality.clone(), diversity.clone())
+    inputs = {"quality": quality, "diversity": diversity, "similarity": similarity, "labels": labels}
+    values = rewards.call(reward, inputs)
     if not isinstance(values, torch.Tensor) or values.shape != quality.shape:
         found = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
         raise DarlingError(f"a tensor {tuple(quality.shape)} from the reward {reward!r}", found, "correct that reward")
@@ -127,10 +143,10 @@ def compute_reward(quality: torch.Tensor, diversity: torch.Tensor, *, reward: st
 
 def _refuse_negative_quality(quality: torch.Tensor, reward: str) -> None:
     negative = int((quality < 0).sum())
-    if reward == "multiply" and negative:
+    if reward in FOR_POSITIVE_QUALITY and negative:
         raise DarlingError(
-            "qualities of at least 0, for a negative quality times diversity punishes diversity",
+            f"qualities of at least 0, for {reward} scales them by diversity: of negative ones it punishes diversity",
             f"{negative} of {quality.numel()} qualities are negative, the least {quality.min().item():.4g}",
-            f"choose {spelled('quality_transform')} {{{','.join(QUALITY_TRANSFORMS)}}}: raw multiplies all the same, "
-            f"as the official code does; or a {spelled('reward')} other than multiply",
+            f"choose {spelled('quality_transform')} {{{','.join(QUALITY_TRANSFORMS)}}}: raw scales them all the same, "
+            f"as the official code does; or a {spelled('reward')} other than {' and '.join(FOR_POSITIVE_QUALITY)}",
         )

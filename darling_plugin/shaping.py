@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from darling_plugin.advantage import compute_advantage
@@ -15,7 +16,8 @@ from darling_plugin.diversity import compute_diversity
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.clustering import cluster
 from darling_plugin.quality_gate import read_quality_gate
-from darling_plugin.reward import compute_reward, transform_quality
+from darling_plugin.registry import FunctionRegistry, advantages, rewards
+from darling_plugin.reward import center, compute_reward, transform_quality
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,7 @@ class Groups:
         signs: by name, (P, n) what is seen in the texts (`evaluation/monitor.py`), NaN where there is nothing to say.
         gate_is_due: whether the quality gate has still to be applied: the quality is a reward model's, and was not
             known when the responses were partitioned. Needs the similarities.
+        weight: (P,) float32, how strongly diversity counts in each; None: the flag's weight in all.
     """
 
     quality: torch.Tensor
@@ -49,6 +52,7 @@ class Groups:
     length: torch.Tensor | None = None
     signs: dict[str, torch.Tensor] | None = None
     gate_is_due: bool = False
+    weight: torch.Tensor | None = None
 
 
 @dataclass
@@ -68,9 +72,10 @@ class Similarities:
 
 @dataclass
 class Shaped:
-    """What the method made of `groups`; all tensors are (P, n) float32.
+    """What the method made of `groups`; all tensors but the first are (P, n) float32.
 
     Attributes:
+        weight: (P,) float32, of the diversity in each group.
         counted_diversity: the diversity that reward and advantage saw: floored, 1 in a group that is `quality_only`.
         diversity_floor: the floor that was applied.
         unpenalized_reward: before OpenRLHF's length penalties.
@@ -81,6 +86,7 @@ class Shaped:
     """
 
     groups: Groups
+    weight: torch.Tensor
     counted_diversity: torch.Tensor
     diversity_floor: float
     unpenalized_reward: torch.Tensor
@@ -93,10 +99,15 @@ def shape(groups: Groups, config: DarlingConfig, penalize: Callable[[torch.Tenso
     """Reward and advantage of every response (arXiv 2509.02534, section 3).
 
     Diversity counts as max(1 - W + W * Div, floor). W is 1 in the paper; 0 leaves the quality alone, and above 1 a
-    response's diversity makes more of a difference, down to the floor.
+    response's diversity makes more of a difference, down to the floor. A reward or advantage that takes similarity or
+    labels enters in the same proportion: (1 - W) times what it is without diversity, which is the quality or the
+    centered reward, plus W times what the function gives; its diversity has the floor alone.
 
     The floor (0.1 in the official code) is in no equation of the paper: it keeps a response's quality visible when all
     of its group say the same.
+
+    What the gate left out has diversity 0; of a function of similarity or labels it gets what it would in a group that
+    says the same throughout. A group that could not be partitioned is trained on its quality alone.
 
     Args:
         config: its quality_gate, diversity, weight, diversity_floor, quality_transform, reward and advantage are used.
@@ -104,6 +115,8 @@ def shape(groups: Groups, config: DarlingConfig, penalize: Callable[[torch.Tenso
 
     Raises DarlingError for shapes that differ, and for what reward, transform or advantage refuse.
     """
+    import torch
+
     if groups.quality.ndim != 2 or groups.quality.shape != groups.diversity.shape:
         raise DarlingError(
             "quality and diversity of one shape (P, n)",
@@ -112,29 +125,127 @@ def shape(groups: Groups, config: DarlingConfig, penalize: Callable[[torch.Tenso
         )
     if groups.gate_is_due:
         groups = _gated(groups, config)
-    # Diversity 1 is neutral: what cannot be partitioned is rewarded, and weighted, by its quality alone.
-    diversity = groups.diversity.masked_fill(groups.quality_only[:, None], 1.0)
-    diversity = (1 - config.weight + config.weight * diversity).clamp(min=config.diversity_floor)
+    weight = torch.full((len(groups.quality),), config.weight) if groups.weight is None else groups.weight
+    seen = _seen(groups, weight, config.diversity_floor)
     quality = transform_quality(groups.quality, config.quality_transform, reward=config.reward)
-    unpenalized_reward = compute_reward(quality, diversity, reward=config.reward)
-    diversity_part = _diversity_part(quality, diversity, unpenalized_reward, config)
+
+    of_quality = partial(compute_reward, quality, reward=config.reward)
+    unpenalized_reward = seen.enters(rewards, config.reward, of_quality, without=quality)
+    diversity_part = None
+    if _has_level(config):
+        try:
+            level = seen.level().enters(rewards, config.reward, of_quality, without=quality)
+            diversity_part = unpenalized_reward - level
+        except DarlingError:  # a reward of the user's that divides by the spread of the diversity, say: only a metric
+            pass
     reward = penalize(unpenalized_reward)
     advantage = None
     if config.advantage is not None:  # the launcher sets it under dr_grpo alone
-        advantage = compute_advantage(reward, diversity, advantage=config.advantage)
-    return Shaped(groups, diversity, config.diversity_floor, unpenalized_reward, diversity_part, reward, advantage)
+        of_reward = partial(compute_advantage, reward, advantage=config.advantage)
+        advantage = seen.enters(advantages, config.advantage, of_reward, without=center(reward))
+    return Shaped(
+        *(groups, weight, seen.counted_diversity, config.diversity_floor),
+        *(unpenalized_reward, diversity_part, reward, advantage),
+    )
 
 
-def _diversity_part(
-    quality: torch.Tensor, diversity: torch.Tensor, reward: torch.Tensor, config: DarlingConfig
-) -> torch.Tensor | None:
-    if config.advantage == "diversity_weighted":  # there diversity enters later
-        return None
-    level = diversity.mean(-1, keepdim=True).expand_as(diversity).clone()
-    try:
-        return reward - compute_reward(quality, level, reward=config.reward)
-    except DarlingError:  # a reward of the user's that divides by the spread of the diversity, say: only a metric
-        return None
+@dataclass
+class _Seen:
+    """What reward and advantage get to see of the groups.
+
+    Attributes:
+        weight: (P, 1); 0 in a group that could not be partitioned.
+        diversity, counted_diversity: (P, n), floored; the second weighted before.
+        labels, similarity: as darling_plugin/methods describes them; no similarity where none was sent.
+        left_out: (P, n) bool, by the gate.
+    """
+
+    weight: torch.Tensor
+    diversity: torch.Tensor
+    counted_diversity: torch.Tensor
+    labels: torch.Tensor
+    similarity: torch.Tensor | None
+    left_out: torch.Tensor
+    diversity_floor: float
+
+    def enters(
+        self, registry: FunctionRegistry, name: str, compute: Callable[..., torch.Tensor], *, without: torch.Tensor
+    ) -> torch.Tensor:
+        """What the function `name` makes of it.
+
+        Args:
+            compute: that function, checked, of diversity, similarity and labels.
+            without: (P, n), the same without any diversity.
+        """
+        if not (registry.reads(name, "similarity") or registry.reads(name, "labels")):
+            return compute(self.counted_diversity)
+        value = compute(self.diversity, similarity=self.similarity, labels=self.labels)
+        if self.left_out.any():
+            similarity = None if self.similarity is None else self.similarity.new_ones(self.similarity.shape)
+            nothing = self.diversity.new_full(self.diversity.shape, self.diversity_floor)
+            all_alike = compute(nothing, similarity=similarity, labels=self.labels.new_zeros(self.labels.shape))
+            value = all_alike.where(self.left_out, value)
+        return (1 - self.weight) * without + self.weight * value
+
+    def level(self) -> _Seen:
+        """The same groups, in each of which all have their mean diversity, and all pairs their mean similarity."""
+        import torch
+
+        def levelled(values: torch.Tensor) -> torch.Tensor:
+            return values.mean(-1, keepdim=True).expand_as(values).clone()
+
+        similarity = self.similarity
+        if similarity is not None:
+            pairs = ~(self.left_out.unsqueeze(-1) | self.left_out.unsqueeze(-2))
+            pairs &= ~torch.eye(similarity.shape[-1], dtype=torch.bool)
+            mean = (similarity * pairs).sum((-1, -2)) / pairs.sum((-1, -2)).clamp(min=1)
+            similarity = mean[:, None, None].where(pairs, similarity)
+        return replace(
+            self,
+            diversity=levelled(self.diversity),
+            counted_diversity=levelled(self.counted_diversity),
+            similarity=similarity,
+        )
+
+
+def _seen(groups: Groups, weight: torch.Tensor, diversity_floor: float) -> _Seen:
+    import torch
+
+    n = groups.quality.shape[1]
+    quality_only = groups.quality_only[:, None]
+    left_out = (groups.labels < 0) & ~quality_only
+    # Diversity 1 is neutral: what cannot be partitioned is rewarded, and weighted, by its quality alone. There all are
+    # as different as can be, for functions of labels or similarity must give numbers, too, which then weigh nothing.
+    diversity = groups.diversity.masked_fill(quality_only, 1.0)
+    similarity = None
+    if groups.similarities is not None:
+        itself = torch.eye(n, dtype=torch.bool)
+        away = quality_only | left_out
+        similarity = groups.similarities.values.float().clamp(0, 1)
+        similarity = similarity.masked_fill(away.unsqueeze(-1) | away.unsqueeze(-2), 0.0).masked_fill(itself, 1.0)
+    weight = weight[:, None]
+    return _Seen(
+        weight=weight.masked_fill(quality_only, 0.0),
+        diversity=diversity.clamp(min=diversity_floor),
+        counted_diversity=(1 - weight + weight * diversity).clamp(min=diversity_floor),
+        labels=torch.arange(n).where(quality_only, groups.labels),
+        similarity=similarity,
+        left_out=left_out,
+        diversity_floor=diversity_floor,
+    )
+
+
+def _has_level(config: DarlingConfig) -> bool:
+    """Whether it can be said what the reward would be if all of a group had one diversity.
+
+    Not where diversity enters later, with the advantage, nor for a reward that sees the classes alone.
+    """
+    later = config.advantage is not None and (
+        config.advantage == "diversity_weighted"
+        or any(advantages.reads(config.advantage, each) for each in ("similarity", "labels"))
+    )
+    of_labels = rewards.reads(config.reward, "labels") and not rewards.reads(config.reward, "similarity")
+    return not (later or of_labels)
 
 
 def _gated(groups: Groups, config: DarlingConfig) -> Groups:

@@ -46,6 +46,7 @@ def test_of_a_training_step():
             "darling/flat_share": 0.5,
             "darling/quality_only_groups": 0.0,
             "darling/floor_share": 5 / 6,
+            "darling/weight": 1.0,
             "darling/reward": (0.5 + 0 + 1 + 3 * 0.25) / 6 - 0.25,
             # quality times what 0.5, 0.5 and 1 are from their mean: -1/6, 0, 1/3; the other group is level
             "darling/signal": torch.tensor([-1 / 6, 0, 1 / 3]).std(correction=0).item() / 2,

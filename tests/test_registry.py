@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from darling_plugin import registry
 from darling_plugin.errors import DarlingError
-from darling_plugin.registry import Registry, advantages, partition_models, rewards
+from darling_plugin.registry import FunctionRegistry, Registry, advantages, partition_models, rewards
 
 
 def test_built_in_names():
@@ -24,8 +25,17 @@ def test_built_in_names():
         "served",
         "vllm",
     ]
-    assert rewards.names() == ["additive", "multiply", "quality"]
-    assert advantages.names() == ["centered", "centered_std", "diversity_weighted"]
+    assert rewards.names() == [
+        "additive",
+        "log_determinant",
+        "marginal_relevance",
+        "multiply",
+        "nearest_neighbour",
+        "quality",
+        "reasoning_novelty",
+        "redundancy",
+    ]
+    assert advantages.names() == ["centered", "centered_std", "diversity_weighted", "inverse_class_size"]
 
 
 def test_names_and_specs_are_checked_without_heavy_imports(tmp_path):
@@ -84,7 +94,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest():
     message = str(caught.value)
     assert "a registered reward" in message
     assert "did you mean 'multiply'?" in message
-    assert "known: additive, multiply, quality" in message
+    assert "known: additive, log_determinant, " in message
 
 
 def test_one_file_imported_twice_is_not_a_clash(tmp_path, monkeypatch):
@@ -115,6 +125,57 @@ def test_classes_of_one_name_in_two_files_clash(tmp_path, monkeypatch):
     importlib.import_module("clash_one")
     with pytest.raises(DarlingError, match=r"'same' is already clash_one\.Model"):
         importlib.import_module("clash_two")
+
+
+def test_a_function_takes_what_its_parameters_name():
+    own = FunctionRegistry("reward", "quality")
+    inputs = {name: torch.tensor(k) for k, name in enumerate(("quality", "diversity", "similarity", "labels"))}
+    functions = {
+        "two": lambda q, d: (q, d),
+        "second has a default": lambda quality, d=None: (quality, d),
+        "any": lambda *numbers: numbers,
+        "in C": max,
+        "similarity": lambda similarity, quality: (quality, similarity),
+        "by name": lambda *, labels, similarity, scale=2: (similarity, labels),
+        "all": lambda labels, diversity, quality, similarity: (quality, diversity, similarity, labels),
+    }
+    for name, function in functions.items():
+        own.register(name)(function)
+    taken = {name: own.call(name, inputs) for name in functions if name != "in C"}
+    assert {name: tuple(int(each) for each in got) for name, got in taken.items()} == {
+        "two": (0, 1),
+        "second has a default": (0, 1),
+        "any": (0, 1),
+        "similarity": (0, 2),
+        "by name": (2, 3),
+        "all": (0, 1, 2, 3),
+    }
+    assert {name for name in functions if own.reads(name, "similarity")} == {"similarity", "by name", "all"}
+    assert {name for name in functions if own.reads(name, "labels")} == {"by name", "all"}
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda quality: quality, "too many positional arguments"),
+        (lambda quality, diversity, embedding: quality, "missing a required argument: 'embedding'"),
+        (lambda quality, similarity, embedding: quality, "missing a required argument: 'embedding'"),
+        (lambda q, similarity: q, "missing a required argument: 'q'"),
+        (lambda reward, similarity: reward, "missing a required argument: 'reward'"),
+        (lambda quality, simlarity: quality, "'simlarity' is none of these"),
+        (lambda quality, label: quality, "'label' is none of these"),
+    ],
+)
+def test_a_function_of_something_else_is_refused_when_it_is_registered(function, found):
+    own = FunctionRegistry("reward", "quality")
+    with pytest.raises(DarlingError, match=f"(?s)takes of quality, diversity, similarity, labels.*{found}"):
+        own.register("mine")(function)
+    assert "mine" not in own._entries
+
+
+def test_what_a_function_needs_and_nobody_gave_is_named():
+    with pytest.raises(DarlingError, match="similarity, for the reward 'redundancy'"):
+        rewards.call("redundancy", {"quality": torch.ones(1, 2), "similarity": None})
 
 
 def test_plugins_of_other_packages_are_loaded_once(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
-from darling_plugin.registry import register_advantage, register_reward
+from darling_plugin.registry import advantages, register_advantage, register_reward, rewards
 from darling_plugin.shaping import Groups, Similarities, shape
 
 
@@ -136,3 +136,129 @@ def test_a_gate_that_is_due_and_lets_one_or_nobody_through_or_meets_an_unpartiti
     unpartitioned = gated([0.5, 0.0, 1.0, 1.0], quality_only=True)
     assert unpartitioned.reward.tolist() == [[0.5, 0.0, 1.0, 1.0]]
     assert unpartitioned.groups.labels.tolist() == [[-1] * 4]
+
+
+# ── Functions that read similarity or labels ──
+
+QUALITY, LABELS = [1.0, 1.0, 0.5, 0.0], [0, 0, 1, 2]
+SIMILARITY = [[1.0, 0.8, 0.1, 0.2], [0.8, 1.0, 0.3, 0.0], [0.1, 0.3, 1.0, 0.4], [0.2, 0.0, 0.4, 1.0]]
+OF_SIMILARITY = ["log_determinant", "marginal_relevance", "nearest_neighbour", "reasoning_novelty", "redundancy"]
+
+
+def with_similarity(labels=LABELS, similarity=SIMILARITY, quality=QUALITY, quality_only=False, weight=None):
+    batch = groups([quality], [[0.0] * len(quality)], [quality_only])
+    batch.labels = torch.tensor([labels])
+    batch.similarities = Similarities(torch.tensor([similarity]), threshold=0.5, clustering="union_find")
+    batch.weight = None if weight is None else torch.tensor([weight])
+    return batch
+
+
+def called(name, batch):
+    inputs = {"quality": batch.quality, "similarity": batch.similarities.values, "labels": batch.labels}
+    return rewards.call(name, {**inputs, "diversity": batch.diversity})
+
+
+def test_they_see_similarity_labels_and_the_floored_diversity_as_they_are():
+    seen = {}
+
+    @register_reward("sees")
+    def sees(quality, diversity, similarity, labels):
+        seen.setdefault("reward", (quality, diversity, similarity, labels))
+        return quality
+
+    @register_advantage("sees")
+    def sees_too(labels, reward, similarity):
+        seen["advantage"] = (reward, similarity, labels)
+        return reward
+
+    config = DarlingConfig(reward="sees", advantage="sees", weight=0.5, diversity_floor=0.25)
+    shape(with_similarity(), config, lambda reward: reward + 1)
+    quality, diversity, similarity, labels = (each.tolist() for each in seen["reward"])
+    assert (quality, diversity, labels) == ([QUALITY], [[0.25] * 4], [LABELS]), "the weight comes after"
+    assert similarity == [[pytest.approx(row) for row in SIMILARITY]]
+    reward, similarity, labels = (each.tolist() for each in seen["advantage"])
+    assert (reward, labels) == ([[2.0, 2.0, 1.5, 1.0]], [LABELS]), "with the penalty"
+    assert similarity == [[pytest.approx(row) for row in SIMILARITY]]
+
+
+def test_similarities_end_at_0_and_1_with_1_on_the_diagonal():
+    seen = []
+    register_reward("sees")(lambda quality, similarity: seen.append(similarity.tolist()) or quality)
+    odd = [[1.5, -0.2], [-0.2, 1.5]]
+    shape(with_similarity([0, 1], odd, [1.0, 1.0]), DarlingConfig(reward="sees"), unpenalized)
+    assert seen[0] == [[[1.0, 0.0], [0.0, 1.0]]]
+
+
+@pytest.mark.parametrize("name", OF_SIMILARITY)
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0, 1.5])
+def test_the_weight_leads_from_the_quality_to_the_reward(name, weight):
+    batch = with_similarity()
+    full = called(name, batch)
+    expected = (1 - weight) * batch.quality + weight * full
+    for given in (DarlingConfig(reward=name, weight=weight), DarlingConfig(reward=name)):
+        shaped = shape(with_similarity(weight=None if given.weight == weight else weight), given, unpenalized)
+        assert shaped.reward.tolist() == [pytest.approx(expected[0].tolist())]
+        assert shaped.weight.tolist() == [weight]
+
+
+def test_the_weight_leads_from_the_centered_reward_to_the_advantage():
+    flags = {"reward": "quality", "advantage": "inverse_class_size"}
+    centered = [0.375, 0.375, -0.125, -0.625]
+    full = [0.1875, 0.1875, -0.125, -0.625]
+    for weight in (0.0, 0.5, 1.0):
+        shaped = shape(with_similarity(), DarlingConfig(weight=weight, **flags), unpenalized)
+        expected = [(1 - weight) * a + weight * b for a, b in zip(centered, full, strict=True)]
+        assert shaped.advantage.tolist() == [pytest.approx(expected)]
+        assert shaped.diversity_part is None
+
+
+@pytest.mark.parametrize("name", [*OF_SIMILARITY, "inverse_class_size"])
+def test_a_group_that_could_not_be_partitioned_is_trained_on_its_quality(name):
+    flags = (
+        {"reward": "quality", "advantage": name} if name in advantages else {"reward": name, "advantage": "centered"}
+    )
+    batch = with_similarity([-1] * 4, [[0.0] * 4] * 4, quality_only=True)
+    shaped = shape(batch, DarlingConfig(**flags), unpenalized)
+    assert shaped.reward.tolist() == [QUALITY]
+    assert shaped.advantage.tolist() == [[0.375, 0.375, -0.125, -0.625]]
+
+
+@pytest.mark.parametrize("name", ["log_determinant", "nearest_neighbour", "reasoning_novelty", "redundancy"])
+@pytest.mark.parametrize("due", [False, True])
+def test_a_response_left_out_counts_for_nobody_and_gets_what_all_alike_would(name, due):
+    batch = with_similarity([-1, 0, 1, -1])
+    batch.gate_is_due = due
+    quality = [0.25, 1.0, 0.5, 0.0]
+    batch.quality = torch.tensor([quality])
+    config = DarlingConfig(reward=name, quality_gate="top:0.5", diversity="pairs")
+    found = shape(batch, config, unpenalized).reward[0].tolist()
+    two = with_similarity([0, 1], [row[1:3] for row in SIMILARITY[1:3]], quality[1:3])
+    alike = with_similarity([0] * 4, [[1.0] * 4] * 4, quality)
+    assert found[1:3] == pytest.approx(called(name, two)[0].tolist())
+    everybody = called(name, alike)[0].tolist()
+    assert [found[0], found[3]] == pytest.approx([everybody[0], everybody[3]])
+
+
+def test_a_response_left_out_has_the_least_weight_in_the_advantage():
+    flags = {"reward": "quality", "advantage": "inverse_class_size"}
+    shaped = shape(with_similarity([0, 0, 1, -1]), DarlingConfig(**flags), unpenalized)
+    assert shaped.advantage.tolist() == [pytest.approx([0.375 / 2, 0.375 / 2, -0.125, -0.625 / 4])]
+
+
+def test_a_reward_of_similarities_that_nobody_sent_is_refused():
+    with pytest.raises(DarlingError, match="similarity, for the reward 'redundancy'"):
+        shape(groups([[1.0, 0.5]], [[1.0, 1.0]]), DarlingConfig(reward="redundancy"), unpenalized)
+    register_reward("classes")(lambda quality, labels: quality * (labels + 1))
+    shaped = shape(groups([[1.0, 0.5]], [[1.0, 1.0]]), DarlingConfig(reward="classes"), unpenalized)
+    assert shaped.reward.tolist() == [[1.0, 0.5]], "labels are always there"
+    assert shaped.diversity_part is None, "what one level of classes would be nobody can say"
+
+
+def test_the_part_of_the_similarities_in_the_reward():
+    # r / (1 + sum of s): 1 / 2.1 and so on, against 1 / (1 + 3 * 0.3), the mean of the six pairs being 0.3
+    shaped = shape(with_similarity(), DarlingConfig(reward="redundancy"), unpenalized)
+    expected = [q / total - q / 1.9 for q, total in zip(QUALITY, [2.1, 2.1, 1.8, 1.6], strict=True)]
+    assert shaped.diversity_part.tolist() == [pytest.approx(expected, abs=1e-6)]
+    of_three = shape(with_similarity([0, 0, 1, -1]), DarlingConfig(reward="redundancy"), unpenalized)
+    assert of_three.diversity_part[0, 0] == pytest.approx(1 / 1.9 - 1 / 1.8), "of those that take part: 0.4 a pair"
+    assert of_three.diversity_part[0, 3] == 0

@@ -63,7 +63,7 @@ EXPERIENCE = Names(
     (
         *("sequences", "action_mask", "kl", "returns", "advantages"),  # tensors (samples, tokens)
         *("rewards", "response_length", "truncated"),  # tensors (samples,)
-        *("index", "prompts", "info"),  # lists, and a dict of tensors (samples,)
+        *("index", "prompts", "labels", "info"),  # lists, and a dict of tensors (samples,)
     ),
 )
 INFO = Names("info", _MAKER, "RemoteExperienceMaker.compute_advantages_and_returns", "keys", ("return",))

@@ -98,7 +98,7 @@ def as_groups(
     similarities, missing = None, measured.get(responses.TEXT_MISSING)
     if responses.SIMILARITY in measured:
         similarities = Similarities(
-            measured[responses.SIMILARITY],
+            measured[responses.SIMILARITY].float(),
             threshold=measured[responses.THRESHOLD].flatten()[0].item(),
             clustering=CLUSTERINGS[int(measured[responses.CLUSTERING].flatten()[0])],
         )
@@ -114,6 +114,13 @@ def as_groups(
         signs={name: measured[key].float() for name, key in responses.OF_TEXT.items() if key in measured} or None,
         gate_is_due=gate_is_due,
     )
+
+
+def asked(experiences: list[Any], places: Places) -> list[tuple[str, Any]]:
+    """Prompt and label of each group, as the data set has the label."""
+    prompts = places.gather_list([prompt for experience in experiences for prompt in experience.prompts])
+    labels = places.gather_list([label for experience in experiences for label in experience.labels])
+    return [(of_prompt[0], of_label[0]) for of_prompt, of_label in zip(prompts, labels, strict=True)]
 
 
 def records(
@@ -147,6 +154,7 @@ def records(
             "truncated": truncated[group].tolist(),
         }
         if shaped is not None:
+            record["weight"] = shaped.weight[group].item()
             record["length_penalty"] = (shaped.reward - shaped.unpenalized_reward)[group].tolist()
         if groups.signs is not None:
             record["signs"] = {name: _or_null(values[group]) for name, values in groups.signs.items()}

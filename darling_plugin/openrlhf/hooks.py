@@ -25,13 +25,14 @@ from darling_plugin.evaluation.monitor import MonitorWatch
 from darling_plugin.log import append_partitions, rewind_partitions, write_run
 from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, monitor_figures, training_metrics
 from darling_plugin.openrlhf import contract, placement, responses
-from darling_plugin.openrlhf.experiences import Places, as_groups, records, take_measured
+from darling_plugin.openrlhf.experiences import Places, as_groups, asked, records, take_measured
 from darling_plugin.openrlhf.partition_actor import PartitionPool
 from darling_plugin.openrlhf.seams import installed_seam, installed_seams, is_hooked, wrap
 from darling_plugin.partition.text import read_partition_text
 from darling_plugin.quality_gate import NONE
 from darling_plugin.shaping import shape
 from darling_plugin.user_code import import_user_code
+from darling_plugin.weight import group_weights
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ def _advantages(call_original: Callable, maker: Any, arguments: dict[str, Any]) 
     measured = take_measured(experiences, places)
     gate_is_due = config.quality_gate != NONE and not contract.comes_with_quality(maker.args)
     groups = as_groups(experiences, places, measured, gate_is_due=gate_is_due)
+    groups.weight = _weights(config, maker, experiences, places, len(groups.quality))
     _check_finite(groups.quality, measured[responses.GROUP])
     token_kl = [experience.kl for experience in experiences]  # the original clears it
 
@@ -132,6 +134,18 @@ def _advantages(call_original: Callable, maker: Any, arguments: dict[str, Any]) 
     maker.darling_quality_only = groups.quality_only.tolist()
     maker.darling_records = records(experiences, places, shaped.groups, shaped) if config.log_dir else []
     return experiences
+
+
+def _weights(config: DarlingConfig, maker: Any, experiences: list[Any], places: Places, groups: int) -> torch.Tensor:
+    """(P,) float32, the weight of diversity in each of the groups."""
+    if config.weight_schedule is None and config.prompt_weight is None:
+        return torch.full((groups,), config.weight)
+    weights = group_weights(
+        *(config.weight, config.weight_schedule, config.prompt_weight),
+        step=maker.darling_step,
+        asked=asked(experiences, places),
+    )
+    return torch.tensor(weights)
 
 
 def _check_finite(quality: torch.Tensor, numbers: torch.Tensor) -> None:
@@ -168,8 +182,9 @@ def _replace_advantages(
 
 def _train_step(call_original: Callable, trainer: Any, arguments: dict[str, Any]) -> tuple[dict, int]:
     """BasePPOTrainer.train_step: the step's metrics join OpenRLHF's, and its groups go to partitions.jsonl."""
-    status, step = call_original()
     maker = trainer.experience_maker
+    maker.darling_step = arguments["global_step"] + 1  # OpenRLHF counts it once it has ended; so it is logged
+    status, step = call_original()
     status.update(maker.darling_metrics)
     _append(maker.darling_records, trainer.tokenizer, step, "train")
     _warn(trainer, maker.darling_metrics)

@@ -91,10 +91,10 @@ class PartitionActor:
         self._text, self._gate = read_partition_text(config.partition_text), read_quality_gate(config.quality_gate)
         self._gates_here = quality_expected
         gate_is_due = config.quality_gate != NONE and not quality_expected
-        with_similarity = (
-            gate_is_due or config.diversity != "classes" or getattr(self._model, "clustering", None) == "average"
-        )
-        self._made = responses.Made.by(self._model) if with_similarity else None
+        # To make classes or diversity again from, exactly; or for a reward or an advantage alone, to three digits.
+        exact = gate_is_due or config.diversity != "classes" or getattr(self._model, "clustering", None) == "average"
+        with_similarity = exact or config.reads("similarity")
+        self._made = responses.Made.by(self._model, exact=exact) if with_similarity else None
         measure = partial(measure_each, self._model, diversity=config.diversity, with_similarity=with_similarity)
         memory = GpuMemory(self._model, share=config.gpus_per_partition_actor, sleeps=config.partition_sleep)
         watchdog = Watchdog(journal, config.partition_timeout)

@@ -7,6 +7,7 @@ out again.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.monitor import TEXT_SIGNS
 from darling_plugin.partition import CLUSTERINGS, Measurement, PartitionModel, SimilarityModel
 
+# OpenRLHF makes a tensor of each array of ours, and torch warns of long lists of them: this one has one element.
+warnings.filterwarnings("ignore", "Creating a tensor from a list of numpy.ndarrays", UserWarning)
+
 LABEL = "darling_label"  # class in its group; -1: left out of the partition
 DIVERSITY = "darling_diversity"  # in [0, 1]
 GROUP = "darling_group"  # how many groups this run had dispatched before this one
@@ -24,7 +28,7 @@ GENERATED_AT = "darling_generated_at"  # microseconds since the epoch, as are al
 SCORED_AT = "darling_scored_at"
 SCORING_SECONDS = "darling_scoring_seconds"  # this group's share of the batch it was scored in
 ADDED = (LABEL, DIVERSITY, GROUP, QUALITY_ONLY, GENERATED_AT, SCORED_AT, SCORING_SECONDS)  # always
-# Where the diversity, the clustering or a gate that is still due needs them:
+# Where the diversity, the clustering, a gate that is still due, the reward or the advantage needs them:
 SIMILARITY = "darling_similarity"  # this response's row, (n,)
 THRESHOLD = "darling_threshold"
 CLUSTERING = "darling_clustering"  # its place in CLUSTERINGS
@@ -85,13 +89,14 @@ class Made:
 
     threshold: float
     clustering: str
+    exact: bool = True  # whether classes are made of the similarities: else they travel as float16
 
     @classmethod
-    def by(cls, model: PartitionModel) -> Made:
+    def by(cls, model: PartitionModel, *, exact: bool = True) -> Made:
         """A model that gives classes alone has similarities of 1 within a class, else 0 (measure)."""
         if isinstance(model, SimilarityModel):
-            return cls(model.threshold, model.clustering)
-        return cls(0.5, "union_find")
+            return cls(model.threshold, model.clustering, exact)
+        return cls(0.5, "union_find", exact)
 
 
 def add_measurement(
@@ -138,7 +143,8 @@ def add_measurement(
             SCORING_SECONDS: scoring_seconds,
         }
         if made is not None:
-            logs[SIMILARITY] = similarity[k].tolist()
+            # OpenRLHF keeps NumPy's float16, which is 40 % of a list in Ray's store; a tensor it cuts to one number.
+            logs[SIMILARITY] = similarity[k].tolist() if made.exact else similarity[k].half().numpy()
             logs[THRESHOLD], logs[CLUSTERING] = float(made.threshold), CLUSTERINGS.index(made.clustering)
         if missing is not None:
             logs[TEXT_MISSING] = int(missing[k])

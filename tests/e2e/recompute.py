@@ -7,6 +7,9 @@ import json
 import math
 from pathlib import Path
 
+from method_oracles import ORACLES
+
+OF_SIMILARITY = set(ORACLES) - {"inverse_class_size"}
 TOLERANCE = 2e-5  # the run computes in float32
 
 
@@ -30,7 +33,8 @@ def check_record(record: dict, flags: dict, openrlhf: dict, partition_model: dic
     for key in ("labels", "quality", "diversity", "reward"):
         assert len(record[key]) == n, key
     threshold = partition_model["threshold"]
-    assert ("similarity" in record) == (flags["diversity"] != "classes" or partition_model["clustering"] == "average")
+    needed = flags["diversity"] != "classes" or partition_model["clustering"] == "average"
+    assert ("similarity" in record) == (needed or flags["reward"] in OF_SIMILARITY)
     differs = [[float(a != b) for b in record["labels"]] for a in record["labels"]]
     if flags["diversity"] == "expected":
         differs = [[1 - min(max(p, 0), 1) for p in row] for row in record["similarity"]]
@@ -44,16 +48,19 @@ def check_record(record: dict, flags: dict, openrlhf: dict, partition_model: dic
         assert record["advantage"] is None
         return
     assert [label >= 0 for label in record["labels"]] == passes(record["quality"], flags["quality_gate"])
-    weight = flags["weight"]
+    weight = record["weight"]
+    if flags["prompt_weight"] is None:  # else it is of the data set's label, which the log does not have
+        close([weight], [scheduled(flags, record["step"])])
     floored = [max(1 - weight + weight * value, flags["diversity_floor"]) for value in record["diversity"]]
     quality = transformed(record["quality"], flags["quality_transform"])
     if flags["reward"] == "multiply":
         shaped = [q * d for q, d in zip(quality, floored, strict=True)]
     elif flags["reward"] == "additive":
         shaped = [a + b for a, b in zip(z_scores(quality), z_scores(floored), strict=True)]
-    else:
-        assert flags["reward"] == "quality"
+    elif flags["reward"] == "quality":
         shaped = quality
+    else:
+        shaped = blended(flags["reward"], quality, quality, weight, record)
     penalized = [
         length_penalized(value, length, truncated, openrlhf)
         for value, length, truncated in zip(shaped, record["response_length"], record["truncated"], strict=True)
@@ -68,7 +75,41 @@ def check_record(record: dict, flags: dict, openrlhf: dict, partition_model: dic
         centered = [d * a for d, a in zip(floored, centered, strict=True)]
     elif flags["advantage"] == "centered_std":
         centered = z_scores(record["reward"])
+    elif flags["advantage"] == "inverse_class_size":
+        centered = blended(flags["advantage"], record["reward"], centered, weight, record)
+    else:
+        assert flags["advantage"] == "centered"
     close(record["advantage"], centered)
+
+
+def scheduled(flags: dict, step: int) -> float:
+    """The weight at a step: on the line from the last point at or before it to the next."""
+    if flags["weight_schedule"] is None:
+        return flags["weight"]
+    points = [tuple(map(float, point.split(":"))) for point in flags["weight_schedule"].split(",")]
+    before = [point for point in points if point[0] <= step] or points[:1]
+    after = [point for point in points if point[0] > step] or before[-1:]
+    (start, first), (end, last) = before[-1], after[0]
+    return first if end <= start else first + (last - first) * (step - start) / (end - start)
+
+
+def blended(method: str, values: list[float], without: list[float], weight: float, record: dict) -> list[float]:
+    """What a method makes of quality or reward, as far as the weight goes; the rest as without diversity.
+
+    What the gate left out is like nobody, and gets what the method gives to a group that says the same throughout.
+    """
+    labels, n = record["labels"], len(values)
+    same = [[float(a == b) for b in labels] for a in labels]  # where a method reads classes alone
+    similarity = [
+        [1.0 if i == j else 0.0 if -1 in (labels[i], labels[j]) else min(max(row[j], 0.0), 1.0) for j in range(n)]
+        for i, row in enumerate(record.get("similarity", same))
+    ]
+    given = ORACLES[method](values, similarity, labels)
+    alike = ORACLES[method](values, [[1.0] * n] * n, [0] * n)
+    return [
+        (1 - weight) * base + weight * (all_alike if label < 0 else value)
+        for base, value, all_alike, label in zip(without, given, alike, labels, strict=True)
+    ]
 
 
 def length_penalized(reward: float, length: int, truncated: bool, openrlhf: dict) -> float:

@@ -96,6 +96,7 @@ def test_a_run_killed_and_resumed_has_no_gap_and_no_step_twice(inputs, tied_mode
         ),
         *["--darling.enable", "--darling.cpu", "--darling.log_dir", "log"],
         *["--darling.partition_model", "letter.py:FirstLetter"],
+        *["--darling.reward", "redundancy", "--darling.weight_schedule", "1:0.5,3:0,4:1"],
     ]
     partitions = inputs / "log" / "partitions.jsonl"
     with (inputs / "killed.log").open("w") as log:
@@ -112,6 +113,8 @@ def test_a_run_killed_and_resumed_has_no_gap_and_no_step_twice(inputs, tied_mode
     assert status == 0, output[-8000:]
     records = recompute.check(inputs / "log")
     check_labels(records)
+    weights = {record["step"]: record["weight"] for record in records if record["split"] == "train"}
+    assert weights == {1: 0.5, 2: 0.25, 3: 0.0, 4: 1.0}, "by OpenRLHF's step, before and after"
     assert [record["step"] for record in records if record["split"] == "train"] == [1] * 4 + [2] * 4 + [3] * 4 + [
         4
     ] * 4

@@ -33,7 +33,7 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.partition_model", "lexicall", *ENABLED], "did you mean 'lexical'.*cross-encoder.*, embedding"),
         (["--darling.partition_model", "cross-encoder", *ENABLED], "cross-encoder:/models/x"),
         (["--darling.partition_model", "nowhere.py:Model", *ENABLED], "nowhere.py"),
-        (["--darling.reward", "multiplyy", *ENABLED], "did you mean 'multiply'.*additive, multiply, quality"),
+        (["--darling.reward", "multiplyy", *ENABLED], "did you mean 'multiply'.*additive, log_determinant"),
         (["--darling.advantage", "centred", *ENABLED], "did you mean 'centered'.*diversity_weighted"),
         (["--darling.diversity_floor", "1.5", *ENABLED], "a number from 0 to 1"),
         (["--darling.threshold", "nan", *ENABLED], "a finite number"),
@@ -55,6 +55,20 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
             ["--darling.weight", "2", "--darling.reward", "additive", *ENABLED],
             "a reward that --darling.weight changes",
         ),
+        (
+            ["--darling.weight", "2", "--darling.weight_schedule", "0:1", *ENABLED],
+            "--darling.weight or --darling.weight_schedule",
+        ),
+        (["--darling.weight_schedule", "half:1", *ENABLED], "--darling.weight_schedule STEP:WEIGHT"),
+        (
+            ["--darling.weight_schedule", "0:0,9:1", "--darling.reward", "additive", *ENABLED],
+            "a reward that --darling.weight_schedule changes",
+        ),
+        (
+            ["--darling.prompt_weight", "key", "--darling.reward", "additive", *ENABLED],
+            "a reward that --darling.prompt_weight changes",
+        ),
+        (["--darling.prompt_weight", "nowhere.py:weight", *ENABLED], "no such file"),
         (["--darling.partition_text", "regex:abc", *ENABLED], "a pattern without a group"),
         (["--darling.partition_text", "nowhere.py:part", *ENABLED], "no such file"),
         (["--darling.start_timeout", "0", *ENABLED], "start_timeout: a finite number of seconds above 0"),
@@ -64,6 +78,10 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.advantage", "diversity_weighted", *ENABLED], "set --darling.reward quality"),
         (
             ["--darling.advantage", "diversity_weighted", "--darling.reward", "additive", *ENABLED],
+            "set --darling.reward quality",
+        ),
+        (
+            ["--darling.advantage", "inverse_class_size", "--darling.reward", "redundancy", *ENABLED],
             "set --darling.reward quality",
         ),
         (

@@ -34,6 +34,7 @@ def test_every_metric_of_a_step(installed, configured):
             # counted 0.5, 0.5, 0.5, 1 about 0.625, times the quality: -1/8, 0, -1/8, 3/8
             "darling/signal": statistics.pstdev([-1 / 8, 0, -1 / 8, 3 / 8]) / 2,
             "darling/floor_share": 7 / 8,
+            "darling/weight": 1.0,
             "darling/reward": (0.5 + 0 + 0.5 + 1 + 4 * 0.25) / 8,
             "darling/quality_only_groups": 0.0,
             "darling/scoring_seconds": 0.5,
@@ -46,8 +47,9 @@ def test_every_metric_of_a_step(installed, configured):
     )
 
 
-def test_the_step_is_logged_with_openrlhfs_number(installed, configured, tmp_path):
-    configured(log_dir=str(tmp_path), diversity_floor=0.0)
+def test_the_step_is_logged_and_weighed_with_openrlhfs_number(installed, configured, tmp_path):
+    # A run that resumes after step 6 begins so.
+    configured(log_dir=str(tmp_path), diversity_floor=0.0, weight_schedule="0:0,14:1")
 
     class Trainer(ppo_trainer.BasePPOTrainer):
         def __init__(self):
@@ -80,8 +82,9 @@ def test_the_step_is_logged_with_openrlhfs_number(installed, configured, tmp_pat
     assert status["darling/diversity"] == pytest.approx(2 / 3)
     (line,) = (tmp_path / "partitions.jsonl").read_text().splitlines()
     record = json.loads(line)
-    mean = 1.375 / 3
-    assert record.pop("advantage") == pytest.approx([1 - mean, 0.25 - mean, 0.125 - mean])
+    reward = [1.0, 0.5 * 0.75, 0.25 * 0.75]  # 1 - W + W * diversity, with W = 7 / 14
+    assert record.pop("advantage") == pytest.approx([value - sum(reward) / 3 for value in reward])
+    assert status["darling/weight"] == 0.5
     assert record == {
         "step": 7,
         "split": "train",
@@ -90,7 +93,8 @@ def test_the_step_is_logged_with_openrlhfs_number(installed, configured, tmp_pat
         "labels": [0, 1, 1],
         "quality": [1.0, 0.5, 0.25],
         "diversity": [1.0, 0.5, 0.5],
-        "reward": [1.0, 0.25, 0.125],
+        "reward": reward,
+        "weight": 0.5,
         "length_penalty": [0.0, 0.0, 0.0],
         "response_length": [1, 2, 3],
         "truncated": [False, False, False],
@@ -150,12 +154,12 @@ def test_each_step_is_logged_watched_and_may_be_the_last(configured, tmp_path, m
     monkeypatch.setattr(hooks, "FALLBACK_GROUPS", 3)
     trainer = SimpleNamespace(experience_maker=Maker(), tokenizer=Tokenizer())
     for step in (1, 2):
-        status, _ = hooks._train_step(lambda step=step: ({"loss": 0.5}, step), trainer, {})
+        status, _ = hooks._train_step(lambda step=step: ({"loss": 0.5}, step), trainer, {"global_step": step - 1})
         assert status == {"loss": 0.5, **Maker.darling_metrics}
     (warning,) = caplog.records
     assert "For 2 steps" in warning.message
     with pytest.raises(DarlingError, match="3 of them could not be partitioned"):
-        hooks._train_step(lambda: ({}, 3), trainer, {})
+        hooks._train_step(lambda: ({}, 3), trainer, {"global_step": 2})
     lines = (tmp_path / "partitions.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3], "the step that stopped the run, too"
 

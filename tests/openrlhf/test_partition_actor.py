@@ -6,6 +6,7 @@ import logging
 import math
 import platform
 
+import numpy
 import pytest
 import torch
 from actor_groups import Letters, broken, column, make_actor, responses, score
@@ -15,7 +16,7 @@ from darling_plugin.openrlhf.responses import decode
 from darling_plugin.partition import CLUSTERINGS
 from darling_plugin.partition.base import Cuts
 from darling_plugin.partition.models.lexical import Lexical
-from darling_plugin.registry import register_partition_model
+from darling_plugin.registry import register_advantage, register_partition_model
 
 
 def test_labels_and_diversity_ride_in_extra_logs(configured):
@@ -96,6 +97,27 @@ def test_similarities_ride_along_where_the_training_step_needs_them(configured):
     assert column(scored, "darling_similarity") == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
     nobody = score(left_out, responses("a", "b", rewards=[0.0, 0.0]))
     assert column(nobody, "darling_similarity") == [[0, 0], [0, 0]]
+
+
+def test_similarities_ride_along_as_float16_where_the_reward_or_the_advantage_alone_reads_them(configured):
+    texts = ("an apple", "an apple pie", "a pear")
+    for flags in ({"reward": "redundancy"}, {"reward": "quality", "advantage": "reads"}):
+        register_advantage("reads")(lambda reward, similarity: reward)
+        actor = make_actor(configured, **flags)
+        scored = score(actor, responses(*texts))
+        rows = column(scored, "darling_similarity")
+        assert {row.dtype for row in rows} == {numpy.dtype("float16")}
+        exact = column(
+            score(make_actor(configured, diversity="pairs", **flags), responses(*texts)), "darling_similarity"
+        )
+        assert isinstance(exact[0], list), "classes or diversity are made of these again"
+        assert numpy.array_equal(rows, numpy.array(exact).astype("float16"))
+        assert exact[0][0] == 1 and 0 < exact[0][1] < 1 and exact[0][2] == 0
+        # As OpenRLHF makes a tensor of it.
+        (tensor,) = {torch.tensor([row]).dtype for row in rows}
+        assert tensor == torch.float16
+    of_labels = score(make_actor(configured, reward="quality", advantage="inverse_class_size"), responses(*texts))
+    assert "darling_similarity" not in of_labels[0]["extra_logs"]
 
 
 def test_a_reward_models_gate_is_left_to_the_training_step(configured, temporary_model):

@@ -40,10 +40,13 @@ def make_maker(estimator="dr_grpo", n=4, kl=0.0, **reward_flags):
     )
 
 
-def make_experiences(quality, labels, sizes, order=None, *, quality_only=(), kl=0.0, drop=(), similarity=None):
+def make_experiences(
+    quality, labels, sizes, order=None, *, quality_only=(), kl=0.0, drop=(), similarity=None, told=""
+):
     """Experiences of `sizes` samples each, holding the samples of (P, n) `quality` and `labels` in `order`.
 
-    similarity: (P, n, n), where the actors send it along; threshold 0.5, union_find.
+    similarity: (P, n, n), where the actors send it along; threshold 0.5, union_find. told: the data set's label of
+    each group, or of all.
     """
     quality, labels = torch.as_tensor(quality, dtype=torch.float32), torch.as_tensor(labels)
     groups, n = quality.shape
@@ -84,6 +87,7 @@ def make_experiences(quality, labels, sizes, order=None, *, quality_only=(), kl=
                 truncated=torch.zeros(size, dtype=torch.bool),
                 index=list(places),
                 prompts=[f"prompt {place // n}" for place in places],
+                labels=[told if isinstance(told, str) else told[place // n] for place in places],
                 info=info,
             )
         )

@@ -1,0 +1,32 @@
+"""The field's ways to let a group's diversity into reward or advantage, one function a file; docs/methods.md has them.
+
+inverse_class_size  advantage  2601.08763  uniqueness-aware RL
+redundancy          reward     2505.09655  DRA-GRPO
+marginal_relevance  reward     2601.09085  MMR-GRPO
+log_determinant     reward     2509.04784  DQO
+nearest_neighbour   reward     2609.14896  MoDA
+reasoning_novelty   reward     2509.15194  EVOL-RL
+
+`multiply` and `additive` (2509.02534, DARLING) are in reward.py. All get float32 tensors: quality or reward (P, n);
+similarity (P, n, n), symmetric, in [0, 1], 1 on the diagonal; labels (P, n). They see only what takes part: a response
+that a quality gate left out is like nobody (similarity 0, label -1), and what a function gives for it is not used.
+shaping.py says what such a response gets, and how --darling.weight enters.
+"""
+
+from darling_plugin.methods import (
+    inverse_class_size,
+    log_determinant,
+    marginal_relevance,
+    nearest_neighbour,
+    reasoning_novelty,
+    redundancy,
+)
+
+__all__ = [
+    "inverse_class_size",
+    "log_determinant",
+    "marginal_relevance",
+    "nearest_neighbour",
+    "reasoning_novelty",
+    "redundancy",
+]

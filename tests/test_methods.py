@@ -1,0 +1,149 @@
+"""Each method against plain Python, its extremes, and what docs/methods.md says that it pushes."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from method_oracles import ORACLES
+
+from darling_plugin.config import DarlingConfig
+from darling_plugin.registry import advantages, rewards
+from darling_plugin.shaping import Groups, Similarities, shape
+
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+
+
+def apply(name, quality, similarity, labels):
+    """That method of P groups, each (n,) and (n, n) in Python -> (P, n) in Python."""
+    registry, first = (advantages, "reward") if name == "inverse_class_size" else (rewards, "quality")
+    inputs = {
+        first: torch.tensor(quality, dtype=torch.float32),
+        "similarity": torch.tensor(similarity, dtype=torch.float32),
+        "labels": torch.tensor(labels),
+    }
+    result = registry.call(name, inputs)
+    assert result.dtype == torch.float32
+    return result.tolist()
+
+
+@st.composite
+def batches(draw):
+    """P groups of 1 to 16: few qualities, negative ones too; similarities of classes, or any in eighths."""
+    groups, n = draw(st.integers(1, 3)), draw(st.integers(1, 16))
+    quality = st.integers(-8, 8).map(lambda quarter: quarter / 4)
+    batch = []
+    for _ in range(groups):
+        labels = draw(st.lists(st.integers(0, draw(st.integers(0, 3))), min_size=n, max_size=n))
+        similarity = [[float(a == b) for b in labels] for a in labels]
+        if draw(st.booleans()):
+            for i in range(n):
+                for j in range(i):
+                    similarity[i][j] = similarity[j][i] = draw(st.integers(0, 8)) / 8
+        batch.append((draw(st.lists(quality, min_size=n, max_size=n)), similarity, labels))
+    return [list(each) for each in zip(*batch, strict=True)]
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@given(batch=batches())
+def test_every_method_is_what_plain_python_makes_of_its_equation(name, batch):
+    for found, *group in zip(apply(name, *batch), *batch, strict=True):
+        assert found == pytest.approx(ORACLES[name](*group), rel=1e-4, abs=1e-4)
+
+
+# All that a docstring says of a group of four equal responses, and of one of four that have nothing in common.
+EXTREMES = {
+    "inverse_class_size": lambda r: ((r - r.mean()) / 4, r - r.mean()),
+    "redundancy": lambda r: (r / 4, r),
+    "log_determinant": lambda r: (r + math.log(5 / 4), r + math.log(2)),
+    "nearest_neighbour": lambda r: (r, r + 1),
+    "reasoning_novelty": lambda r: (torch.full((4,), 0.75), torch.full((4,), 0.75)),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_the_extremes_that_are_documented(name):
+    quality = torch.tensor([1.0, 2.0, 0.5, 0.25])
+    alike = apply(name, [quality.tolist()], [[[1.0] * 4] * 4], [[0] * 4])
+    apart = apply(name, [quality.tolist()], [torch.eye(4).tolist()], [[0, 1, 2, 3]])
+    for found, expected in zip((alike, apart), EXTREMES[name](quality), strict=True):
+        assert found == [pytest.approx(expected.tolist(), abs=1e-6)]
+
+
+def test_marginal_relevance_by_hand():
+    trade_off = 1 / (1 + math.exp(-0.5))  # the population's standard deviation of 1 1 0 0
+    similarity = [[1, 1, 0, 0.5], [1, 1, 0, 0.5], [0, 0, 1, 0], [0.5, 0.5, 0, 1]]
+    found = apply("marginal_relevance", [[1.0, 1.0, 0.0, 0.0]], [similarity], [[0, 0, 1, 2]])
+    cost = 1 - trade_off
+    assert found == [pytest.approx([1.0, trade_off - cost, 0.0, -0.5 * cost])]
+
+
+def test_what_is_no_kernel_stays_within_the_range():
+    # a ~ b and b ~ c, but not a ~ c: one eigenvalue is negative.
+    similarity = [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]]
+    (found,) = apply("log_determinant", [[0.0] * 3], [similarity], [[0, 0, 0]])
+    assert all(0 <= value <= math.log(4) for value in found) and found[0] == pytest.approx(found[2])
+
+
+def test_novelties_that_differ_by_rounding_are_equal():
+    n, third = 16, 1 / 3
+    similarity = [[1.0 if i == j else third for j in range(n)] for i in range(n)]
+    assert apply("reasoning_novelty", [[1.0] * n], [similarity], [[0] * n]) == [[0.75] * n]
+
+
+# ── What they push, on three made-up groups: docs/methods.md ──
+
+MADE_UP = {  # qualities, and the classes that make the similarities: 1 within, 0 between
+    "right ×4, as A A A B": ([1.0] * 4, [0, 0, 0, 1]),
+    "right right wrong wrong, as A A B C": ([1.0, 1.0, 0.0, 0.0], [0, 0, 1, 2]),
+    "right right right wrong, as A A A A": ([1.0, 1.0, 1.0, 0.0], [0, 0, 0, 0]),
+}
+METHODS = {
+    **{name: {"reward": name} for name in ("quality", "multiply", "additive")},
+    "inverse_class_size": {"reward": "quality", "advantage": "inverse_class_size"},
+    **{name: {"reward": name} for name in ("redundancy", "marginal_relevance", "log_determinant")},
+    **{name: {"reward": name} for name in ("nearest_neighbour", "reasoning_novelty")},
+}
+
+
+def directions():
+    """The table of docs/methods.md: a method's advantages, `centered` unless it has its own, in the three groups."""
+    labels = torch.tensor([classes for _, classes in MADE_UP.values()])
+    same = (labels.unsqueeze(-1) == labels.unsqueeze(-2)).float()
+    groups = Groups(
+        quality=torch.tensor([quality for quality, _ in MADE_UP.values()]),
+        labels=labels,
+        diversity=(1 - same).sum(-1) / 3,
+        quality_only=torch.zeros(3, dtype=torch.bool),
+        similarities=Similarities(same, 0.5, "union_find"),
+    )
+    lines = [f"| | {' | '.join(MADE_UP)} |", "|---" * (1 + len(MADE_UP)) + "|"]
+    for name, flags in METHODS.items():
+        shaped = shape(groups, DarlingConfig(**{"advantage": "centered", **flags}), lambda reward: reward)
+        cells = [
+            " ".join(f"{value + 0.0:+.2f}" for value in row.round(decimals=2).tolist()) for row in shaped.advantage
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_page_shows_what_the_methods_push():
+    assert directions() in PAGE.read_text(encoding="utf-8")
+
+
+def test_of_four_right_answers_every_method_prefers_the_one_that_differs():
+    for line in directions().splitlines()[3:]:
+        name, first = [cell.strip(" `") for cell in line.split("|")[1:3]]
+        values = [float(value) for value in first.split()]
+        if name == "inverse_class_size":  # equal rewards have no advantage that could be weighed
+            assert values == [0.0] * 4
+        elif name == "marginal_relevance":  # the first of the three is chosen before they are alike
+            assert values[3] > max(values[1:3]), name
+        else:
+            assert values[3] > max(values[:3]), name
+
+
+if __name__ == "__main__":
+    print(directions())
