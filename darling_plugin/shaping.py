@@ -166,7 +166,6 @@ class _Seen:
     labels: torch.Tensor
     similarity: torch.Tensor | None
     left_out: torch.Tensor
-    diversity_floor: float
 
     def enters(
         self, registry: FunctionRegistry, name: str, compute: Callable[..., torch.Tensor], *, without: torch.Tensor
@@ -182,8 +181,7 @@ class _Seen:
         value = compute(self.diversity, similarity=self.similarity, labels=self.labels)
         if self.left_out.any():
             similarity = None if self.similarity is None else self.similarity.new_ones(self.similarity.shape)
-            nothing = self.diversity.new_full(self.diversity.shape, self.diversity_floor)
-            all_alike = compute(nothing, similarity=similarity, labels=self.labels.new_zeros(self.labels.shape))
+            all_alike = compute(self.diversity, similarity=similarity, labels=self.labels.new_zeros(self.labels.shape))
             value = all_alike.where(self.left_out, value)
         return (1 - self.weight) * without + self.weight * value
 
@@ -221,7 +219,7 @@ def _seen(groups: Groups, weight: torch.Tensor, diversity_floor: float) -> _Seen
     if groups.similarities is not None:
         itself = torch.eye(n, dtype=torch.bool)
         away = quality_only | left_out
-        similarity = groups.similarities.values.float().clamp(0, 1)
+        similarity = groups.similarities.values.clamp(0, 1)
         similarity = similarity.masked_fill(away.unsqueeze(-1) | away.unsqueeze(-2), 0.0).masked_fill(itself, 1.0)
     weight = weight[:, None]
     return _Seen(
@@ -231,7 +229,6 @@ def _seen(groups: Groups, weight: torch.Tensor, diversity_floor: float) -> _Seen
         labels=torch.arange(n).where(quality_only, groups.labels),
         similarity=similarity,
         left_out=left_out,
-        diversity_floor=diversity_floor,
     )
 
 

@@ -88,9 +88,11 @@ def test_what_is_no_kernel_stays_within_the_range():
 
 
 def test_novelties_that_differ_by_rounding_are_equal():
-    n, third = 16, 1 / 3
-    similarity = [[1.0 if i == j else third for j in range(n)] for i in range(n)]
-    assert apply("reasoning_novelty", [[1.0] * n], [similarity], [[0] * n]) == [[0.75] * n]
+    # In tenths each row has the same sum and the same largest; as float32 the sums differ by 1e-8.
+    tenths = [[10, 3, 4, 2, 3], [3, 10, 3, 4, 2], [4, 3, 10, 2, 3], [2, 4, 2, 10, 4], [3, 2, 3, 4, 10]]
+    similarity = [[value / 10 for value in row] for row in tenths]
+    assert len(set(torch.tensor(similarity).double().sum(-1).tolist())) > 1
+    assert apply("reasoning_novelty", [[1.0] * 5], [similarity], [[0] * 5]) == [[0.75] * 5]
 
 
 # ── What they push, on three made-up groups: docs/methods.md ──

@@ -223,6 +223,27 @@ def test_a_group_that_could_not_be_partitioned_is_trained_on_its_quality(name):
     assert shaped.advantage.tolist() == [[0.375, 0.375, -0.125, -0.625]]
 
 
+def test_a_reward_of_yours_need_not_know_of_groups_that_could_not_be_partitioned():
+    register_reward("mine")(lambda quality, labels: quality / (labels >= 0).sum(-1, keepdim=True))
+    batch = with_similarity([-1] * 4, quality_only=True)
+    assert shape(batch, DarlingConfig(reward="mine"), unpenalized).reward.tolist() == [QUALITY]
+
+
+def test_a_reward_that_works_in_place_leaves_similarity_and_labels_alone():
+    @register_reward("mine")
+    def in_place(quality, similarity, labels):
+        similarity.zero_(), labels.zero_()
+        return quality
+
+    batch = with_similarity()
+    shape(batch, DarlingConfig(reward="mine", advantage="inverse_class_size"), unpenalized)
+    assert batch.labels.tolist() == [LABELS]
+    seen = []
+    register_advantage("mine")(lambda reward, similarity, labels: seen.extend((similarity, labels)) or reward)
+    shape(batch, DarlingConfig(reward="mine", advantage="mine"), unpenalized)
+    assert seen[0].tolist() == [[pytest.approx(row) for row in SIMILARITY]] and seen[1].tolist() == [LABELS]
+
+
 @pytest.mark.parametrize("name", ["log_determinant", "nearest_neighbour", "reasoning_novelty", "redundancy"])
 @pytest.mark.parametrize("due", [False, True])
 def test_a_response_left_out_counts_for_nobody_and_gets_what_all_alike_would(name, due):
