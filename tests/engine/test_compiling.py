@@ -7,7 +7,7 @@ from torch._dynamo.utils import counters
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.engine import compiling
-from darling_plugin.partition.engine.compiling import COMPILE_AFTER
+from darling_plugin.partition.engine.compiling import COMPILE_AFTER, tokens_before_compiling
 
 
 @pytest.fixture
@@ -55,7 +55,19 @@ def test_layers_are_compiled_once_enough_tokens_are_scored(of_kind, monkeypatch)
     never.similarity(PAIRS)
     never.similarity(PAIRS)
     assert len(compiled) == 1
-    assert of_kind("bert")._forward.compile_later.tokens_left == COMPILE_AFTER["cpu"]
+
+
+def test_by_default_work_is_counted_weights_times_tokens():
+    def waits_for(layers, width, device):
+        base = torch.nn.Sequential(*(torch.nn.Linear(width, 4 * width) for _ in range(layers)))
+        base.device = torch.device(device)
+        return tokens_before_compiling(base, None)
+
+    assert waits_for(2, 100, "cpu") == COMPILE_AFTER["cpu"] / (2 * 4 * 100**2)
+    assert waits_for(4, 100, "cuda") == waits_for(1, 200, "cuda") == COMPILE_AFTER["cuda"] / (16 * 100**2)
+    # What was measured on one H200, in weights of the linear layers: a few million tokens of ModernBERT-base, and
+    # the first steps of a 4B model.
+    assert 2e6 < COMPILE_AFTER["cuda"] / 0.11e9 < 8e6 and 1e5 < COMPILE_AFTER["cuda"] / 3.6e9 < 3e5
 
 
 @pytest.mark.parametrize("bad", ["never", True, -1, float("nan")])

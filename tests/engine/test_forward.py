@@ -213,6 +213,9 @@ class OnCuda:
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2 if model_type == "qwen3" else 4}
         self.config = type("Config", (), {"model_type": model_type, **heads})()
 
+    def modules(self):
+        return []
+
     def set_attn_implementation(self, name):
         self.attention = name
 

@@ -20,7 +20,7 @@ import torch
 
 from darling_plugin.partition.base import out_of_memory
 from darling_plugin.partition.engine.attention import Pieces, attending_within, choose_attention, exchange_attention
-from darling_plugin.partition.engine.compiling import CompileLater, check_compile_after
+from darling_plugin.partition.engine.compiling import CompileLater, tokens_before_compiling
 from darling_plugin.partition.engine.inputs import ModelInput
 
 logger = logging.getLogger(__name__)
@@ -49,10 +49,11 @@ def choose_forward(
 
     Args:
         run, base, pad_id: as for Forward. token_budget: of a batch; None: TOKENS of the device.
-        compile_after: tokens after which the layers of a packed model are compiled; None: COMPILE_AFTER of the device.
+        compile_after: tokens after which the layers of a packed model are compiled; None: by the
+            model's size, COMPILE_AFTER.
             A padded model is never compiled.
     """
-    compile_later = CompileLater(base, check_compile_after(compile_after, base.device.type))
+    compile_later = CompileLater(base, tokens_before_compiling(base, compile_after))
     kind = base.config.model_type
     heads = getattr(base.config, "num_attention_heads", None)
     shared_heads = getattr(base.config, "num_key_value_heads", heads) != heads
