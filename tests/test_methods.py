@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from method_oracles import ORACLES
 
 from darling_plugin.config import DarlingConfig
+from darling_plugin.evaluation.methods import METHODS
 from darling_plugin.registry import advantages, rewards
 from darling_plugin.shaping import Groups, Similarities, shape
 
@@ -101,12 +102,6 @@ MADE_UP = {  # qualities, and the classes that make the similarities: 1 within, 
     "right ×4, as A A A B": ([1.0] * 4, [0, 0, 0, 1]),
     "right right wrong wrong, as A A B C": ([1.0, 1.0, 0.0, 0.0], [0, 0, 1, 2]),
     "right right right wrong, as A A A A": ([1.0, 1.0, 1.0, 0.0], [0, 0, 0, 0]),
-}
-METHODS = {
-    **{name: {"reward": name} for name in ("quality", "multiply", "additive")},
-    "inverse_class_size": {"reward": "quality", "advantage": "inverse_class_size"},
-    **{name: {"reward": name} for name in ("redundancy", "marginal_relevance", "log_determinant")},
-    **{name: {"reward": name} for name in ("nearest_neighbour", "reasoning_novelty")},
 }
 
 

@@ -1,0 +1,158 @@
+"""`darling-compare-methods`: what other methods would have made of a logged run's groups, as tables and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from darling_plugin.commands.show import TITLE_WIDTH, asked, shortened
+from darling_plugin.errors import DarlingError, options_begin_with
+from darling_plugin.evaluation.methods import ComparedGroup, Comparison, compare_methods
+from darling_plugin.log import read_partitions
+from darling_plugin.reward import QUALITY_TRANSFORMS
+
+RESPONSE_WIDTH = 120
+EXAMPLE = """\
+  darling-compare-methods runs/demo/partitions.jsonl --groups 5 --picture methods.png
+
+Rank correlation is Spearman's of the advantages within a group, its mean over the groups. Each method is at weight 1,
+with the quality_transform and the diversity_floor of the run.json beside the log, before OpenRLHF's length penalties.
+
+exit status: 0; 2 where there is nothing to compare
+"""
+
+
+def correlation_table(comparison: Comparison) -> Table:
+    """A row a method: its correlation with those above it, and in how many groups it has no say."""
+    names = list(comparison.silent)
+    caption = f"{len(comparison.groups)} groups"
+    if not comparison.of_similarities:
+        caption += "; no similarities in this log: 1 within a class, 0 between"
+    title = "rank correlation of the advantages within a group"
+    table = Table(title=title, caption=caption, box=None, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for number in range(1, len(names)):
+        table.add_column(f"{number}", justify="right")
+    table.add_column("silent", justify="right")
+    for row, name in enumerate(names):
+        cells = [_number(comparison.rank_correlation[row, column]) for column in range(row)]
+        table.add_row(f"{row + 1} {name}", *cells, *[""] * (len(names) - 1 - row), str(comparison.silent[name]))
+    return table
+
+
+def group_tables(group: ComparedGroup) -> tuple[Table, Table]:
+    """The responses of a group, by number, and each method's advantages of them."""
+    record = group.record
+    title = f"step {record['step']}, agreement {_number(group.agreement)}: "
+    said = Table(title=Text(title + shortened(asked(record["prompt"]), TITLE_WIDTH)), title_justify="left")
+    for column in ("", "class", "quality"):
+        said.add_column(column, justify="right", min_width=len(column))
+    said.add_column("response")
+    advantages = Table("advantage", box=None, padding=(0, 1, 0, 0))
+    for k, response in enumerate(record["responses"]):
+        text = Text(shortened(response, RESPONSE_WIDTH) or "(empty)")
+        said.add_row(f"{k + 1}", f"{record['labels'][k]}", f"{record['quality'][k]:.2f}", text)
+        advantages.add_column(f"{k + 1}", justify="right", min_width=5)
+    for name, values in group.advantage.items():
+        advantages.add_row(name, *(f"{value + 0.0:+.2f}" for value in values))
+    return said, advantages
+
+
+def draw(comparison: Comparison, file: Path) -> None:
+    """Writes the correlations as a picture, in a format that the file's name ends in, as .png or .svg.
+
+    Raises DarlingError where it cannot be drawn or written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DarlingError("matplotlib, for --picture", f"{error}", "pip install matplotlib") from error
+    names = list(comparison.silent)
+    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+    plot = figure.add_subplot(title=f"Rank correlation within a group, mean of {len(comparison.groups)}")
+    picture = plot.imshow(comparison.rank_correlation, vmin=-1, vmax=1, cmap="RdBu")
+    plot.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    plot.set_yticks(range(len(names)), names)
+    for row, values in enumerate(comparison.rank_correlation):
+        for column, value in enumerate(values):
+            colour = "white" if abs(value) > 0.6 else "black"
+            plot.text(column, row, _number(value), ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(picture, shrink=0.8)
+    try:
+        figure.savefig(file, dpi=120)
+    except (OSError, ValueError) as error:  # another folder, or another ending
+        raise DarlingError("a picture's file, as methods.png", f"{file}: {error}", "name another") from error
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def _flags(log_dir: Path) -> dict[str, Any]:
+    file = log_dir / "run.json"
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["darling"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DarlingError("a run.json, as --darling.log_dir writes it", f"{file}: {error!r}", "restore it") from error
+
+
+def compare(log: Path, groups: int, picture: Path | None, flags: dict[str, Any], console: Console) -> None:
+    """Prints the tables, and writes the picture. Raises DarlingError where there is nothing to compare."""
+    log_dir = log.parent if log.name == "partitions.jsonl" else log
+    records = read_partitions(log_dir)
+    keys = ("step", "split", "prompt", "responses", "labels", "quality", "diversity")
+    for number, record in enumerate(records, start=1):
+        missing = [key for key in keys if not (isinstance(record, dict) and key in record)]
+        if missing:
+            found = f"{log_dir / 'partitions.jsonl'}, line {number}, without {', '.join(missing)}"
+            raise DarlingError("a partitions.jsonl, as --darling.log_dir writes it", found, "name the log of a run")
+    comparison = compare_methods(records, {**_flags(log_dir), **flags})
+    console.print(correlation_table(comparison))
+    for group in comparison.groups[:groups]:
+        console.print(*group_tables(group), sep="\n")
+    if picture is not None:
+        draw(comparison, picture)
+        console.print(f"{picture}: the same as a picture", highlight=False, markup=False)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    options_begin_with("--")
+    parser = argparse.ArgumentParser(
+        prog="darling-compare-methods",
+        description="What each group-diversity method would have made of a logged run's groups: how alike the methods "
+        "rank a group's responses, and the groups on which they disagree most.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("log", metavar="FILE", type=Path, help="partitions.jsonl of a run, or the folder it is in")
+    parser.add_argument("--groups", type=int, default=3, help="how many groups to show; default: 3")
+    parser.add_argument("--picture", metavar="PNG", type=Path, help="writes the correlations as a picture")
+    parser.add_argument(
+        "--quality_transform",
+        choices=tuple(QUALITY_TRANSFORMS),
+        help="in place of the run's own; needed where that has none and qualities are negative",
+    )
+    arguments = parser.parse_args(argv)
+    flags = {} if arguments.quality_transform is None else {"quality_transform": arguments.quality_transform}
+    try:
+        compare(arguments.log, max(0, arguments.groups), arguments.picture, flags, Console())
+    except DarlingError as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
