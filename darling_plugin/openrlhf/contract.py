@@ -103,6 +103,7 @@ FLAGS = (
     "algo.advantage.no_std_norm",
     "algo.kl.init_coef",
     "ckpt.load_enable",
+    "data.label_key",
     "data.max_len",
     "eval.n_samples_per_prompt",
     "reward.clip_range",

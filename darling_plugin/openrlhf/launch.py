@@ -74,6 +74,7 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
     parser.add_argument("--algo.advantage.estimator", dest="estimator", default="gae")
     parser.add_argument("--reward.remote_url", dest="remote_url")
     parser.add_argument("--train.agent_func_path", dest="agent_func_path")
+    parser.add_argument("--data.label_key", dest="label_key")
     parser.add_argument("--ckpt.load_enable", dest="resumes", action="store_true")
     parser.add_argument("--algo.advantage.no_std_norm", dest="no_std_norm", action="store_true")
     parser.add_argument("--algo.kl.init_coef", dest="kl", type=float, default=0.01)
@@ -104,6 +105,12 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
             file=sys.stderr,
         )
     _warn_of_std(flags, config)
+    if config.prompt_weight and ":" not in config.prompt_weight and not flags.label_key:
+        raise DarlingError(
+            f"labels, for {PREFIX}prompt_weight {config.prompt_weight} is a key of them",
+            "no --data.label_key",
+            "pass the data set's column of labels, JSON objects with that key, or name a file.py:function",
+        )
     if config.log_dir and not flags.resumes and os.path.exists(os.path.join(config.log_dir, "partitions.jsonl")):
         raise DarlingError(
             "a --darling.log_dir without the partitions of another run",

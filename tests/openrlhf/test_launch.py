@@ -65,9 +65,10 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
             "a reward that --darling.weight_schedule changes",
         ),
         (
-            ["--darling.prompt_weight", "key", "--darling.reward", "additive", *ENABLED],
+            ["--darling.prompt_weight", "key", "--darling.reward", "additive", "--data.label_key", "answer", *ENABLED],
             "a reward that --darling.prompt_weight changes",
         ),
+        (["--darling.prompt_weight", "key", *ENABLED], "no --data.label_key"),
         (["--darling.prompt_weight", "nowhere.py:weight", *ENABLED], "no such file"),
         (["--darling.partition_text", "regex:abc", *ENABLED], "a pattern without a group"),
         (["--darling.partition_text", "nowhere.py:part", *ENABLED], "no such file"),
