@@ -21,6 +21,7 @@ ORDER = (
     "pairs_saved",
     "training",
     "partition_models",
+    "report_page",
 )
 HEAD = """# Benchmarks
 

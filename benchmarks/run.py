@@ -16,6 +16,7 @@ SCRIPTS = (
     "official_protocol",
     "training",
     "partition_models",
+    "report_page",
     "report",
 )
 

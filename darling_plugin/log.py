@@ -24,6 +24,9 @@ VERSIONED = (
     "flash-attn",
 )
 
+OF_A_RESPONSE = ("labels", "quality", "diversity", "reward", "advantage", "response_length", "truncated", "similarity")
+OF_A_GROUP = ("step", "split", "prompt", "responses", "labels", "quality", "diversity", "reward")  # always there
+
 
 def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
     """Appends one line a group to `log_dir/partitions.jsonl`, in one write, so that a reader sees whole lines."""
@@ -51,6 +54,29 @@ def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise DarlingError(needed, f"{path}: {error}", "restore that file") from error
+
+
+def read_groups(log_dir: str | Path) -> list[dict[str, Any]]:
+    """Those lines, each a group with the keys and as many values as it has responses.
+
+    Raises DarlingError, which names the first line that is none.
+    """
+    records = read_partitions(log_dir)
+    for number, record in enumerate(records, start=1):
+        missing = [key for key in OF_A_GROUP if not (isinstance(record, dict) and key in record)]
+        if missing:
+            wrong = f"without {', '.join(missing)}"
+        else:
+            n = len(record["responses"])
+            values = {key: record[key] for key in OF_A_RESPONSE if record.get(key) is not None}
+            wrong = ", ".join(f"{len(each)} {key} of {n} responses" for key, each in values.items() if len(each) != n)
+        if wrong:
+            raise DarlingError(
+                "a partitions.jsonl, as --darling.log_dir writes it",
+                f"{Path(log_dir) / 'partitions.jsonl'}, line {number}, {wrong}",
+                "name the log_dir of a run; what darling-partition writes is not shown here",
+            )
+    return records
 
 
 def rewind_partitions(log_dir: str, step: int, *, evaluates_again: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from darling_plugin.commands.report import report
 from darling_plugin.commands.show import show
 
 # What OpenRLHF prints when a phase begins, in order.
@@ -85,6 +86,7 @@ def main() -> None:
         console.print(tail, markup=False, highlight=False)
         sys.exit(f"the run ended with status {status}; all of its output is in {arguments.out / 'train.log'}")
     show(arguments.out, 3, console)
+    report([arguments.out], arguments.out / "report.html", console)
     console.print(f"{arguments.out}/ holds partitions.jsonl, run.json, tensorboard/, the trained model/ and train.log")
 
 

@@ -14,11 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.log import read_partitions
+from darling_plugin.log import read_groups
 from darling_plugin.queries import asked
 
 TITLE_WIDTH = 60
-SHOWN = ("step", "split", "prompt", "responses", "labels", "quality", "diversity", "reward")  # keys of a line
 EXAMPLE = """\
   darling-show runs/demo --groups 5
 
@@ -75,25 +74,12 @@ def group_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def _checked(log_dir: Path) -> list[dict[str, Any]]:
-    records = read_partitions(log_dir)
-    for number, record in enumerate(records, start=1):
-        missing = [key for key in SHOWN if not (isinstance(record, dict) and key in record)]
-        if missing:
-            raise DarlingError(
-                "a partitions.jsonl, as --darling.log_dir writes it",
-                f"{log_dir / 'partitions.jsonl'}, line {number}, without {', '.join(missing)}",
-                "name the log_dir of a run; what darling-partition writes is not shown here",
-            )
-    return records
-
-
 def show(log_dir: Path, groups: int, console: Console) -> None:
     """Prints the table of the steps, and the first `groups` groups of the last one.
 
     Raises DarlingError where there is nothing to show.
     """
-    trained = [record for record in _checked(log_dir) if record["split"] == "train"]
+    trained = [record for record in read_groups(log_dir) if record["split"] == "train"]
     if not trained:
         raise DarlingError("groups of a training step", f"none yet in {log_dir}", "wait for the first step")
     console.print(steps_table(trained))
@@ -115,8 +101,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("log_dir", metavar="DIR", type=Path, help="--darling.log_dir of a run, finished or not")
     parser.add_argument("--groups", type=int, default=3, help="how many groups of the last step; default: 3")
     arguments = parser.parse_args(argv)
+    console = Console()
     try:
-        show(arguments.log_dir, arguments.groups, Console())
+        show(arguments.log_dir, arguments.groups, console)
+        console.print(f"darling-report {arguments.log_dir} makes a page of all of it", markup=False, highlight=False)
     except DarlingError as error:
         print(f"\n{error}\n", file=sys.stderr)
         return 2

@@ -102,7 +102,7 @@ def _detector() -> LanguageDetector | None:
 def _language(text: str) -> Language | None:
     letters = sum(len(char.encode("utf-8", errors="replace")) for char in text if char.isalpha())
     detector = _detector() if letters >= LEAST_LETTERS else None
-    return detector and detector.detect_language_of(text)
+    return detector and detector.detect_language_of(text.encode("utf-8", errors="replace").decode())
 
 
 # ── Of a step's groups ──

@@ -51,6 +51,7 @@ def test_a_row_a_step_and_the_last_steps_groups_class_by_class(log_dir, capsys):
     assert ["2", "0.500", "0.667", "2.00", "0.333"] in rows
     assert "step 2: Question of step 2" in [line.strip() for line in said.splitlines()]
     assert "step 1: " not in said and "9.000" not in said
+    assert "darling-report " in said
     assert said.index("answer 0 of 0") < said.index("answer 0 of 2") < said.index("answer 1 of 1")
 
 

@@ -158,6 +158,7 @@ def test_compression():
             + "守夜人每天晚上都会走上楼梯，他的狗睡在灯旁边。" * 9,
             1.0,
         ),
+        ("The old keeper climbed the stairs every evening, \ud800 and the dog slept by the lamp.", 0.0),
         ("Rex", math.nan),
         ("$x^2 + \\frac{alphabetagammadelta}{epsilonzetaeta} = thetaiotakappa$", math.nan),
     ],

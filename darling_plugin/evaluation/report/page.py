@@ -1,0 +1,159 @@
+"""One HTML file of runs: an index that the browser reads at once, and the groups' texts packed in small parts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from darling_plugin.evaluation import monitor
+from darling_plugin.evaluation.report.curves import Curves, curves
+from darling_plugin.evaluation.report.runs import Run, Step
+from darling_plugin.queries import asked
+
+HERE = Path(__file__).parent
+SCRIPTS = ("data.js", "charts.js", "groups.js", "main.js")
+PART = 16  # groups that are unpacked together: twenty groups of anywhere on the page are then a few megabytes
+HIGHLIGHTS = 4  # most gained, most lost
+
+
+def render(runs: list[Run]) -> str:
+    """The page. What a prompt or response holds is in it as JSON, in ASCII and without a `<`, or packed."""
+    groups = [
+        (place, step, k) for place, run in enumerate(runs) for step in run.steps for k in range(len(step.records))
+    ]
+    parts = [groups[start : start + PART] for start in range(0, len(groups), PART)]
+    style, script = _file("page.css"), "\n".join(map(_file, SCRIPTS))
+    filled = {
+        "title": html.escape(", ".join(run.name for run in runs)).encode("ascii", "xmlcharrefreplace").decode(),
+        "policy": f"default-src 'none'; style-src {_hashed(style)}; script-src {_hashed(script)}",
+        "style": style,
+        "script": script,
+        "index": _json(_index(runs, groups)).replace("<", "\\u003c"),
+        "parts": "\n".join(
+            f'<script type="text/plain" id="part{k}">{_packed([_group(step, g) for _, step, g in part])}</script>'
+            for k, part in enumerate(parts)
+        ),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda field: filled[field[1]], _file("page.html"))
+
+
+def _file(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _hashed(text: str) -> str:
+    """What a Content-Security-Policy calls a text that may run; nothing else in the page may."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _packed(value: Any) -> str:
+    return base64.b64encode(zlib.compress(_json(value).encode(), 6)).decode()
+
+
+def _index(runs: list[Run], groups: list[tuple[int, Step, int]]) -> dict[str, Any]:
+    prompts: dict[str, int] = {}
+    columns: dict[str, list] = {
+        name: []
+        for name in ("run", "step", "split", "prompt", "classes", "one", "flat", "quality", "reward", "gained", "lost")
+    }
+    for place, step, k in groups:
+        record, gain = step.records[k], None if step.gain is None else step.gain[k].tolist()
+        labels = [label for label in record["labels"] or [] if label >= 0]
+        spread = {
+            round(d, 6)
+            for d, label in zip(record["diversity"] or [], record["labels"] or [], strict=True)
+            if label >= 0
+        }
+        question = asked(record["prompt"])
+        values = {
+            "run": place,
+            "step": step.number,
+            "split": int(step.split == "eval"),
+            "prompt": prompts.setdefault(question, len(prompts)),
+            "classes": len(set(labels)),
+            "one": int(len(set(labels)) == 1 and len(labels) > 1),
+            "flat": int(len(spread) == 1 and len(labels) > 1),
+            "quality": _short(math.fsum(record["quality"]) / len(record["quality"])),
+            "reward": _short(math.fsum(record["reward"]) / len(record["reward"])),
+            "gained": gain and _short(max(gain)),
+            "lost": gain and _short(min(gain)),
+        }
+        for name, value in values.items():
+            columns[name].append(value)
+    return {
+        "runs": [_run(run) for run in runs],
+        "prompts": list(prompts),
+        "groups": columns,
+        "part": PART,
+        "highlights": _highlights(groups),
+        "watched": monitor.MonitorWatch.STEPS,
+        "moves": {name: move.means for name, move in monitor.MOVES.items()},
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    made = {split: curves(run, split) for split in ("train", "eval")}
+    return {
+        "name": run.name,
+        "settings": {name: value for name, value in run.settings.items() if value is not None},
+        "curves": {split: _curve(each) for split, each in made.items() if each.steps},
+        "warnings": [(step, name, said) for step, name, said in made["train"].warnings],
+        "gain": any(step.gain is not None for step in run.steps),
+    }
+
+
+def _curve(made: Curves) -> dict[str, Any]:
+    return {"steps": made.steps, "figures": {name: [_short(v) for v in each] for name, each in made.figures.items()}}
+
+
+def _highlights(groups: list[tuple[int, Step, int]]) -> dict[str, list[tuple[int, int]]]:
+    """(group, response) of those whose reward diversity raised and lowered most, each of another prompt."""
+    found = [
+        (gain, step.number, g, k, step.records[row]["prompt"])
+        for g, (_, step, row) in enumerate(groups)
+        if step.gain is not None
+        for k, gain in enumerate(step.gain[row].tolist())
+    ]
+    return {"gained": _of_other_prompts(found, 1), "lost": _of_other_prompts(found, -1)}
+
+
+def _of_other_prompts(found: list[tuple[float, int, int, int, str]], sign: int) -> list[tuple[int, int]]:
+    chosen: dict[str, tuple[int, int]] = {}
+    # Of equal ones the later.
+    for gain, _, group, k, prompt in sorted(found, key=lambda each: (-sign * round(each[0], 6), -each[1])):
+        if sign * gain <= 1e-6 or len(chosen) == HIGHLIGHTS:
+            break
+        chosen.setdefault(prompt, (group, k))
+    return list(chosen.values())
+
+
+def _group(step: Step, k: int) -> dict[str, Any]:
+    record = step.records[k]
+    group = {"prompt": record["prompt"], "responses": record["responses"], "labels": record["labels"]}
+    for name in ("quality", "diversity", "reward", "advantage"):
+        group[name] = record.get(name) and [_short(value) for value in record[name]]
+    group["tokens"], group["truncated"] = record.get("response_length"), record.get("truncated")
+    if step.gain is not None:
+        group["gain"] = [_short(value) for value in step.gain[k].tolist()]
+    if record.get("similarity"):
+        group["similarity"] = [[round(value, 2) for value in row] for row in record["similarity"]]
+    if any(record.get("compared") or []):
+        group["compared"] = record["compared"]
+    group["signs"] = {name: [_short(value) for value in values] for name, values in record["signs"].items()}
+    return group
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits, which is more than the page shows; JSON has no NaN and no infinity."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
