@@ -1,11 +1,13 @@
 """How long the page of `darling-report` takes to open, and to answer.
 
-python benchmarks/report_page.py [-o PAGE]
+python benchmarks/report_page.py
 
-A made-up run of 8 responses a group, their texts parts of NoveltyBench's where ../shared/data has them, else random words. Headless Chromium opens the page from disk, in a new tab each time: until loaded and twenty groups are drawn. The rest is from the choice to the next frame. Medians of five.
+A made-up run of 8 responses a group, of 20 to 1200 characters, parts of NoveltyBench's where ../shared/data has them,
+else random words; the log has the monitor's signs, as training leaves it. Headless Chromium opens the page from disk,
+in a new browser each time: from navigation until twenty groups are drawn, the median of five. The rest is from the
+choice to the next frame, the worst of five.
 """
 
-import argparse
 import json
 import random
 import tempfile
@@ -16,13 +18,15 @@ from statistics import median
 from browser import CHROMIUM, Browser
 from common import console, save, texts
 
+from darling_plugin.evaluation.monitor import TEXT_SIGNS
 from darling_plugin.evaluation.report.page import render
 from darling_plugin.evaluation.report.runs import read_runs
 
 GROUPS, N, A_STEP = (1_000, 10_000), 8, 8
 CHARACTERS = (20, 1200)  # of a response
 DRAWN = """new Promise((done) => {
-    const look = () => document.querySelector(".group") ? requestAnimationFrame(() => done(performance.now())) : setTimeout(look, 5);
+    const drawn = () => requestAnimationFrame(() => done(performance.now()));
+    const look = () => document.querySelector(".group") ? drawn() : setTimeout(look, 5);
     look();
 })"""
 ACTION = """(async () => {
@@ -52,7 +56,7 @@ def write_run(folder: Path, groups: int) -> None:
             record = {
                 "step": 1 + number // A_STEP,
                 "split": "train",
-                "prompt": f"<|user|>\nPrompt number {number % 500}: {rng.choice(texts())[:200]}<|end|>\n<|assistant|>\n",
+                "prompt": f"<|user|>\nPrompt number {number % 500}<|end|>\n<|assistant|>\n",
                 "responses": [rng.choice(texts())[: rng.randint(*CHARACTERS)] for _ in labels],
                 "labels": labels,
                 "quality": quality,
@@ -60,6 +64,7 @@ def write_run(folder: Path, groups: int) -> None:
                 "reward": reward,
                 "advantage": [value - sum(reward) / N for value in reward],
                 "response_length": [rng.randint(5, 300) for _ in labels],
+                "signs": {sign.__name__: [round(rng.random(), 6) for _ in labels] for sign in TEXT_SIGNS},
             }
             file.write(json.dumps(record) + "\n")
     (folder / "run.json").write_text(json.dumps({"darling": {"enable": True}}))
@@ -80,22 +85,19 @@ def measure(page: Path) -> dict[str, float]:
             for _ in range(5):
                 took.append(browser.evaluate(ACTION % action) / 1000)
                 browser.evaluate(ACTION % undo)
-            row[f"{name}, s"] = median(took)
+            row[f"{name}, s"] = max(took)
         if browser.problems:
             raise RuntimeError(browser.problems)
     return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, help="keeps the largest page there")
-    arguments = parser.parse_args()
     if CHROMIUM is None:
         console.print("no Chromium here to open the page in; the stored result stays")
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        page = arguments.output or Path(folder) / "page.html"
+        page = Path(folder) / "page.html"
         for groups in GROUPS:
             write_run(Path(folder), groups)
             start = time.perf_counter()

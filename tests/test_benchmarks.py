@@ -191,7 +191,8 @@ def test_saving_writes_the_docstrings_command_and_explanation(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "script", ["official_protocol", "libraries", "limit", "growth", "precision", "cpu_numerics", "training"]
+    "script",
+    ["official_protocol", "libraries", "limit", "growth", "precision", "cpu_numerics", "training", "report_page"],
 )
 def test_every_benchmark_says_how_it_is_run_and_what_it_compares(script):
     doc = (Path(common.__file__).parent / f"{script}.py").read_text(encoding="utf-8").split('"""')[1]

@@ -18,13 +18,18 @@ const KEPT = 64;
 function part(number) {
   if (!unpacked.has(number)) {
     if (unpacked.size >= KEPT) unpacked.delete(unpacked.keys().next().value);
-    unpacked.set(number, unpack(document.getElementById("part" + number).textContent));
+    unpacked.set(number, unpack(number));
   }
   return unpacked.get(number);
 }
 
-async function unpack(text) {
-  const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+// Most parts stand behind this script: the first groups are drawn while the browser reads the rest.
+const read = new Promise((done) => document.addEventListener("DOMContentLoaded", done));
+
+async function unpack(number) {
+  const element = () => document.getElementById("part" + number);
+  if (!element()) await read;
+  const bytes = Uint8Array.from(atob(element().textContent), (char) => char.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return JSON.parse(await new Response(stream).text());
 }

@@ -20,6 +20,7 @@ from darling_plugin.queries import asked
 HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "charts.js", "groups.js", "main.js")
 PART = 16  # groups that are unpacked together: twenty groups of anywhere on the page are then a few megabytes
+FIRST = 2  # parts before the script: the twenty groups that are shown at first
 HIGHLIGHTS = 4  # most gained, most lost
 
 
@@ -36,11 +37,13 @@ def render(runs: list[Run]) -> str:
         "style": style,
         "script": script,
         "index": _json(_index(runs, groups)).replace("<", "\\u003c"),
-        "parts": "\n".join(
-            f'<script type="text/plain" id="part{k}">{_packed([_group(step, g) for _, step, g in part])}</script>'
-            for k, part in enumerate(parts)
-        ),
     }
+    packed = [
+        f'<script type="text/plain" id="part{k}">{_packed([_group(step, g) for _, step, g in part])}</script>'
+        for k, part in enumerate(parts)
+    ]
+    # The script draws the first groups while the browser still reads the rest.
+    filled |= {"first": "\n".join(packed[:FIRST]), "rest": "\n".join(packed[FIRST:])}
     return re.sub(r"\{\{(\w+)\}\}", lambda field: filled[field[1]], _file("page.html"))
 
 
