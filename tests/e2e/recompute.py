@@ -175,9 +175,11 @@ def transformed(quality: list[float], transform: str | None) -> list[float]:
 
 
 def z_scores(values: list[float]) -> list[float]:
+    if len(set(values)) == 1:  # whose mean may be a rounding step off
+        return [0.0] * len(values)
     mean = math.fsum(values) / len(values)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return [0.0 if std == 0 else (value - mean) / std for value in values]
+    return [(value - mean) / std for value in values]
 
 
 def close(found: list[float], expected: list[float]) -> None:
