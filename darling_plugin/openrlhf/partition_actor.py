@@ -54,12 +54,15 @@ class PartitionPool:
         Raises DarlingError, which names those that are late, when they are not ready within --darling.start_timeout.
         """
         self._dispatched = itertools.count()
+        # Held here: Ray keeps large arguments of an actor in its object store, drops them once the actor has started,
+        # and then cannot start it again.
+        self._tokenizer = ray.put(tokenizer)
         actor_class = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(PartitionActor)
         self._actors = []
         for k in range(config.num_partition_actors):
             journal = os.path.join(tempfile.gettempdir(), f"darling-{uuid.uuid4().hex}")
             resources = placement.actor_options(config, colocate_with, k)
-            actor = actor_class.options(**resources).remote(config, tokenizer, quality_expected, journal)
+            actor = actor_class.options(**resources).remote(config, self._tokenizer, quality_expected, journal)
             self._actors.append(actor)
         descriptions = [actor.describe.remote() for actor in self._actors]
         _, late = ray.wait(descriptions, num_returns=len(descriptions), timeout=config.start_timeout)

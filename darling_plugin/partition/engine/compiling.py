@@ -13,7 +13,7 @@ from darling_plugin.errors import DarlingError
 
 logger = logging.getLogger(__name__)
 
-# Tokens times weights of the linear layers, which take at least about as long to score as the layers to compile: no run
+# Tokens times weights of the linear layers that take at least about as long to score as the layers to compile: no run
 # is held up for longer than it has run. In tokens alone models are far apart. An H200 scored 3.8 million tokens of
 # ModernBERT-base (4e14) in that time, 0.17 million of a 4B model (6e14); two CPU cores 72,000 of MiniLM (8e11), 6,700
 # of ModernBERT-base (7e11), 2,900 of 12 layers of Qwen3 (5e11). Compiling gains less there, so it waits for longer.
