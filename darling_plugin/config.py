@@ -90,7 +90,7 @@ class DarlingConfig:
     reward: str = _flag(
         "multiply",
         "how quality and diversity make the reward: multiply, additive, quality, redundancy (DRA-GRPO), "
-        "marginal_relevance (MMR-GRPO), log_determinant (DQO), nearest_neighbour (MoDA), reasoning_novelty (EVOL-RL), "
+        "marginal_relevance (MMR-GRPO), nearest_neighbour (MoDA), reasoning_novelty (EVOL-RL), "
         "or yours",
     )
     advantage: str | None = _flag(

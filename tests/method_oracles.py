@@ -7,8 +7,6 @@ One whose label is -1 has similarity 0 with the others, and what a method gives 
 import math
 import statistics
 
-import numpy
-
 
 def others(i, n):
     return [j for j in range(n) if j != i]
@@ -39,16 +37,6 @@ def marginal_relevance(quality, similarity, labels):
     return [result[i] for i in range(len(quality))]
 
 
-def log_determinant(quality, similarity, labels):
-    values, vectors = numpy.linalg.eigh(numpy.array(similarity))
-    kernel = vectors @ numpy.diag(values.clip(min=0)) @ vectors.T + numpy.eye(len(quality))
-    result = []
-    for i, q in enumerate(quality):
-        without = kernel[numpy.ix_(others(i, len(quality)), others(i, len(quality)))]
-        result.append(q + math.log(numpy.linalg.det(kernel) / numpy.linalg.det(without)))
-    return result
-
-
 def nearest_neighbour(quality, similarity, labels):
     n = len(quality)
     return [q + min([1 - similarity[i][j] for j in others(i, n)], default=1.0) for i, q in enumerate(quality)]
@@ -74,7 +62,6 @@ def reasoning_novelty(quality, similarity, labels):
 
 ORACLES = {
     "inverse_class_size": inverse_class_size,
-    "log_determinant": log_determinant,
     "marginal_relevance": marginal_relevance,
     "nearest_neighbour": nearest_neighbour,
     "reasoning_novelty": reasoning_novelty,

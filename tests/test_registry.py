@@ -27,7 +27,6 @@ def test_built_in_names():
     ]
     assert rewards.names() == [
         "additive",
-        "log_determinant",
         "marginal_relevance",
         "multiply",
         "nearest_neighbour",
@@ -94,7 +93,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest():
     message = str(caught.value)
     assert "a registered reward" in message
     assert "did you mean 'multiply'?" in message
-    assert "known: additive, log_determinant, " in message
+    assert "known: additive, marginal_relevance, " in message
 
 
 def test_one_file_imported_twice_is_not_a_clash(tmp_path, monkeypatch):

@@ -142,7 +142,7 @@ def test_a_gate_that_is_due_and_lets_one_or_nobody_through_or_meets_an_unpartiti
 
 QUALITY, LABELS = [1.0, 1.0, 0.5, 0.0], [0, 0, 1, 2]
 SIMILARITY = [[1.0, 0.8, 0.1, 0.2], [0.8, 1.0, 0.3, 0.0], [0.1, 0.3, 1.0, 0.4], [0.2, 0.0, 0.4, 1.0]]
-OF_SIMILARITY = ["log_determinant", "marginal_relevance", "nearest_neighbour", "reasoning_novelty", "redundancy"]
+OF_SIMILARITY = ["marginal_relevance", "nearest_neighbour", "reasoning_novelty", "redundancy"]
 
 
 def with_similarity(labels=LABELS, similarity=SIMILARITY, quality=QUALITY, quality_only=False, weight=None):
@@ -244,7 +244,7 @@ def test_a_reward_that_works_in_place_leaves_similarity_and_labels_alone():
     assert seen[0].tolist() == [[pytest.approx(row) for row in SIMILARITY]] and seen[1].tolist() == [LABELS]
 
 
-@pytest.mark.parametrize("name", ["log_determinant", "nearest_neighbour", "reasoning_novelty", "redundancy"])
+@pytest.mark.parametrize("name", ["nearest_neighbour", "reasoning_novelty", "redundancy"])
 @pytest.mark.parametrize("due", [False, True])
 def test_a_response_left_out_counts_for_nobody_and_gets_what_all_alike_would(name, due):
     batch = with_similarity([-1, 0, 1, -1])

@@ -22,7 +22,6 @@ METHODS: dict[str, dict[str, str]] = {
     "inverse_class_size": {"reward": "quality", "advantage": "inverse_class_size"},
     "redundancy": {"reward": "redundancy"},
     "marginal_relevance": {"reward": "marginal_relevance"},
-    "log_determinant": {"reward": "log_determinant"},
     "nearest_neighbour": {"reward": "nearest_neighbour"},
     "reasoning_novelty": {"reward": "reasoning_novelty"},
 }

@@ -3,7 +3,6 @@
 inverse_class_size  advantage  2601.08763  uniqueness-aware RL
 redundancy          reward     2505.09655  DRA-GRPO
 marginal_relevance  reward     2601.09085  MMR-GRPO
-log_determinant     reward     2509.04784  DQO
 nearest_neighbour   reward     2609.14896  MoDA
 reasoning_novelty   reward     2509.15194  EVOL-RL
 
@@ -15,7 +14,6 @@ shaping.py says what such a response gets, and how --darling.weight enters.
 
 from darling_plugin.methods import (
     inverse_class_size,
-    log_determinant,
     marginal_relevance,
     nearest_neighbour,
     reasoning_novelty,
@@ -24,7 +22,6 @@ from darling_plugin.methods import (
 
 __all__ = [
     "inverse_class_size",
-    "log_determinant",
     "marginal_relevance",
     "nearest_neighbour",
     "reasoning_novelty",

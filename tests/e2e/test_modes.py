@@ -143,7 +143,7 @@ def test_async_partial_rollout_with_oversampling_two_engines_two_actors_and_eval
         inputs,
         tied_model,
         *["--darling.diversity", "pairs", "--darling.num_partition_actors", "2"],
-        *["--darling.partition_text", "after:a", "--darling.reward", "log_determinant"],
+        *["--darling.partition_text", "after:a", "--darling.reward", "nearest_neighbour"],
         vllm__num_engines="2",
         train__async_enable="",
         train__partial_rollout_enable="",

@@ -33,7 +33,7 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.partition_model", "lexicall", *ENABLED], "did you mean 'lexical'.*cross-encoder.*, embedding"),
         (["--darling.partition_model", "cross-encoder", *ENABLED], "cross-encoder:/models/x"),
         (["--darling.partition_model", "nowhere.py:Model", *ENABLED], "nowhere.py"),
-        (["--darling.reward", "multiplyy", *ENABLED], "did you mean 'multiply'.*additive, log_determinant"),
+        (["--darling.reward", "multiplyy", *ENABLED], "did you mean 'multiply'.*additive, marginal_relevance"),
         (["--darling.advantage", "centred", *ENABLED], "did you mean 'centered'.*diversity_weighted"),
         (["--darling.diversity_floor", "1.5", *ENABLED], "a number from 0 to 1"),
         (["--darling.threshold", "nan", *ENABLED], "a finite number"),
