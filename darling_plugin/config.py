@@ -141,6 +141,12 @@ class DarlingConfig:
         type=float,
     )
     log_dir: str | None = _flag(None, "folder for partitions.jsonl (a line a group) and run.json (flags, versions)")
+    log_groups_every: int = _flag(
+        10,
+        "steps from one table to the next, in W&B and TensorBoard, of the groups with the highest and the lowest mean "
+        "reward and of one at random, with classes; the first step has one, too; 0: none",
+        type=int,
+    )
     import_path: str | None = _flag(
         None, "Python file or module that registers partition models, rewards or advantages; imported first"
     )
@@ -175,6 +181,8 @@ class DarlingConfig:
                 raise _bad_value(name, "a finite number of seconds above 0", seconds)
         if not 0.0 <= self.quality_only_limit <= 1.0:
             raise _bad_value("quality_only_limit", "a share from 0 to 1", self.quality_only_limit)
+        if self.log_groups_every < 0:
+            raise _bad_value("log_groups_every", "a number of steps, or 0", self.log_groups_every)
         if self.gpus_per_partition_actor < 0:
             raise _bad_value("gpus_per_partition_actor", "0 or more", self.gpus_per_partition_actor)
         self._check_sleep()

@@ -77,16 +77,25 @@ TRAINER = Names(
     _TRAINER,
     "BasePPOTrainer",
     "attributes",
-    ("args", "tokenizer", "experience_maker", "tensorboard_logger", "vllm_engines", "actor_model_group"),
+    (
+        "args",
+        "tokenizer",
+        "experience_maker",
+        "tensorboard_logger",
+        "wandb_logger",
+        "vllm_engines",
+        "actor_model_group",
+    ),
 )
 TENSORBOARD = Names(
     "tensorboard_logger", "openrlhf.utils.logging_utils", "TensorboardLogger", "attributes", ("writer",)
 )
+WANDB = Names("wandb_logger", "openrlhf.utils.logging_utils", "WandbLogger", "attributes", ("handle",))
 CHECKPOINT_STATES = Names("states", _TRAINER, "BasePPOTrainer.init_checkpoint_states", "keys", ("global_step",))
 
 NAMES = (
     *(RESPONSE, GENERATE, GENERATOR, EXPERIENCE, INFO, MAKER, *KL_CONTROLLERS),
-    *(TRAINER, TENSORBOARD, CHECKPOINT_STATES),
+    *(TRAINER, TENSORBOARD, WANDB, CHECKPOINT_STATES),
 )
 
 # Functions of OpenRLHF that the plugin calls, with the names of their parameters.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,7 @@ def records(
     places: Places,
     groups: Groups,
     shaped: Shaped | None,
+    chosen: Iterable[int] | None = None,
 ) -> list[dict[str, Any]]:
     """A dict a group, for partitions.jsonl, with each response as its token ids: the trainer has a tokenizer.
 
@@ -135,16 +137,18 @@ def records(
 
     Args:
         shaped: what training made of the groups; None in evaluation, which keeps its raw rewards.
+        chosen: which groups; None: all.
     """
     prompts = places.gather_list([prompt for experience in experiences for prompt in experience.prompts])
-    response_tokens = places.gather_list([ids for experience in experiences for ids in _response_tokens(experience)])
+    samples = places.gather_list([(each, row) for each in experiences for row in range(len(each.sequences))])
     lengths = places.gather([experience.response_length.flatten() for experience in experiences])
     truncated = places.gather([experience.truncated.flatten() for experience in experiences]).bool()
     columns = []
-    for group, quality_only in enumerate(groups.quality_only.tolist()):
+    for group in range(len(samples)) if chosen is None else chosen:
+        quality_only = groups.quality_only[group].item()
         record = {
             "prompt": prompts[group][0],
-            "responses": response_tokens[group],
+            "responses": [_response_tokens(experience, row) for experience, row in samples[group]],
             "labels": None if quality_only else groups.labels[group].tolist(),
             "quality": groups.quality[group].tolist(),
             "diversity": None if quality_only else groups.diversity[group].tolist(),
@@ -174,9 +178,6 @@ def _or_null(values: torch.Tensor) -> list[float | None]:
     return [None if math.isnan(value) else round(value, DECIMALS) for value in values.tolist()]
 
 
-def _response_tokens(experience: Any) -> list[list[int]]:
-    """Each sample's tokens that the partition model saw as text."""
-    return [
-        tokens[1:][mask.bool()].tolist()
-        for tokens, mask in zip(experience.sequences, experience.action_mask, strict=True)
-    ]
+def _response_tokens(experience: Any, row: int) -> list[int]:
+    """A sample's tokens that the partition model saw as text."""
+    return experience.sequences[row][1:][experience.action_mask[row].bool()].tolist()

@@ -21,11 +21,13 @@ from ray.util.queue import Empty, Queue
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.example_groups import choose
 from darling_plugin.evaluation.monitor import MonitorWatch
 from darling_plugin.log import append_partitions, rewind_partitions, write_run
 from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, monitor_figures, training_metrics
 from darling_plugin.openrlhf import contract, placement, responses
 from darling_plugin.openrlhf.experiences import Places, as_groups, asked, records, take_measured
+from darling_plugin.openrlhf.group_tables import is_due, log_groups
 from darling_plugin.openrlhf.partition_actor import PartitionPool
 from darling_plugin.openrlhf.seams import installed_seam, installed_seams, is_hooked, wrap
 from darling_plugin.partition.text import read_partition_text
@@ -133,6 +135,11 @@ def _advantages(call_original: Callable, maker: Any, arguments: dict[str, Any]) 
     maker.darling_metrics = training_metrics(shaped, scoring)
     maker.darling_quality_only = groups.quality_only.tolist()
     maker.darling_records = records(experiences, places, shaped.groups, shaped) if config.log_dir else []
+    maker.darling_examples = {}
+    if config.log_groups_every:
+        chosen = choose(shaped.reward, seed=int(measured[responses.GROUP][0, 0]))
+        chosen_records = records(experiences, places, shaped.groups, shaped, chosen.values())
+        maker.darling_examples = dict(zip(chosen, chosen_records, strict=True))
     return experiences
 
 
@@ -187,6 +194,8 @@ def _train_step(call_original: Callable, trainer: Any, arguments: dict[str, Any]
     status, step = call_original()
     status.update(maker.darling_metrics)
     _append(maker.darling_records, trainer.tokenizer, step, "train")
+    if is_due(step, DarlingConfig.from_environment().log_groups_every):
+        log_groups(trainer, maker.darling_examples, step)
     _warn(trainer, maker.darling_metrics)
     _stop_where_most_fell_back(trainer, maker.darling_quality_only)
     return status, step

@@ -12,10 +12,12 @@ from logs import FLAGS, group, write
 from made_up_runs import run as made_up
 
 from darling_plugin.commands.report import main
+from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.report import page
 from darling_plugin.evaluation.report.curves import curves
-from darling_plugin.evaluation.report.runs import read_runs
+from darling_plugin.evaluation.report.runs import as_groups, read_runs
+from darling_plugin.shaping import shape
 
 
 class Scripts(HTMLParser):
@@ -96,6 +98,20 @@ def test_where_the_reward_cannot_be_made_again_nothing_is_said_of_gains(tmp_path
     assert "gain" not in groups[0] and not index["runs"][0]["gain"] and index["groups"]["gained"] == [None]
     assert "signal" not in index["runs"][0]["curves"]["train"]["figures"]
     assert index["highlights"] == {"gained": [], "lost": []}
+
+
+def test_the_weight_of_each_group_and_its_similarities_are_those_of_the_log(tmp_path):
+    half = group(1, [0, 0, 1], [1.0, 1.0, 1.0], weight=0.5)
+    half["reward"] = [0.75, 0.75, 1.0]
+    _, groups = made(write(tmp_path / "weighted", [half]))
+    assert groups[0]["gain"] == pytest.approx([-1 / 12, -1 / 12, 1 / 6], abs=1e-3)
+    redundant = group(1, [0, 0, 1], [1.0, 1.0, 1.0], similarity=[[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    made_again = shape(
+        as_groups([redundant])[0], DarlingConfig(enable=True, reward="redundancy"), lambda reward: reward
+    )
+    redundant["reward"] = made_again.unpenalized_reward[0].tolist()
+    _, groups = made(write(tmp_path / "redundant", [redundant], {**FLAGS, "reward": "redundancy"}))
+    assert groups[0]["gain"] == pytest.approx(made_again.diversity_part[0].tolist(), abs=1e-3)
 
 
 def test_a_length_penalty_is_no_gain(tmp_path):

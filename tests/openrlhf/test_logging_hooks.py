@@ -62,6 +62,7 @@ def test_the_step_is_logged_and_weighed_with_openrlhfs_number(installed, configu
             self.experience_maker.make_experience_batch = self.experience_maker.compute_advantages_and_returns
             self.actor_model_group = SimpleNamespace(async_run_method_batch=lambda **kwargs: [])
             self.critic_model_group = self.vllm_engines = None
+            self.wandb_logger = self.tensorboard_logger = None
 
         def ppo_train(self, global_step):
             return {"policy_loss": 0.5}
@@ -146,13 +147,16 @@ class Maker:
     darling_metrics: ClassVar = {"darling/diversity": 0.99, "darling/flat_share": 0.2}
     darling_records: ClassVar = [{"prompt": "p", "responses": [[1]], "labels": [0]}]
     darling_quality_only: ClassVar = [True]
+    darling_examples: ClassVar = {}
 
 
 def test_each_step_is_logged_watched_and_may_be_the_last(configured, tmp_path, monkeypatch, caplog):
     configured(log_dir=str(tmp_path), on_error="quality_only")
     monkeypatch.setattr(metrics.SignalWatch, "STEPS", 2)
     monkeypatch.setattr(hooks, "FALLBACK_GROUPS", 3)
-    trainer = SimpleNamespace(experience_maker=Maker(), tokenizer=Tokenizer())
+    trainer = SimpleNamespace(
+        experience_maker=Maker(), tokenizer=Tokenizer(), wandb_logger=None, tensorboard_logger=None
+    )
     for step in (1, 2):
         status, _ = hooks._train_step(lambda step=step: ({"loss": 0.5}, step), trainer, {"global_step": step - 1})
         assert status == {"loss": 0.5, **Maker.darling_metrics}

@@ -12,7 +12,7 @@ from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.monitor import TEXT_SIGNS, text_signs
 from darling_plugin.log import read_groups
-from darling_plugin.shaping import Groups, Shaped, shape
+from darling_plugin.shaping import Groups, Shaped, Similarities, shape
 
 if TYPE_CHECKING:
     import torch
@@ -131,13 +131,20 @@ def as_groups(records: list[dict[str, Any]]) -> tuple[Groups, torch.Tensor]:
         if "signs" not in record:
             seen = [text_signs(record["prompt"], text) for text in record["responses"]]
             record["signs"] = {sign.__name__: [_or_none(each[sign.__name__]) for each in seen] for sign in TEXT_SIGNS}
-    lengths = [record.get("response_length") for record in records]
+    lengths, weights = ([record.get(key) for record in records] for key in ("response_length", "weight"))
+    nothing = [[0.0] * n] * n
+    similarity = [record.get("similarity") or nothing for record in records]
     groups = Groups(
         quality=torch.tensor([record["quality"] for record in records], dtype=torch.float32),
         labels=torch.tensor([record["labels"] or [-1] * n for record in records], dtype=torch.long),
         diversity=torch.tensor([record["diversity"] or [0.0] * n for record in records], dtype=torch.float32),
         quality_only=torch.tensor([record["labels"] is None for record in records]),
+        # The step shapes by their values alone.
+        similarities=Similarities(torch.tensor(similarity), threshold=0.5, clustering="union_find")
+        if any("similarity" in record for record in records)
+        else None,
         length=None if None in lengths else torch.tensor(lengths, dtype=torch.float32),
+        weight=None if None in weights else torch.tensor(weights, dtype=torch.float32),
         signs={
             sign.__name__: torch.tensor(
                 [
