@@ -184,7 +184,7 @@ class Move:
         least: the difference of the means, of the last steps and the first, that is warned of.
         relative: whether that is a share of the first mean.
         direction: 1 where rising is the sign, -1 falling, 0 both.
-        means: what it means, for the warning.
+        means: that of which it is a sign, for the warning.
     """
 
     least: float
@@ -194,11 +194,13 @@ class Move:
 
 
 MOVES = {
-    "diversity_with_length": Move(0.2, 0, "responses may be lengthened, or cut short, to differ"),
+    "diversity_with_length": Move(0.2, 0, "responses are lengthened, or cut short, to differ"),
     "diversity_with_quality": Move(0.2, -1, "the responses that differ are more and more the worse ones"),
     "other_class_length": Move(0.3, 0, "length sets the rarer classes apart", relative=True),
     "repetition": Move(0.05, 1, "responses repeat themselves"),
-    "compression": Move(0.3, 0, "falling it is repetition or length, rising it is noise", relative=True),
+    "compression": Move(
+        0.3, 0, "responses repeat themselves or grow where it falls, are noise where it rises", relative=True
+    ),
     "other_language": Move(0.05, 1, "responses leave their prompt's language"),
     "after_answer": Move(0.1, 1, "responses go on after their final answer"),
 }
@@ -232,7 +234,7 @@ class MonitorWatch:
                 before, after = _mean(self._first[name]), _mean(self._last[name])
                 warnings[name] = (
                     f"{name} was {before:.2f} over the first {self.STEPS} steps and is {after:.2f} over the last: "
-                    f"{MOVES[name].means}"
+                    f"a sign that {MOVES[name].means}"
                 )
         return warnings
 

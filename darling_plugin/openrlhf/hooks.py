@@ -263,7 +263,7 @@ def _warn(trainer: Any, metrics: dict[str, float]) -> None:
     if warning:
         logger.warning(warning)
     for moved in trainer.darling_monitor.see(monitor_figures(metrics)).values():
-        logger.warning("A sign that diversity is gamed: %s. Look at groups: darling-report.", moved)
+        logger.warning("Diversity may be gamed: %s. Look at groups: darling-report.", moved)
 
 
 def _stop_where_most_fell_back(trainer: Any, quality_only: list[bool]) -> None:

@@ -106,6 +106,13 @@ def test_the_correlation_is_that_of_the_ranks_of_who_takes_part():
     assert monitor.diversity_with_length(groups) == pytest.approx(expected)
 
 
+def test_a_group_that_is_level_in_one_of_the_two_does_not_count():
+    two = groups_of(
+        [[0, 0, 1], [0, 0, 0]], [[0.5, 0.5, 1.0], [0.0] * 3], [[0.0, 0.0, 1.0], [0.1, 0.5, 0.9]], [[1.0] * 3] * 2
+    )
+    assert monitor.diversity_with_quality(two) == pytest.approx(1.0)
+
+
 def test_without_any_spread_there_is_no_correlation():
     level = groups_of([[0, 1]], [[0.5, 0.5]], [[0.0, 1.0]], [[1.0, 2.0]])
     assert monitor.diversity_with_quality(level) is None and monitor.diversity_with_length(level) is None
@@ -138,12 +145,15 @@ def test_repetition():
     assert monitor.repetition("", "one two three four five six seven") == 0.0
     assert monitor.repetition("", "a b c d a b c d a b c d") == pytest.approx(1 - 4 / 9)
     assert monitor.repetition("", "红白红白" * 9) == pytest.approx(1 - 2 / 33)
+    tail = " ".join(map(str, range(1200)))
+    assert monitor.repetition("", "again " * 3000 + tail) == 0.0, "a response that came out of its loop"
     assert math.isnan(monitor.repetition("", "a b c d")) and math.isnan(monitor.repetition("", ""))
 
 
 def test_compression():
     loop, prose = "again and again " * 60, "Seven keepers rowed past the reef while gulls cried over quiet water."
     assert monitor.compression("", loop) < 0.1 < 0.6 < monitor.compression("", prose)
+    assert monitor.compression("", loop * 9 + prose * 80) == monitor.compression("", prose * 80), "the last characters"
     assert math.isnan(monitor.compression("", ""))
     assert monitor.compression("", "\ud800 lone") > 0, "a lone surrogate is no error"
 

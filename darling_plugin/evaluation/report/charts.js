@@ -117,7 +117,7 @@ function chart(figure, window, [first, last], onStep) {
   };
   svg.onpointerleave = () => { cursor.setAttribute("visibility", "hidden"); read.replaceChildren(); };
   svg.onclick = (event) => onStep(stepAt(event));
-  const means = index.moves[of] && el("span", { class: "means" }, index.moves[of]);
+  const means = index.moves[of] && el("span", { class: "means" }, "A move may be a sign that " + index.moves[of]);
   return el("figure", { class: "chart", id: "chart-" + figure.replace("/", "-") },
     el("figcaption", {}, TITLES[figure] || figure, read, means), svg);
 }

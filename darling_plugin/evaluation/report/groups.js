@@ -211,7 +211,7 @@ function matrix(data) {
   made.ontoggle = () => {
     if (made.childElementCount > 1) return;
     const cell = (i, j) => el("td", { title: `${name(i)} and ${name(j)}`, style: {
-      background: `color-mix(in srgb, var(--c0) ${Math.round(70 * Math.min(1, Math.max(0, data.similarity[i][j])))}%, transparent)` } },
+      background: `color-mix(in srgb, var(--c0) ${Math.round(45 * Math.min(1, Math.max(0, data.similarity[i][j])))}%, transparent)` } },
       number(data.similarity[i][j]));
     made.append(el("div", { class: "scrolls" }, el("table", { class: "matrix" },
       el("tr", {}, el("th"), ...order.map((k) => el("th", {}, name(k)))),
