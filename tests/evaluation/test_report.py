@@ -83,13 +83,14 @@ def test_what_diversity_made_of_each_reward_and_who_gained_and_lost_most(tmp_pat
         group(1, [0, 0, 1], [1.0, 1.0, 1.0], prompt="a"),
         group(2, [0, 0, 1], [1.0, 1.0, 1.0], prompt="a"),  # the same again: the later one counts
         group(2, [0, 0, 1], [0.2, 0.2, 0.2], prompt="b"),
+        group(2, [0, 1, 2], [1.0, 1.0, 1.0], prompt="c"),  # none gained or lost
     ]
     index, groups = made(write(tmp_path / "run", records))
     # diversity 1/2, 1/2, 1 about 2/3, times the quality
     assert groups[0]["gain"] == pytest.approx([-1 / 6, -1 / 6, 1 / 3], abs=1e-3)
     assert groups[2]["gain"] == pytest.approx([-1 / 30, -1 / 30, 1 / 15], abs=1e-3)
     assert index["highlights"] == {"gained": [[1, 2], [2, 2]], "lost": [[1, 0], [2, 0]]}
-    assert index["groups"]["gained"] == pytest.approx([1 / 3, 1 / 3, 1 / 15], abs=1e-3)
+    assert index["groups"]["gained"] == pytest.approx([1 / 3, 1 / 3, 1 / 15, 0], abs=1e-3)
 
 
 @pytest.mark.parametrize("flags", [None, {**FLAGS, "reward": "a_users_own"}, {**FLAGS, "weight": 0.5}])
@@ -215,3 +216,22 @@ def test_groups_of_other_sizes_in_a_step_and_a_folder_without_a_group_are_refuse
         read_runs([write(tmp_path / "run", [group(1, [0, 1], [1.0, 0.5]), group(1, [0, 1, 0], [1.0] * 3)])])
     with pytest.raises(DarlingError, match="none yet"):
         read_runs([write(tmp_path / "none", [])])
+
+
+def luminance(colour):
+    channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_every_colour_of_text_stands_out_from_its_ground_light_and_dark(scheme):
+    """By 4.5 to 1, which WCAG 2 asks of text (AA)."""
+    sheets = re.findall(r":root \{(.*?)\}", (page.HERE / "page.css").read_text(), re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", sheets[scheme]))
+    assert len(sheets) == 2 and len(colours) == 18
+    for name, colour in colours.items():
+        for ground in {"line": (), "warn": ("warn-ground",)}.get(name, ("ground", "raised")):
+            if name not in ("ground", "raised", "warn-ground"):
+                dark, light = sorted((luminance(colour), luminance(colours[ground])))
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)

@@ -63,6 +63,8 @@ function number(value, digits = 2) {
   return (value < 0 && size >= 5e-5 ? "−" : "") + said;
 }
 
+const COLOURS = 10; // then they come again: of runs and of classes, which have their names beside them
+
 function runColour(run) {
-  return `var(--run${run % 6})`;
+  return `var(--c${run % COLOURS})`;
 }

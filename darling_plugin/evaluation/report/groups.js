@@ -1,7 +1,6 @@
 // The groups: filtered and sorted by the index, twenty of them unpacked and drawn at a time.
 
 const PAGE = 20, LONG = 700; // groups; characters of a response that are shown before "more"
-const CLASS_COLOURS = 10;
 const filters = { run: "", split: "", from: "", to: "", prompt: "", one: false, flat: false, sort: "logged", only: null };
 let matching = [], page = 0, drawing = 0;
 
@@ -118,7 +117,7 @@ function card(number_, data, mark) {
   const rows = el("div", { class: "rows", style: { "--numbers": columns.length } });
   rows.append(el("span", { class: "column" }), ...columns.map(([, name]) => el("span", { class: "column" }, name)));
   for (const [label, members] of classesOf(data)) {
-    const colour = label === null || label < 0 ? "var(--quiet)" : `var(--c${label % CLASS_COLOURS})`;
+    const colour = label === null || label < 0 ? "var(--quiet)" : `var(--c${label % COLOURS})`;
     const single = members.length === 1;
     if (!single) rows.append(classRow(label, members, data, colour));
     for (const same of folded(members, data)) rows.append(...responseRow(same, data, colour, columns, mark, single && className(label)));
