@@ -1,0 +1,169 @@
+"""Samples from a model: vLLM here, or a server that speaks OpenAI's API; what was sampled before is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition.groups import lines_of
+
+PROMPTS_AT_ONCE = 32  # handed to vLLM, or asked of a server, between two saves
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How many samples of each prompt, and how they are drawn; top_p is 1, as NoveltyBench has it."""
+
+    n: int = 10
+    temperature: float = 1.0
+    max_tokens: int = 512
+    seed: int = 0
+
+
+def read_prompts(source: str, split: str = "train") -> list[dict[str, Any]]:
+    """Prompts with what else their rows hold, from a JSONL file or a data set of the Hugging Face Hub.
+
+    A row's prompt is under prompt, input, question or problem; `id` is the row's own, else its number.
+
+    Raises DarlingError for a source that is neither, and for a row without a prompt.
+    """
+    rows: list[dict[str, Any]] = []
+    if Path(source).is_file():
+        with open(source, "rb") as file:
+            rows = [json.loads(line) for line in lines_of(file) if line.strip()]
+    else:
+        import datasets
+
+        try:
+            rows = list(datasets.load_dataset(source, split=split))
+        except Exception as error:  # of a dozen kinds, from the hub, the file system or the data set's own code
+            raise DarlingError(
+                "a JSONL file, or a data set that Hugging Face's datasets can load", f"{source}: {error}", "correct it"
+            ) from error
+    found = []
+    for number, row in enumerate(rows, start=1):
+        text = next((row[key] for key in ("prompt", "input", "question", "problem") if row.get(key)), None)
+        if not isinstance(text, str):
+            raise DarlingError("a prompt in each row", f"{source}, row {number}: {sorted(row)}", "name it prompt")
+        found.append({**row, "id": str(row.get("id", number)), "prompt": text})
+    return found
+
+
+def sample(
+    prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings, kept: Path, name: str
+) -> list[dict[str, Any]]:
+    """A line a prompt with `generations`, in the order of the prompts; those in `kept` already are not made again.
+
+    Args:
+        generate: prompts' texts, settings -> a list of n texts each.
+        kept: a JSONL file that is appended to as samples come, so that a run that is stopped goes on.
+        name: of the model.
+
+    Raises DarlingError where `kept` has samples of another model or other settings.
+    """
+    done = {line["id"]: line for line in _kept(kept, name, settings)}
+    missing = [prompt for prompt in prompts if prompt["id"] not in done]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        kept.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        tqdm(total=len(prompts), initial=len(prompts) - len(missing), unit="prompt", desc=name) as bar,
+    ):
+        for start in range(0, len(missing), PROMPTS_AT_ONCE):
+            some = missing[start : start + PROMPTS_AT_ONCE]
+            for prompt, texts in zip(some, generate([each["prompt"] for each in some], settings), strict=True):
+                line = {**prompt, "model": name, "settings": vars(settings), "generations": texts}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                done[prompt["id"]] = line
+            file.flush()
+            bar.update(len(some))
+    return [done[prompt["id"]] for prompt in prompts]
+
+
+def _kept(path: Path, name: str, settings: Settings) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        path.write_bytes(whole[:end])  # what a kill left unfinished
+    for line in whole[:end].splitlines():
+        record = json.loads(line)
+        if (record["model"], record["settings"]) != (name, vars(settings)):
+            raise DarlingError(
+                f"samples of {name} with {vars(settings)}",
+                f"{path} with those of {record['model']}, {record['settings']}",
+                "name another folder, or remove that file",
+            )
+        yield record
+
+
+class OwnVllm:
+    """Samples with vLLM in this process, through the model's chat template."""
+
+    def __init__(self, path: str, max_tokens: int) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            raise DarlingError("vLLM, for --model", f"{error}", "install it, or use --url of a server") from error
+        self._vllm = vllm
+        self._llm = vllm.LLM(path, enforce_eager=True, enable_prefix_caching=True)
+
+    def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str]]:
+        parameters = self._vllm.SamplingParams(
+            n=settings.n, temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed
+        )
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        if self._llm.get_tokenizer().chat_template is None:
+            outputs = self._llm.generate(list(prompts), parameters, use_tqdm=False)
+        else:
+            outputs = self._llm.chat(chats, parameters, use_tqdm=False)
+        return [[each.text for each in output.outputs] for output in outputs]
+
+
+class Server:
+    """Samples from a server with OpenAI's chat completions, several prompts at a time; OPENAI_API_KEY where set."""
+
+    CONCURRENCY = 16
+
+    def __init__(self, url: str, model: str | None) -> None:
+        import os
+
+        import openai
+
+        url = url.rstrip("/")
+        url = url if url.endswith("/v1") else f"{url}/v1"
+        self._client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+        self.model = model or self._only_model(url)
+
+    def _only_model(self, url: str) -> str:
+        served = [each.id for each in self._client.models.list().data]
+        if len(served) != 1:
+            raise DarlingError(f"one model at {url}, or --model_name", f"{served}", "name one")
+        return served[0]
+
+    def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str]]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        def ask(prompt: str) -> list[str]:
+            texts: list[str] = []
+            while len(texts) < settings.n:  # servers may give fewer than asked for at once
+                reply = self._client.chat.completions.create(
+                    model=self.model,
+                    messages=[{"role": "user", "content": prompt}],
+                    n=settings.n - len(texts),
+                    temperature=settings.temperature,
+                    max_tokens=settings.max_tokens,
+                )
+                if not reply.choices:
+                    raise DarlingError(f"samples from {self.model}", "an answer without any", "look at its log")
+                texts += [choice.message.content or "" for choice in reply.choices]
+            return texts[: settings.n]
+
+        with ThreadPoolExecutor(self.CONCURRENCY) as threads:
+            return list(threads.map(ask, prompts))
