@@ -84,10 +84,11 @@ def figures(samples: Samples, labels: Sequence[int], ks: Sequence[int], *, verif
     n = len(samples.responses)
     ks = [k for k in ks if k <= n]
     found = {"distinct": float(len(set(labels))), "diversity": mean_diversity(labels)}
-    found |= {f"distinct_{k}": expected_distinct(k, labels) for k in ks}
+    found |= {f"distinct_{k}": expected_distinct(k, labels) for k in ks if k > 1}
     if samples.quality is not None:
         found["quality"] = math.fsum(samples.quality) / n
         found["utility"] = utility(labels, samples.quality)
+        found |= {f"utility_{k}": utility(labels[:k], samples.quality[:k]) for k in ks}
         found["darling_utility"] = darling_utility(labels, samples.quality)
         if verifiable:
             correct = [quality > 0 for quality in samples.quality]

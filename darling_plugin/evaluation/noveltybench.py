@@ -1,7 +1,8 @@
 """NoveltyBench's files, as its own scripts write them: keys are cumulative, a JSON object a line.
 
-`distinct` there is the largest class number, one less than there are classes; `generation_scores` are 0 unless the class
-is new, `partition_scores` one a class (github novelty-bench/novelty-bench, whose score step asserts the classes' order).
+`distinct` there is the largest class number, one less than there are classes; `generation_scores` are 0 unless the
+class is new, `partition_scores` one a class. Its score step (github novelty-bench/novelty-bench) asserts the classes'
+order.
 """
 
 from __future__ import annotations

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.noveltybench import DECILES
 from darling_plugin.evaluation.samples import Samples
+from darling_plugin.user_code import import_user_code
 
 Score = Callable[[Samples], list[float]]
 
 
 def by_function(path: str) -> Score:
     """The function reward_func(queries, prompts, labels) of a Python file, as OpenRLHF calls it."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(f"darling_user_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec) if spec else None
-    try:
-        spec.loader.exec_module(module)
-        function = module.reward_func
-    except (AttributeError, OSError) as error:
-        raise DarlingError("a Python file with a function reward_func", f"{path}: {error!r}", "correct it") from error
+    function = getattr(import_user_code(path), "reward_func", None)
+    if function is None:
+        raise DarlingError("a Python file with a function reward_func", f"{path} without it", "name it so")
 
     def score(samples: Samples) -> list[float]:
         n = len(samples.responses)

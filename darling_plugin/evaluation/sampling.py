@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,13 @@ def _kept(path: Path, name: str, settings: Settings) -> Iterator[dict[str, Any]]
 class OwnVllm:
     """Samples with vLLM in this process, through the model's chat template."""
 
-    def __init__(self, path: str, max_tokens: int) -> None:
+    def __init__(self, path: str) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            # vLLM's CPU build would take nearly all of the memory for its cache, and bind each thread to a core.
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         try:
             import vllm
         except ImportError as error:
@@ -132,8 +139,6 @@ class Server:
     CONCURRENCY = 16
 
     def __init__(self, url: str, model: str | None) -> None:
-        import os
-
         import openai
 
         url = url.rstrip("/")

@@ -1,0 +1,53 @@
+"""darling-evaluate's picture: quality against diversity, and pass@k, each with its interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.measures import Interval
+
+
+def draw(path: Path, summaries: dict[str, dict[str, Interval]]) -> bool:
+    """Quality against diversity where there is a quality, pass@k where correctness is known; False if neither is.
+
+    Raises DarlingError without matplotlib.
+    """
+    names = {name for each in summaries.values() for name in each}
+    panels = [panel for name, panel in (("quality", _frontier), ("pass@1", _passes)) if name in names]
+    if not panels:
+        return False
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DarlingError("matplotlib, for the picture", f"{error}", "pip install matplotlib, or drop -o") from error
+    figure = Figure(figsize=(5.6 * len(panels), 4.6), layout="constrained")
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        panel(axis, summaries)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def _frontier(axis, summaries: dict[str, dict[str, Interval]]) -> None:
+    for k, (name, found) in enumerate(summaries.items()):
+        if "quality" in found:
+            _point(axis, found["diversity"], found["quality"], f"C{k % 10}", name)
+    axis.set(xlabel="diversity", ylabel="quality", title="Quality and variety")
+
+
+def _passes(axis, summaries: dict[str, dict[str, Interval]]) -> None:
+    for k, (name, found) in enumerate(summaries.items()):
+        ks = sorted(int(each.removeprefix("pass@")) for each in found if each.startswith("pass@"))
+        values = [found[f"pass@{k}"] for k in ks]
+        axis.plot(ks, [each.mean for each in values], "o-", color=f"C{k % 10}", label=name)
+        axis.fill_between(ks, [v.low for v in values], [v.high for v in values], color=f"C{k % 10}", alpha=0.15)
+    axis.set(xlabel="k", ylabel="pass@k", title="Any of k correct", xscale="log", ylim=(0, 1.02))
+    axis.set_xticks(ks, [str(k) for k in ks])
+    axis.minorticks_off()
+
+
+def _point(axis, x: Interval, y: Interval, colour: str, name: str) -> None:
+    errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
+    axis.errorbar(x.mean, y.mean, **errors, fmt="o", color=colour, capsize=3, label=name)

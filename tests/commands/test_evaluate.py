@@ -1,0 +1,166 @@
+"""`darling-evaluate`: the whole command on files, on a server, and on a model in vLLM."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from chat_servers import SMOLLM
+
+from darling_plugin.commands.evaluate import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def group(prompt, responses, **more):
+    return {"prompt": prompt, "responses": responses, **more}
+
+
+SAME, APART = ["red", "red", "red", "red"], ["red", "blue", "green", "black"]
+
+
+def test_two_models_side_by_side_and_every_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    rows = [group(f"p{k}", SAME, quality=[1, 1, 1, 0]) for k in range(6)]
+    before = write(tmp_path / "before.jsonl", rows)
+    after = write(tmp_path / "after.jsonl", [group(f"p{k}", APART, quality=[1, 1, 0, 0]) for k in range(1, 7)])
+    out = tmp_path / "out"
+    assert main([before, f"new={after}", "-o", str(out), "--partition_model", "lexical", "--no_cosine"]) == 0
+    said = capsys.readouterr().out
+    assert "by lexical, greedy" in said and "new - before: paired, over 5 prompts" in said
+    summary = json.loads((out / "summary.json").read_text())
+    figures = {name: model["figures"] for name, model in summary["models"].items()}
+    assert figures["before"]["distinct"]["mean"] == 1 and figures["new"]["distinct"]["mean"] == 4
+    assert figures["new"]["diversity"]["mean"] == 1 and figures["new"]["distinct_2"]["mean"] == pytest.approx(2)
+    assert figures["before"]["pass@2"]["mean"] == 1 and figures["new"]["pass@2"]["mean"] == pytest.approx(5 / 6)
+    difference = summary["differences"]["new - before"]
+    assert difference["quality"] == {"mean": -0.25, "low": -0.25, "high": -0.25, "prompts": 5}
+    assert summary["differences"]["new - before, at matched length"]["diversity"]["prompts"] == 5
+    assert summary["settings"]["clustering"] == "greedy" and "torch" in summary["versions"]
+    assert (out / "summary.png").stat().st_size > 10_000
+    scores = [json.loads(line) for line in (out / "new" / "scores.jsonl").read_text().splitlines()]
+    assert scores[0]["partition"] == [0, 1, 2, 3] and scores[0]["generation_scores"] == [1, 1, 0, 0]
+    assert main([str(out / "new" / "scores.jsonl"), "--no_cosine"]) == 0, "what it wrote it reads"
+
+
+def test_one_models_summary_has_noveltybenchs_keys(tmp_path):
+    rows = [
+        group("p", ["a", "b"], labels=[0, 1], quality=[4, 6]),
+        group("q", ["a", "a"], labels=[0, 0], quality=[5, 5]),
+    ]
+    path, out = write(tmp_path / "runs.jsonl", rows), tmp_path / "out"
+    assert main([path, "-o", str(out), "--no_cosine"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["mean_distinct"] == 1.5
+    assert summary["mean_utility"] == pytest.approx(((4 + 0.8 * 6) / 1.8 + 5 / 1.8) / 2)
+    assert sorted(file.name for file in out.iterdir()) == [
+        *("generations.jsonl", "partitions.jsonl", "scores.jsonl", "summary.json", "summary.png")
+    ]
+    assert summary["models"]["runs"]["classes"] == "as its file has them"
+
+
+def test_a_reward_function_gives_the_quality_that_a_file_lacks(tmp_path):
+    rows = [{"prompt": "Name a fruit.", "responses": ["An apple.", "A car.", "A pear."], "answers": "apple|pear"}]
+    path, out = write(tmp_path / "samples.jsonl", rows), tmp_path / "out"
+    arguments = [path, "--reward_func", str(EXAMPLES / "reward_named_answer.py"), "-o", str(out), "--no_cosine"]
+    assert main([*arguments, "--partition_model", "lexical"]) == 0
+    figures = json.loads((out / "summary.json").read_text())["models"]["samples"]["figures"]
+    assert figures["pass@1"]["mean"] == pytest.approx(2 / 3) and figures["distinct_correct_2"]["mean"] > 1
+
+
+def test_a_reward_model_gives_it_too_and_deciles_are_noveltybenchs(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+    from tiny_model import build_reward_model
+
+    from darling_plugin.evaluation.quality import by_model
+    from darling_plugin.evaluation.samples import Samples
+
+    model = str(build_reward_model(tmp_path / "reward"))
+    samples = Samples("1", "name a bird", ["an owl", "a wren and a tit", "an owl"])
+    raw = by_model(model)(samples)
+    assert raw[0] == pytest.approx(raw[2]) and raw[0] != pytest.approx(raw[1])
+    for value, decile in zip(raw, by_model(model, deciles=True)(samples), strict=True):
+        assert decile == 1 + sum(
+            limit < value for limit in (-7.71875, -6.28125, -6, -5.71875, -5.5, -5, -4.375)
+        ) + sum(limit < value for limit in (-3.4375, -2.046875))
+
+
+def test_mixed_numbers_of_samples_no_quality_and_bad_lines(tmp_path, capsys):
+    path = tmp_path / "odd.jsonl"
+    write(path, [group("p", ["a"]), group("q", ["a", "b", "c"]), group("r", ["a", "b"], quality=[1, 0])])
+    with path.open("a") as file:
+        file.write("not JSON\n")
+    out = tmp_path / "out"
+    assert main([str(path), "-o", str(out), "--partition_model", "lexical"]) == 1
+    assert "line 4: not JSON" in capsys.readouterr().err
+    figures = json.loads((out / "summary.json").read_text())["models"]["odd"]["figures"]
+    assert {name: figures[name]["prompts"] for name in ("distinct", "distinct_2", "quality", "cosine")} == {
+        **{"distinct": 3, "distinct_2": 2, "quality": 1, "cosine": 2}
+    }
+    assert not (out / "scores.jsonl").exists(), "not every prompt has scores"
+
+
+def test_what_a_file_has_is_not_made_again_unless_asked(tmp_path):
+    path, out = write(tmp_path / "x.jsonl", [group("p", APART, labels=[0, 0, 0, 0])]), tmp_path / "out"
+    for again, distinct in (([], 1), (["--again"], 4)):
+        assert main([path, "-o", str(out), "--partition_model", "lexical", "--no_cosine", *again]) == 0
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["models"]["x"]["figures"]["distinct"]["mean"] == distinct
+
+
+def test_a_server_is_sampled_and_a_stopped_run_goes_on(tmp_path, server, capsys):
+    server.reset()
+    words = ["red", "blue", "red", "red", "green", "red", "red", "red"]
+    server.script = [(word, []) for word in words]
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"a colour {k}"} for k in range(4)])
+    arguments = ["--url", server.url, "--prompts", prompts, "--n", "2", "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--partition_model", "lexical", "--no_cosine"]) == 0
+    kept = tmp_path / "out" / "samples.jsonl"
+    lines = kept.read_text().splitlines(keepends=True)
+    assert sorted(word for line in lines for word in json.loads(line)["generations"]) == sorted(words)
+    kept.write_text("".join(lines[:2]) + lines[2][:20])  # killed while it wrote
+    server.script = [("grey", [])] * 4
+    assert main([*arguments, "--partition_model", "lexical", "--no_cosine"]) == 0
+    again = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [each["generations"] for each in again[2:]] == [["grey", "grey"]] * 2
+    assert [each["id"] for each in again] == ["1", "2", "3", "4"] and not server.script, "two prompts, and no more"
+    assert main([*arguments, "--temperature", "0.5"]) == 2
+    assert "name another folder" in capsys.readouterr().err
+
+
+def test_wrong_usage(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", [group("p", ["a"])])
+    for arguments, said in (
+        ([], "neither a file nor --model nor --url"),
+        ([path, path], "inputs with different names"),
+        (["--model", "m"], "with --prompts and -o"),
+        ([str(tmp_path / "missing")], "a file with samples"),
+        ([path, "--reward_func", str(tmp_path / "missing.py")], "missing.py"),
+    ):
+        assert main(arguments) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_model_is_sampled_in_vllm(tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    if not (SMOLLM / "config.json").exists():
+        pytest.skip("no SmolLM2-135M-Instruct: make models/SmolLM2-135M-Instruct/config.json")
+    prompts = write(tmp_path / "prompts.jsonl", [{"input": "Name a fruit.", "answers": "apple|pear|banana"}])
+    command = ["-m", "darling_plugin.commands.evaluate", "--model", str(SMOLLM), "--prompts", prompts, "--n", "6"]
+    command += ["--max_tokens", "8", "-o", str(tmp_path / "out"), "--no_cosine"]
+    command += ["--reward_func", str(EXAMPLES / "reward_named_answer.py")]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=400, env=environment)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-3000:]
+    (line,) = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    generations = json.loads(line)["generations"]
+    assert len(generations) == 6 and len(set(generations)) > 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "pass@4" in summary["models"][SMOLLM.name]["figures"]

@@ -1,0 +1,121 @@
+"""Files of other tools, read by what is in them."""
+
+import json
+
+import pytest
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.samples import read_samples
+
+
+def read(tmp_path, rows, **options):
+    path = tmp_path / "some file"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    bad = []
+    return read_samples(path, lambda line, fault: bad.append((line, fault)), **options), bad
+
+
+def test_noveltybenchs_files(tmp_path):
+    generations = {"id": "curated-7", "prompt": "p", "model": "m", "generations": ["a", "b", "a"]}
+    partitions = generations | {"partition": [0, 1, 0], "distinct": 1}
+    scores = partitions | {"generation_scores": [7, 3, 0], "partition_scores": [7, 3], "utility": 1.0}
+    (found,), bad = read(tmp_path, [generations])
+    assert (found.id, found.responses, found.labels, found.quality, bad) == (
+        "curated-7",
+        ["a", "b", "a"],
+        None,
+        None,
+        [],
+    )
+    (found,), _ = read(tmp_path, [partitions])
+    assert found.labels == [0, 1, 0]
+    (found,), _ = read(tmp_path, [scores])
+    assert found.quality == [7.0, 3.0, 7.0], "a duplicate's score is its class's"
+
+
+def test_a_runs_log_is_its_last_evaluation(tmp_path):
+    def group(step, split, quality):
+        return {
+            **{"step": step, "split": split, "prompt": "p", "responses": ["a", "b"], "labels": [0, 1]},
+            **{"quality": quality, "diversity": [1, 1], "reward": quality},
+        }
+
+    rows = [group(1, "train", [0, 0]), group(2, "eval", [1, 0]), group(4, "eval", [1, 1]), group(5, "train", [0, 1])]
+    (found,), _ = read(tmp_path, rows)
+    assert found.quality == [1.0, 1.0]
+    (found,), _ = read(tmp_path, rows, split="train")
+    assert found.quality == [0.0, 1.0]
+    (found,), _ = read(tmp_path, rows, step=2)
+    assert found.quality == [1.0, 0.0]
+    with pytest.raises(DarlingError, match="no such split or step"):
+        read(tmp_path, rows, step=3)
+
+
+def test_what_darling_partition_writes(tmp_path):
+    (found,), _ = read(tmp_path, [{"prompt": "p", "responses": ["a", "b"], "labels": [0, 0], "diversity": [0, 0]}])
+    assert found.labels == [0, 0] and found.quality is None
+
+
+def test_lm_evals_samples(tmp_path):
+    row = {
+        **{"doc_id": 3, "doc": {"question": "2+2?"}, "target": "4", "resps": [["It is 4."]], "filtered_resps": ["4"]},
+        **{"arguments": {"gen_args_0": {"arg_0": "Q: 2+2?\nA:", "arg_1": {"until": []}}}, "filter": "none"},
+        **{"metrics": ["exact_match"], "exact_match": 1.0},
+    }
+    (found,), _ = read(tmp_path, [row])
+    assert (found.id, found.prompt, found.responses) == ("3", "Q: 2+2?\nA:", ["It is 4."])
+    assert (found.quality, found.reference) == ([1.0], "4")
+    (found,), _ = read(tmp_path, [row | {"arguments": [["Q", {}]], "resps": [["a", "b", "c"]]}])
+    assert (found.prompt, found.responses, found.quality) == ("Q", ["a", "b", "c"], None), "one metric for three"
+
+
+def test_verls_rows_are_grouped_by_prompt_and_the_last_step_is_read(tmp_path):
+    rows = [
+        {"input": f"q{k % 2}", "output": f"o{k}", "gts": "4", "score": float(k), "step": step, "acc": 9}
+        for step in (1, 2)
+        for k in range(4)
+    ]
+    found, _ = read(tmp_path, rows)
+    assert [(each.prompt, each.responses, each.quality) for each in found] == [
+        ("q0", ["o0", "o2"], [0.0, 2.0]),
+        ("q1", ["o1", "o3"], [1.0, 3.0]),
+    ]
+    assert found[0].reference == "4"
+    found, _ = read(tmp_path, rows, quality_key="acc", step=1)
+    assert found[1].quality == [9.0, 9.0]
+
+
+def test_trls_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    chat = [{"role": "user", "content": "Name a bird."}]
+    rows = [
+        {"step": 10, "prompt": chat, "completion": [{"role": "assistant", "content": text}], "a": 1.0, "b": 0.5}
+        | {"advantage": 3.0}
+        for text in ("owl", "wren")
+    ]
+    path = tmp_path / "completions_00010.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    (found,) = read_samples(path, pytest.fail)
+    assert (found.prompt, found.responses, found.quality) == ("Name a bird.", ["owl", "wren"], [1.5, 1.5])
+    assert read_samples(path, pytest.fail, quality_key="b")[0].quality == [0.5, 0.5]
+
+
+def test_ms_swifts_steps(tmp_path):
+    row = {"step": ["1", "1"], "prompt": ["p", "p"], "completion": ["a", "b"], "accuracy": [1.0, 0.0]}
+    (found,), _ = read(tmp_path, [row])
+    assert (found.prompt, found.responses, found.quality) == ("p", ["a", "b"], [1.0, 0.0])
+
+
+def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
+    good = {"prompt": "p", "responses": ["a"]}
+    rows = [good, "{", "[1]", {"prompt": "p"}, {"prompt": "p", "responses": []}, {"prompt": 3, "responses": ["a"]}]
+    rows += [good | {"labels": [0, 1]}, good | {"quality": [1, 2]}, good | {"quality": [None]}, good]
+    found, bad = read(tmp_path, rows)
+    assert [line for line, _ in bad] == [2, 3, 4, 5, 6, 7, 8]
+    assert [each.quality for each in found] == [None] * 3, "a quality that one response lacks is none"
+    with pytest.raises(DarlingError, match="none that can be read"):
+        read(tmp_path, ["{"])
+    with pytest.raises(DarlingError, match="a file with samples"):
+        read_samples(tmp_path / "missing", pytest.fail)
