@@ -242,6 +242,7 @@ def _digits(*readings: Reading) -> tuple[int, int]:
 
 def _sizes(part: Any) -> list[int]:
     """The powers of ten of the numbers in an answer: -7 for 4e-7."""
+    import mpmath
     from sympy import preorder_traversal
 
     if isinstance(part, str):
@@ -252,7 +253,7 @@ def _sizes(part: Any) -> list[int]:
             nodes.skip()
             value = abs(node.evalf(5))
             if value.is_Float and value > 0:
-                sizes.append(math.floor(math.log10(value)))
+                sizes.append(math.floor(mpmath.log10(value._to_mpmath(15))))  # a float has no 2^-2000
     return sizes
 
 
