@@ -13,11 +13,11 @@ ifdef TORCH_INDEX
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
 endif
 # DeepSpeed compiles its CPU Adam at the first run and looks for ninja on the path.
-demo test check-recipes bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
+demo study test check-recipes bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo test check-recipes compat lint bench default-model clean
+.PHONY: help install demo study test check-recipes compat lint bench default-model clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -42,6 +42,10 @@ demo: $(INSTALLED) $(MODEL)/config.json ## train SmolLM2-135M with DARLING on th
 # and take the cores from the other process (tests/training: 121 s in place of 241 s on two cores).
 test: $(INSTALLED) $(MODEL)/config.json ## every test, the end-to-end runs included, in two processes
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+study: $(INSTALLED) $(MODEL)/config.json ## the study of docs/study.md: hours; the same command goes on where it ended
+	$(BIN)/python examples/study/study.py --model $(MODEL) --out runs/study
+	$(BIN)/python examples/study/tables.py
 
 check-recipes: $(INSTALLED) ## each recipe and variant: its flags, then one step on the CPU with small stand-ins
 	$(BIN)/python examples/recipes/check.py

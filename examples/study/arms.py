@@ -4,7 +4,9 @@ ORACLE = ("--darling.partition_model", "{study}/answer_named.py:AnswerNamed")
 EXPECTED = ("--darling.diversity", "expected")
 FOUR_GRAMS = ("--darling.partition_model", "lexical:4", *EXPECTED)
 
+UNTRAINED = "untrained"  # the model as it is, on the same held-out prompts
 ARMS: dict[str, tuple[str, ...]] = {
+    UNTRAINED: (),
     # DARLING's hooks log it, and its reward is the quality alone: dr_grpo, GRPO without the standard deviation.
     "quality": ("--darling.reward", "quality"),
     "classes": (),
@@ -23,8 +25,8 @@ ARMS: dict[str, tuple[str, ...]] = {
 # The first round has each arm that the others are measured by, the next ones its other seeds.
 MAIN = ("quality", "classes", "expected", "oracle")
 RUNS: tuple[tuple[str, int], ...] = (
-    *((arm, 1) for arm in MAIN),
-    *((arm, 2) for arm in MAIN),
-    *((arm, 1) for arm in ARMS if arm not in MAIN),
-    *((arm, 3) for arm in MAIN),
+    *((arm, 1) for arm in (*MAIN, UNTRAINED)),
+    *((arm, 2) for arm in (*MAIN, UNTRAINED)),
+    *((arm, 1) for arm in ARMS if arm not in (*MAIN, UNTRAINED)),
+    *((arm, 3) for arm in (*MAIN, UNTRAINED)),
 )

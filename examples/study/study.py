@@ -16,7 +16,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from arms import ARMS, RUNS
+from arms import ARMS, RUNS, UNTRAINED
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(EXAMPLES))
 from demo import STEP  # noqa: E402
 from reward_named_answer import named_answers  # noqa: E402
 
-from darling_plugin.log import read_partitions  # noqa: E402
+from darling_plugin.log import append_partitions, read_partitions  # noqa: E402
 
 HELD_OUT = 36  # prompts; the other 100 are trained on
 EPISODES, STEPS = 4, 48  # four times through the 100 prompts, 12 steps of 8 prompts each time
@@ -94,6 +94,30 @@ def train(arm: str, seed: int, model: Path, out: Path, console: Console) -> floa
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-40:])
         console.print(tail, markup=False, highlight=False)
         sys.exit(f"{arm}, seed {seed}, ended with status {process.returncode}; its output is in {log}")
+    return time.monotonic() - began
+
+
+def sample_untrained(seed: int, model: Path, out: Path) -> float:
+    """Seconds of sampling the model as it is; out/partitions.jsonl is as an evaluation at step 0 would log it."""
+    from reward_named_answer import reward_func
+
+    from darling_plugin.evaluation.sampling import OwnVllm, Settings, sample
+    from darling_plugin.partition import Group, load_partition_model, measure
+
+    began = time.monotonic()
+    _, held_out = split(seed)
+    prompts = [{"id": str(k), "prompt": record["input"], **record} for k, record in enumerate(held_out)]
+    settings = Settings(n=SAMPLES, temperature=1.0, max_tokens=12, seed=seed)
+    samples = sample(prompts, OwnVllm(str(model)), settings, out / "samples.jsonl", "untrained")
+    groups = [Group(each["prompt"], each["generations"]) for each in samples]
+    records = []
+    for each, measured in zip(samples, measure(load_partition_model("default"), groups), strict=True):
+        queries = [each["prompt"] + response for response in each["generations"]]
+        rewards = reward_func(queries, [each["prompt"]] * SAMPLES, [each["answers"]] * SAMPLES)["rewards"].tolist()
+        record = {"step": 0, "split": "eval", "prompt": each["prompt"], "responses": each["generations"]}
+        records.append(record | {"labels": measured.labels.tolist(), "quality": rewards})
+    (out / "partitions.jsonl").unlink(missing_ok=True)
+    append_partitions(str(out), records)
     return time.monotonic() - began
 
 
@@ -174,7 +198,10 @@ def main() -> None:
             console.print(f"{name}: {kept} is there")
             continue
         out = arguments.out / name
-        seconds = train(arm, int(seed), arguments.model, out, console)
+        if arm == UNTRAINED:
+            seconds = sample_untrained(int(seed), arguments.model, out)
+        else:
+            seconds = train(arm, int(seed), arguments.model, out, console)
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(
             json.dumps(result(arm, int(seed), out, seconds), ensure_ascii=False, separators=(",", ":")) + "\n",

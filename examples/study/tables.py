@@ -1,0 +1,117 @@
+"""Makes the study's table and pictures of examples/study/results: docs/study.md between its marks, docs/study/*.png.
+
+python examples/study/tables.py
+"""
+
+import json
+import math
+from pathlib import Path
+from statistics import mean, stdev
+
+from arms import ARMS
+
+from darling_plugin.evaluation.measures import Interval, expected_distinct, interval, pass_at
+
+STUDY = Path(__file__).resolve().parent
+DOCS = STUDY.parents[1] / "docs"
+PAGE = DOCS / "study.md"
+BEGIN, END = "<!-- made by examples/study/tables.py -->", "<!-- end -->"
+FIGURES = {
+    "quality": "quality",
+    "distinct_8": "distinct valid of 8",
+    "distinct_32": "distinct valid of 32",
+    "by_default_8": "classes of 8 by its model",
+    "pass@8": "pass@8",
+}
+COLOURS = {"quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
+
+
+def figures_of(group: dict) -> dict[str, float]:
+    """Of one held-out prompt's samples: a valid answer earned its reward, and names itself."""
+    correct = [answer is not None for answer in group["answers"]]
+    answers = [-1 if answer is None else answer for answer in group["answers"]]
+    return {
+        "quality": sum(correct) / len(correct),
+        "distinct_8": expected_distinct(8, answers, correct),
+        "distinct_32": expected_distinct(32, answers, correct),
+        "by_default_8": expected_distinct(8, group["labels"]),
+        "pass@8": pass_at(8, correct),
+    }
+
+
+def read() -> dict[str, list[dict]]:
+    """The results by arm, each with `curve`: at each evaluated step the prompts' figures and the vocabulary."""
+    by_arm: dict[str, list[dict]] = {}
+    for path in sorted((STUDY / "results").glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        run["curve"] = [
+            {
+                "step": evaluation["step"],
+                "prompts": [figures_of(group) for group in evaluation["groups"]],
+                "vocabulary": len({a for group in evaluation["groups"] for a in group["answers"] if a is not None}),
+            }
+            for evaluation in run["evaluations"]
+        ]
+        by_arm.setdefault(run["arm"], []).append(run)
+    return {arm: by_arm[arm] for arm in ARMS if arm in by_arm}
+
+
+def of_arm(runs: list[dict], figure: str, at: int = -1) -> Interval:
+    """Over seeds where there are several (their mean, and 1.96 standard errors), else over the run's prompts."""
+    means = [mean(each[figure] for each in run["curve"][at]["prompts"]) for run in runs]
+    if len(means) == 1:
+        return interval([each[figure] for each in runs[0]["curve"][at]["prompts"]])
+    error = 1.96 * stdev(means) / math.sqrt(len(means))
+    return Interval(mean(means), mean(means) - error, mean(means) + error, len(runs[0]["curve"][at]["prompts"]))
+
+
+def table(by_arm: dict[str, list[dict]]) -> str:
+    lines = [
+        "| arm | seeds | " + " | ".join(FIGURES.values()) + " | vocabulary |",
+        "|" + "---|" * (len(FIGURES) + 3),
+    ]
+    for arm, runs in by_arm.items():
+        cells = [of_arm(runs, figure) for figure in FIGURES]
+        shown = [f"{each.mean:.3f} ({each.low:.3f} to {each.high:.3f})" for each in cells]
+        vocabulary = mean(run["curve"][-1]["vocabulary"] for run in runs)
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        lines.append(f"| `{arm}` | {seeds} | " + " | ".join(shown) + f" | {vocabulary:.0f} |")
+    made = sorted({(run["commit"], run["machine"]) for runs in by_arm.values() for run in runs})
+    steps = sorted({run["curve"][-1]["step"] for runs in by_arm.values() for run in runs})
+    lines += ["", f"After step {', '.join(map(str, steps))}. Made at {', '.join(commit for commit, _ in made)}."]
+    return "\n".join(lines)
+
+
+def frontier(by_arm: dict[str, list[dict]], path: Path) -> None:
+    """Quality against distinct valid answers of 8: an arm's evaluations as a line, its end with error bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axis = figure.subplots()
+    for k, (arm, runs) in enumerate(by_arm.items()):
+        colour = COLOURS.get(arm.split("-")[0], f"C{3 + k % 7}")
+        steps = range(min(len(run["curve"]) for run in runs))
+        points = [(of_arm(runs, "distinct_8", at), of_arm(runs, "quality", at)) for at in steps]
+        axis.plot([x.mean for x, _ in points], [y.mean for _, y in points], "-", color=colour, alpha=0.35)
+        x, y = points[-1]
+        errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
+        axis.errorbar(x.mean, y.mean, **errors, fmt="o", color=colour, capsize=3, label=f"{arm} ({len(runs)})")
+    axis.set(xlabel="distinct valid answers among 8 samples", ylabel="quality: share of valid answers")
+    axis.grid(alpha=0.3)
+    axis.legend(title="arm (seeds)", fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    by_arm = read()
+    if not by_arm:
+        raise SystemExit("no results yet: make study")
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(by_arm)}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    frontier(by_arm, DOCS / "study" / "frontier.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The study: its arms are commands that the launcher takes, its oracle knows answers, its results become a table."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from darling_plugin.config import DarlingConfig, parse
+from darling_plugin.partition import Group
+
+STUDY = Path(__file__).parents[1] / "examples" / "study"
+sys.path.insert(0, str(STUDY))
+
+import arms  # noqa: E402
+import study  # noqa: E402
+import tables  # noqa: E402
+from answer_named import AnswerNamed  # noqa: E402
+
+
+@pytest.mark.parametrize("arm", arms.ARMS)
+def test_every_arms_flags_are_the_launchers(arm):
+    config, rest = parse(["--darling.enable", *(flag.format(study=STUDY) for flag in arms.ARMS[arm])])
+    config.check()
+    assert not rest and (config != DarlingConfig(enable=True)) == (arm not in ("classes", "untrained"))
+
+
+def test_the_runs_are_the_main_arms_with_three_seeds_and_all_others_with_one():
+    seeds = {arm: [seed for each, seed in arms.RUNS if each == arm] for arm in arms.ARMS}
+    assert all(sorted(own) == ([1, 2, 3] if arm in (*arms.MAIN, "untrained") else [1]) for arm, own in seeds.items())
+
+
+def test_the_oracle_goes_by_the_first_accepted_answer():
+    prompt = json.loads((STUDY.parent / "data/many_answers.jsonl").read_text().splitlines()[1])
+    assert prompt["input"] == "What is one example of a thing in a forest?"
+    responses = ["A tree.", "I see trees and a fox.", "A fox", "Nothing.", "No idea.", "Nothing."]
+    model = AnswerNamed()
+    assert model.partition([Group(f"<|user|>{prompt['input']}<|end|>", responses)])[0].tolist() == [0, 0, 1, 2, 3, 2]
+    with pytest.raises(KeyError):
+        model.partition([Group("a prompt of nobody's", ["a", "b"])])
+
+
+def test_a_split_holds_36_prompts_out_and_is_the_seeds():
+    for seed in (1, 2):
+        train, held_out = study.split(seed)
+        assert (len(train), len(held_out)) == (100, 36)
+        assert not {each["input"] for each in train} & {each["input"] for each in held_out}
+    assert study.split(1)[1] != study.split(2)[1] and study.split(1) == study.split(1)
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """Results of two seeds of an arm, from logs in which half of the responses are valid, by two answers."""
+    monkeypatch.setattr(tables, "STUDY", tmp_path)
+    (tmp_path / "results").mkdir()
+    for seed in (1, 2):
+        _, held_out = study.split(seed)
+        lines = []
+        for record in held_out:
+            first, second, *_ = record["answers"].split("|")
+            texts = [first, second, "nonsense", "nothing"] * 8
+            line = {"step": 12, "split": "eval", "prompt": f"<|user|>{record['input']}", "responses": texts}
+            lines.append(line | {"quality": [1, 1, 0, 0] * 8, "labels": [0, 1, 2, 2] * 8})
+            lines.append({**lines[-1], "step": 3, "split": "train", "diversity": [0.5] * 32})
+        (tmp_path / f"{seed}").mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{seed}" / "partitions.jsonl").write_text(text)
+        kept = study.result("classes", seed, tmp_path / f"{seed}", 60.0)
+        (tmp_path / "results" / f"classes-{seed}.json").write_text(json.dumps(kept))
+    return tmp_path
+
+
+def test_results_are_counted_from_the_logs(made_up):
+    runs = tables.read()["classes"]
+    figures = tables.of_arm(runs, "quality")
+    assert (figures.mean, figures.low, figures.high) == (0.5, 0.5, 0.5), "the same in both seeds"
+    assert tables.of_arm(runs, "distinct_32").mean == pytest.approx(2)
+    assert 1.5 < tables.of_arm(runs, "distinct_8").mean < 2
+    assert tables.of_arm(runs, "by_default_8").mean > tables.of_arm(runs, "distinct_8").mean, "nonsense is a class too"
+    assert runs[0]["training"] == [
+        {"step": 3, "quality": 0.5, "diversity": 0.5, "classes": 3.0, "distinct_valid": 2.0},
+    ]
+
+
+def test_the_page_gets_a_table_and_a_picture(made_up, monkeypatch):
+    monkeypatch.setattr(tables, "DOCS", made_up)
+    monkeypatch.setattr(tables, "PAGE", made_up / "study.md")
+    tables.PAGE.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    tables.main()
+    page = tables.PAGE.read_text()
+    assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
+    assert "| `classes` | 1, 2 | 0.500 (0.500 to 0.500) |" in page
+    assert (made_up / "study" / "frontier.png").stat().st_size > 10_000
