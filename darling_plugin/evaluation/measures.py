@@ -69,8 +69,9 @@ def utility(labels: Sequence[int], scores: Sequence[float], patience: float = PA
 
 
 def darling_utility(labels: Sequence[int], scores: Sequence[float]) -> float:
-    """That of DARLING's copy of NoveltyBench: the mean score, without patience, in which duplicates keep theirs."""
-    return math.fsum(scores) / len(scores)
+    """That of DARLING's copy of NoveltyBench: the score of each class's first response, their sum over n."""
+    first = dict(zip(reversed(labels), reversed(scores), strict=True))
+    return math.fsum(first.values()) / len(scores)
 
 
 def figures(samples: Samples, labels: Sequence[int], ks: Sequence[int], *, verifiable: bool) -> dict[str, float]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ class Samples:
     Attributes:
         id: what the file calls the prompt, else its number.
         quality: (n,) of each response; None where the file has none, or not of each.
-        labels: (n,) class of each response, as the file has it; None where it has none.
+        labels: (n,) class of each response, as the file has it; None where it has none, or not of each.
         reference: what a correct answer is, for reward functions.
-        record: all else that its line held.
+        step, split: of a training log.
     """
 
     id: str
@@ -40,7 +41,8 @@ class Samples:
     quality: list[float] | None = None
     labels: list[int] | None = None
     reference: str | None = None
-    record: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    split: str | None = None
 
 
 class _Fault(ValueError):
@@ -60,8 +62,7 @@ def read_samples(
 
     Raises DarlingError for a file that is not there, or that holds no samples.
     """
-    found = list(_group_rows(_rows(path, report, quality_key)))
-    found = _of_step(found, split, step)
+    found = _of_step(_group_rows(_lines(path, report, quality_key)), split, step)
     if not found:
         raise DarlingError(
             "a file with prompts and responses",
@@ -71,8 +72,14 @@ def read_samples(
     return found
 
 
-def _rows(path: Path, report: Report, quality_key: str | None) -> Iterator[Samples]:
+def _lines(path: Path, report: Report, quality_key: str | None) -> Iterator[tuple[Samples, bool]]:
+    """What each line holds, and whether that is one response of a prompt whose others have lines of their own."""
+    first_filter = None
     for number, record in _records(path, report):
+        if "resps" in record:  # lm-eval writes each document again for each filter of its answers
+            first_filter = first_filter or (record.get("filter"),)
+            if record.get("filter") != first_filter[0]:
+                continue
         try:
             yield from _parse(record, number, quality_key)
         except _Fault as fault:
@@ -110,15 +117,18 @@ def _parquet(path: Path) -> Iterable[dict[str, Any]]:
         raise DarlingError(
             "pyarrow, to read parquet", f"{path}, and it is not installed", "pip install pyarrow"
         ) from error
-    return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DarlingError("a parquet file that pyarrow can read", f"{path}: {error}", "copy it again") from error
 
 
-def _parse(record: dict[str, Any], number: int, quality_key: str | None) -> Iterator[Samples]:
+def _parse(record: dict[str, Any], number: int, quality_key: str | None) -> Iterator[tuple[Samples, bool]]:
     """One line: a group; or one response, or (ms-swift) lists of a step's."""
     if given_responses(record) is not None:
-        yield _of_group(record, number, quality_key)
+        yield _of_group(record, number, quality_key), False
     elif "resps" in record:
-        yield _of_lm_eval(record, number, quality_key)
+        yield _of_lm_eval(record, number, quality_key), False
     else:
         prompt_key = next((key for key in ROW_PROMPTS if key in record), None)
         response_key = next((key for key in ROW_RESPONSES if key in record), None)
@@ -127,27 +137,41 @@ def _parse(record: dict[str, Any], number: int, quality_key: str | None) -> Iter
         if isinstance(record[response_key], list) and not _is_chat(record[response_key]):
             yield from _of_columns(record, number, prompt_key, response_key, quality_key)
         else:
-            yield _of_row(record, number, prompt_key, response_key, quality_key)
+            yield _of_row(record, number, prompt_key, response_key, quality_key), True
 
 
 def _of_group(record: dict[str, Any], number: int, quality_key: str | None) -> Samples:
     responses = [_text(each) for each in _list(given_responses(record), "responses")]
     if not responses:
         raise _Fault("needs at least one response, found none")
-    labels = record.get("labels", record.get("partition"))
-    quality = record.get(quality_key or "quality")
-    if quality is None and quality_key is None and "partition_scores" in record and labels is not None:
-        # NoveltyBench's scores: one a class, and 0 for the responses of a class that came before.
-        quality = [record["partition_scores"][label] for label in labels]
+    labels = _labels(record.get("labels", record.get("partition")), len(responses))
+    if quality_key is None and "partition_scores" in record:
+        quality = _of_scores(record, labels, len(responses))
+    else:
+        quality = record.get(quality_key or "quality")
     return Samples(
         str(record.get("id", number)),
         _text(record.get("prompt")),
         responses,
         _numbers(quality, len(responses)),
-        _labels(labels, len(responses)),
+        labels,
         _reference(record),
-        {key: value for key, value in record.items() if key not in ("responses", "generations")},
+        _step(record.get("step")),
+        record["split"] if isinstance(record.get("split"), str) else None,
     )
+
+
+def _of_scores(record: dict[str, Any], labels: list[int] | None, n: int) -> list[Any]:
+    """NoveltyBench's scores of n responses: one that is in a class that came before has its class's.
+
+    Its own is 0 there; DARLING's copy keeps it, and has its mean as `quality`.
+    """
+    own, of_classes = record.get("generation_scores"), record["partition_scores"]
+    if labels is None or not isinstance(of_classes, list) or max(labels) >= len(of_classes):
+        raise _Fault("needs a partition, and a score for each class, beside partition_scores")
+    if isinstance(own, list) and len(own) == n and own.count(0) < n - len(of_classes):
+        return own
+    return [of_classes[label] for label in labels]
 
 
 def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) -> Samples:
@@ -155,7 +179,9 @@ def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) ->
     while isinstance(prompt, list | dict) and prompt and not _is_chat(prompt):
         prompt = prompt[0] if isinstance(prompt, list) else next(iter(prompt.values()))
     responses = [_text(each) for request in _list(record["resps"], "resps") for each in _list(request, "resps")]
-    metrics = record.get("metrics") or []
+    if not responses:
+        raise _Fault("needs at least one response, found none")
+    metrics = [name for name in _list(record.get("metrics") or [], "metrics") if isinstance(name, str)]
     names = [quality_key] if quality_key else [name for name in metrics if isinstance(record.get(name), int | float)]
     # A metric is of the whole document: a response's own quality it is where there is one.
     value = record.get(names[0]) if names else None
@@ -172,15 +198,17 @@ def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) ->
 
 def _of_columns(
     record: dict[str, Any], number: int, prompt_key: str, response_key: str, quality_key: str | None
-) -> Iterator[Samples]:
+) -> Iterator[tuple[Samples, bool]]:
     length = len(record[response_key])
+    if not length:
+        raise _Fault("needs at least one response, found none")
     columns = {key: value for key, value in record.items() if isinstance(value, list) and len(value) == length}
     if prompt_key not in columns:
         raise _Fault(f"needs {length} prompts for {length} responses")
     constant = {key: value for key, value in record.items() if key not in columns}
     for k in range(length):
         row = constant | {key: value[k] for key, value in columns.items()}
-        yield _of_row(row, number, prompt_key, response_key, quality_key)
+        yield _of_row(row, number, prompt_key, response_key, quality_key), True
 
 
 def _of_row(
@@ -203,34 +231,40 @@ def _of_row(
         [_text(record[response_key])],
         _numbers(None if quality is None else [quality], 1),
         reference=_reference(record),
-        record={"row": True, **({"step": record["step"]} if "step" in record else {})},
+        step=_step(record.get("step")),
     )
 
 
-def _group_rows(found: Iterable[Samples]) -> Iterator[Samples]:
+def _group_rows(lines: Iterable[tuple[Samples, bool]]) -> list[Samples]:
     """Rows of one response become groups of one prompt (and step); what is a group already stays one."""
     groups: dict[Any, Samples] = {}
-    for each in found:
-        if not each.record.get("row"):
+    for each, is_row in lines:
+        if not is_row:
             groups[object()] = each
             continue
-        group = groups.setdefault((each.record.get("step"), each.prompt), each)
+        group = groups.setdefault((each.step, each.prompt), each)
         if group is not each:
             group.responses += each.responses
             both = group.quality is not None and each.quality is not None
             group.quality = [*group.quality, *each.quality] if both else None
-    yield from groups.values()
+    return list(groups.values())
 
 
 def _of_step(found: list[Samples], split: str | None, step: int | None) -> list[Samples]:
-    splits = {each.record["split"] for each in found if "split" in each.record}
+    splits = dict.fromkeys(each.split for each in found if each.split is not None)
     wanted = split or ("eval" if "eval" in splits else next(iter(splits), None))
     if wanted is not None:
-        found = [each for each in found if each.record.get("split") == wanted]
-    steps = {each.record["step"] for each in found if "step" in each.record}
-    if step is None and (wanted is not None or len(steps) > 1):
-        step = max(steps, default=None)
-    return found if step is None else [each for each in found if each.record.get("step") == step]
+        found = [each for each in found if each.split == wanted]
+    if step is None:
+        step = max((each.step for each in found if each.step is not None), default=None)
+    return found if step is None else [each for each in found if each.step == step]
+
+
+def _step(value: Any) -> int | None:
+    """ms-swift's are texts."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
+        return int(value)
+    return int(value) if _is_number(value) else None
 
 
 def _text(value: Any) -> str:
@@ -253,7 +287,8 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # neither NaN nor an integer that no float holds
 
 
 def _numbers(values: Any, n: int) -> list[float] | None:
@@ -269,9 +304,10 @@ def _numbers(values: Any, n: int) -> list[float] | None:
 def _labels(values: Any, n: int) -> list[int] | None:
     if values is None:
         return None
-    if not isinstance(values, list) or len(values) != n or not all(isinstance(value, int) for value in values):
+    whole = isinstance(values, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in values)
+    if not whole or len(values) != n:
         raise _Fault(f"needs a class for each of {n} responses, found {values!r:.80}")
-    return values
+    return values if min(values) >= 0 else None  # -1: the quality gate left it out of the partition
 
 
 def _reference(record: dict[str, Any]) -> str | None:

@@ -1,8 +1,11 @@
 """Files of other tools, read by what is in them."""
 
 import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.samples import read_samples
@@ -31,6 +34,8 @@ def test_noveltybenchs_files(tmp_path):
     assert found.labels == [0, 1, 0]
     (found,), _ = read(tmp_path, [scores])
     assert found.quality == [7.0, 3.0, 7.0], "a duplicate's score is its class's"
+    (found,), bad = read(tmp_path, [scores | {"generation_scores": [7, 3, 5], "quality": 5.0}])
+    assert (found.quality, bad) == ([7.0, 3.0, 5.0], []), "in DARLING's copy it has its own"
 
 
 def test_a_runs_log_is_its_last_evaluation(tmp_path):
@@ -51,6 +56,11 @@ def test_a_runs_log_is_its_last_evaluation(tmp_path):
         read(tmp_path, rows, step=3)
 
 
+def test_what_the_quality_gate_left_out_has_no_class_and_the_group_is_partitioned_again(tmp_path):
+    (found,), bad = read(tmp_path, [{"prompt": "p", "responses": ["a", "b"], "labels": [0, -1], "quality": [1, 0]}])
+    assert (found.labels, found.quality, bad) == (None, [1.0, 0.0], [])
+
+
 def test_what_darling_partition_writes(tmp_path):
     (found,), _ = read(tmp_path, [{"prompt": "p", "responses": ["a", "b"], "labels": [0, 0], "diversity": [0, 0]}])
     assert found.labels == [0, 0] and found.quality is None
@@ -67,6 +77,53 @@ def test_lm_evals_samples(tmp_path):
     assert (found.quality, found.reference) == ([1.0], "4")
     (found,), _ = read(tmp_path, [row | {"arguments": [["Q", {}]], "resps": [["a", "b", "c"]]}])
     assert (found.prompt, found.responses, found.quality) == ("Q", ["a", "b", "c"], None), "one metric for three"
+
+
+def test_lm_eval_writes_each_document_once_a_filter(tmp_path):
+    row = {"doc_id": 3, "arguments": [["Q", {}]], "resps": [["a"]], "metrics": ["exact_match"]}
+    rows = [row | {"filter": "strict-match", "exact_match": 0}, row | {"filter": "flexible", "exact_match": 1}]
+    (found,), bad = read(tmp_path, rows)
+    assert (found.quality, bad) == ([0.0], [])
+
+
+KEYS = "prompt responses generations labels partition quality generation_scores partition_scores step split id".split()
+KEYS += "resps arguments metrics target filter input output score completion answers".split()
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 3)
+    | st.floats()
+    | st.sampled_from(["a", "", "1", "score"])
+    | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["content", "a"]), inner, max_size=2),
+    max_leaves=6,
+)
+TEXTS = st.lists(st.text(max_size=3), min_size=1, max_size=3)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES | TEXTS, max_size=8), max_size=4))
+def test_whatever_a_line_holds_it_is_read_or_named(tmp_path_factory, rows):
+    good = {"prompt": "p", "responses": ["a"]}
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, good]), encoding="utf-8")
+    bad = []
+    try:
+        found = read_samples(path, lambda line, fault: bad.append(line))
+    except DarlingError:  # the good line is of no step
+        return
+    assert set(bad) <= set(range(1, len(rows) + 1))
+    for each in found:
+        n = len(each.responses)
+        assert n and all(values is None or len(values) == n for values in (each.quality, each.labels))
+        assert each.quality is None or all(map(math.isfinite, each.quality))
+        assert each.labels is None or min(each.labels) >= 0
+
+
+def test_a_broken_parquet_file_is_named(tmp_path):
+    path = tmp_path / "completions.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(DarlingError, match="a parquet file that pyarrow can read"):
+        read_samples(path, pytest.fail)
 
 
 def test_verls_rows_are_grouped_by_prompt_and_the_last_step_is_read(tmp_path):
@@ -106,6 +163,10 @@ def test_ms_swifts_steps(tmp_path):
     row = {"step": ["1", "1"], "prompt": ["p", "p"], "completion": ["a", "b"], "accuracy": [1.0, 0.0]}
     (found,), _ = read(tmp_path, [row])
     assert (found.prompt, found.responses, found.quality) == ("p", ["a", "b"], [1.0, 0.0])
+    (found,), _ = read(tmp_path, [row | {"step": ["9", "9"]}, row | {"step": ["10", "10"], "completion": ["c", "d"]}])
+    assert found.responses == ["c", "d"], "10 comes after 9"
+    (found,), _ = read(tmp_path, [row, row | {"step": ["2", "2"]}], step=1)
+    assert found.step == 1
 
 
 def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
