@@ -10,6 +10,7 @@ from typing import Any
 
 from darling_plugin.diversity import DIVERSITIES
 from darling_plugin.errors import DarlingError, spelled
+from darling_plugin.log import groups_with_text
 from darling_plugin.partition.clustering import CLUSTERINGS, check_clustering
 from darling_plugin.partition.text import read_partition_text
 from darling_plugin.quality_gate import NONE, read_quality_gate
@@ -141,6 +142,11 @@ class DarlingConfig:
         type=float,
     )
     log_dir: str | None = _flag(None, "folder for partitions.jsonl (a line a group) and run.json (flags, versions)")
+    log_responses: str = _flag(
+        "all",
+        "of which training groups partitions.jsonl has the responses' texts: all, none, or sample:N, of N groups a "
+        "step at random; the numbers of all groups are there, and evaluation's texts always",
+    )
     log_groups_every: int = _flag(
         10,
         "steps from one table to the next, in W&B and TensorBoard, of the groups with the highest and the lowest mean "
@@ -181,6 +187,7 @@ class DarlingConfig:
                 raise _bad_value(name, "a finite number of seconds above 0", seconds)
         if not 0.0 <= self.quality_only_limit <= 1.0:
             raise _bad_value("quality_only_limit", "a share from 0 to 1", self.quality_only_limit)
+        groups_with_text(self.log_responses, step=0, count=1)
         if self.log_groups_every < 0:
             raise _bad_value("log_groups_every", "a number of steps, or 0", self.log_groups_every)
         if self.gpus_per_partition_actor < 0:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import platform
+import random
+import zlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 
 VERSIONED = (
     "darling-plugin",
@@ -28,6 +31,27 @@ OF_A_RESPONSE = ("labels", "quality", "diversity", "reward", "advantage", "respo
 OF_A_GROUP = ("step", "split", "prompt", "responses", "labels", "quality", "diversity", "reward")  # always there
 
 
+NOT_LOGGED = "(not logged)"  # what a reader gets for a response that --darling.log_responses left out
+
+
+def groups_with_text(spec: str, step: int, count: int) -> set[int]:
+    """Which of a training step's `count` groups are logged with their responses: by "all", "none" or "sample:N".
+
+    N groups at random, the same ones whenever that step is logged; all where there are no more. DarlingError for
+    anything else.
+    """
+    kind, _, number = spec.partition(":")
+    if spec == "all":
+        return set(range(count))
+    if spec == "none":
+        return set()
+    if kind == "sample" and number.isdecimal() and int(number) > 0:
+        return set(random.Random(step).sample(range(count), min(int(number), count)))
+    raise DarlingError(
+        f"{spelled('log_responses')} all, none, or sample:N with N of 1 or more", repr(spec), "correct it"
+    )
+
+
 def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
     """Appends one line a group to `log_dir/partitions.jsonl`, in one write, so that a reader sees whole lines."""
     path = Path(log_dir) / "partitions.jsonl"
@@ -39,21 +63,28 @@ def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
 
 
 def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of `log_dir/partitions.jsonl`; a last one that is still being written is left out.
+    """The lines of `log_dir/partitions.jsonl`, or .jsonl.gz; a last one that is still being written is left out.
 
     Raises DarlingError where there is no such file, or a line is no JSON.
     """
     path = Path(log_dir) / "partitions.jsonl"
+    if not path.exists() and path.with_suffix(".jsonl.gz").exists():
+        path = path.with_suffix(".jsonl.gz")
     needed = "a partitions.jsonl, as --darling.log_dir writes it"
     try:
         # Not splitlines(): a response may hold one of the other characters that Unicode calls a line's end.
-        *lines, _ = path.read_bytes().split(b"\n")
-    except OSError as error:
+        whole = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        *lines, _ = whole.split(b"\n")
+    except (OSError, EOFError, zlib.error) as error:
         raise DarlingError(needed, f"{error}", "name the log_dir of a run") from error
     try:
-        return [json.loads(line) for line in lines]
+        records = [json.loads(line) for line in lines]
     except ValueError as error:
         raise DarlingError(needed, f"{path}: {error}", "restore that file") from error
+    for record in records:
+        if isinstance(record, dict) and isinstance(record.get("responses"), list):
+            record["responses"] = [NOT_LOGGED if text is None else text for text in record["responses"]]
+    return records
 
 
 def read_groups(log_dir: str | Path) -> list[dict[str, Any]]:

@@ -1,10 +1,14 @@
 """What a run leaves on disk."""
 
+import gzip
 import json
 import math
 from types import SimpleNamespace
 
-from darling_plugin.log import append_partitions, write_run
+import pytest
+
+from darling_plugin.errors import DarlingError
+from darling_plugin.log import NOT_LOGGED, append_partitions, groups_with_text, read_partitions, write_run
 
 
 def strict(text):
@@ -47,3 +51,27 @@ def test_partitions_are_appended_a_line_a_group_whatever_the_text(tmp_path):
     lines = (tmp_path / "partitions.jsonl").read_bytes().split(b"\n")
     assert lines.pop() == b""
     assert [json.loads(line) for line in lines] == records
+
+
+def test_a_compressed_log_is_read_and_texts_that_are_not_there_are_told(tmp_path):
+    append_partitions(str(tmp_path), [{"step": 1, "responses": ["a", "b"]}, {"step": 2, "responses": [None, None]}])
+    plain = tmp_path / "partitions.jsonl"
+    expected = [["a", "b"], [NOT_LOGGED, NOT_LOGGED]]
+    assert [record["responses"] for record in read_partitions(tmp_path)] == expected
+    packed = tmp_path / "partitions.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert [record["responses"] for record in read_partitions(tmp_path)] == expected
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(DarlingError, match="partitions.jsonl"):
+        read_partitions(tmp_path)
+
+
+def test_which_groups_are_logged_with_their_texts():
+    assert groups_with_text("all", 3, 5) == {0, 1, 2, 3, 4} and groups_with_text("none", 3, 5) == set()
+    some = [groups_with_text("sample:2", step, 50) for step in range(40)]
+    assert all(len(each) == 2 for each in some) and len(set().union(*some)) > 30, "others at each step"
+    assert groups_with_text("sample:2", 7, 50) == some[7] and groups_with_text("sample:9", 0, 3) == {0, 1, 2}
+    for bad in ("sample", "sample:0", "sample:-1", "sample:x", "some"):
+        with pytest.raises(DarlingError, match="sample:N"):
+            groups_with_text(bad, 0, 1)

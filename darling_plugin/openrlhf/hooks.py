@@ -23,7 +23,7 @@ from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.example_groups import choose
 from darling_plugin.evaluation.monitor import MonitorWatch
-from darling_plugin.log import append_partitions, rewind_partitions, write_run
+from darling_plugin.log import append_partitions, groups_with_text, rewind_partitions, write_run
 from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, monitor_figures, training_metrics
 from darling_plugin.openrlhf import contract, placement, responses
 from darling_plugin.openrlhf.experiences import Places, as_groups, asked, records, take_measured
@@ -284,12 +284,17 @@ def _append(group_records: list[dict[str, Any]], tokenizer: Any, step: int, spli
     if not group_records:
         return
     config = DarlingConfig.from_environment()
+    wanted = groups_with_text(config.log_responses if split == "train" else "all", step, len(group_records))
+    # All together: in a step of maths these are millions of tokens, and the trainer waits for them.
+    decoded = iter(
+        responses.decode_all(tokenizer, [ids for k in sorted(wanted) for ids in group_records[k]["responses"]])
+    )
     lines = []
-    for record in group_records:
-        texts = [responses.decode(tokenizer, token_ids) for token_ids in record["responses"]]
+    for k, record in enumerate(group_records):
+        texts = [next(decoded) if k in wanted else None for _ in record["responses"]]
         line = {"step": step, "split": split, **record, "responses": texts}
         if config.partition_text != "whole":
-            line["compared"] = _compared(config, record, texts)
+            line["compared"] = _compared(config, record, texts) if k in wanted else None
         lines.append(line)
     append_partitions(config.log_dir, lines)
 

@@ -327,3 +327,25 @@ def test_a_run_in_which_most_groups_fall_back_stops(configured):
     configured(on_error="quality_only", quality_only_limit=1.0)
     for _ in range(3):
         hooks._stop_where_most_fell_back(early, [True] * 64)
+
+
+@pytest.mark.parametrize(("kept", "with_text"), [("all", 4), ("none", 0), ("sample:3", 3)])
+def test_only_the_wanted_training_groups_are_decoded_and_all_of_an_evaluation(kept, with_text, configured, tmp_path):
+    configured(log_dir=str(tmp_path), log_responses=kept, partition_text="after:1")
+    calls = []
+
+    class Counting(Tokenizer):
+        def batch_decode(self, all_ids, skip_special_tokens):
+            calls.append(len(all_ids))
+            return super().batch_decode(all_ids, skip_special_tokens)
+
+    records = [{"prompt": f"p{k}", "responses": [[k, 1, 5], [k]], "labels": [0, 1]} for k in range(4)]
+    hooks._append(records, Counting(), 6, "train")
+    hooks._append(records, Counting(), 6, "eval")
+    assert calls == ([2 * with_text] if with_text else []) + [8], "all of a step in one call"
+    lines = [json.loads(line) for line in (tmp_path / "partitions.jsonl").read_text().splitlines()]
+    texts = [line["responses"] for line in lines[:4]]
+    assert sum(each == [f"{k} 1 5", f"{k}"] for k, each in enumerate(texts)) == with_text
+    assert sum(each == [None, None] for each in texts) == 4 - with_text
+    assert [line["compared"] is None for line in lines[:4]] == [each == [None, None] for each in texts]
+    assert [line["labels"] for line in lines] == [[0, 1]] * 8 and lines[7]["responses"] == ["3 1 5", "3"]

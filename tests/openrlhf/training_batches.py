@@ -16,6 +16,9 @@ class Tokenizer:
     def decode(self, ids, skip_special_tokens):
         return " ".join(map(str, ids))
 
+    def batch_decode(self, all_ids, skip_special_tokens):
+        return [self.decode(ids, skip_special_tokens) for ids in all_ids]
+
 
 def make_maker(estimator="dr_grpo", n=4, kl=0.0, **reward_flags):
     reward = {
