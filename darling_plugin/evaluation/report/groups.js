@@ -46,6 +46,7 @@ async function showGroups(at = 0, mark = null) {
     const loaded = await Promise.all(these.map(group));
     if (mine !== drawing) return; // another choice was made meanwhile
     fill("list", ...loaded.map((one, k) => card(these[k], one, mark)));
+    requestAnimationFrame(() => performance.mark("groups"));
   } catch (error) {
     const problem = document.getElementById("problem");
     problem.hidden = false;
