@@ -75,6 +75,17 @@ def test_it_opens_with_curves_warnings_and_the_first_groups(tab):
     assert tab.evaluate("document.querySelectorAll('#gained .pick').length") == 4
 
 
+def test_the_smoothed_line_is_the_local_mean(tab):
+    values = [0.0, 1.0, 5.0, 2.0, 8.0]
+    weights = [(1 - (distance / 3) ** 3) ** 3 for distance in range(3)]
+    expected = []
+    for k in range(5):
+        near = [(weights[abs(j - k)], value) for j, value in enumerate(values) if abs(j - k) <= 2]
+        expected.append(sum(w * v for w, v in near) / sum(w for w, _ in near))
+    assert tab.evaluate(f"smooth({values}, 4)") == pytest.approx(expected)
+    assert tab.evaluate(f"smooth({values}, 1)") == values
+
+
 def test_text_is_shown_as_it_is_and_does_nothing(tab):
     count, number = after(tab, "change({split: '1', run: '0'})")
     assert count == 1

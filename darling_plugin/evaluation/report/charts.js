@@ -33,15 +33,16 @@ function seriesOf(figure) {
 function smooth(values, window) {
   const half = window / 2;
   if (half < 1) return values;
+  const reach = Math.floor(half);
+  const weights = Float64Array.from({ length: reach + 1 }, (_, distance) => (1 - (distance / (half + 1)) ** 3) ** 3);
   return values.map((_, k) => {
-    let total = 0, weights = 0;
-    const reach = Math.floor(half);
+    let total = 0, sum = 0;
     for (let j = Math.max(0, k - reach); j <= Math.min(values.length - 1, k + reach); j++) {
-      const weight = (1 - (Math.abs(j - k) / (half + 1)) ** 3) ** 3;
+      const weight = weights[Math.abs(j - k)];
       total += weight * values[j];
-      weights += weight;
+      sum += weight;
     }
-    return total / weights;
+    return total / sum;
   });
 }
 
