@@ -17,7 +17,7 @@ from statistics import median
 
 import psutil
 from browser import CHROMIUM, Browser
-from common import console, cpu_seconds_of_others, save, texts
+from common import console, save, texts
 
 from darling_plugin.evaluation.monitor import TEXT_SIGNS
 from darling_plugin.evaluation.report.page import render
@@ -76,14 +76,14 @@ def write_run(folder: Path, groups: int) -> None:
 
 
 def measure(page: Path) -> dict[str, float]:
-    opened, busy, started = [], cpu_seconds_of_others(), time.perf_counter()
+    opened, busy = [], []
     for _ in range(5):
+        busy.append(psutil.cpu_percent(interval=0.5) / 100)
         with Browser() as browser:
             browser.open(page)
             opened.append(browser.evaluate(OPENED))
-    others = (cpu_seconds_of_others() - busy) / (time.perf_counter() - started) / psutil.cpu_count()
     drawn, loaded = (median(times) / 1000 for times in zip(*opened, strict=True))
-    row = {"CPU share of other processes": others, "groups drawn, s": drawn, "loaded, s": loaded}
+    row = {"CPUs busy before": median(busy), "groups drawn, s": drawn, "loaded, s": loaded}
     with Browser() as browser:
         browser.open(page)
         browser.evaluate(OPENED)
