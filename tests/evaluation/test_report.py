@@ -17,6 +17,7 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.report import page
 from darling_plugin.evaluation.report.curves import curves
 from darling_plugin.evaluation.report.runs import as_groups, read_runs
+from darling_plugin.log import NOT_LOGGED
 from darling_plugin.shaping import shape
 
 
@@ -113,6 +114,14 @@ def test_the_weight_of_each_group_and_its_similarities_are_those_of_the_log(tmp_
     redundant["reward"] = made_again.unpenalized_reward[0].tolist()
     _, groups = made(write(tmp_path / "redundant", [redundant], {**FLAGS, "reward": "redundancy"}))
     assert groups[0]["gain"] == pytest.approx(made_again.diversity_part[0].tolist(), abs=1e-3)
+
+
+def test_a_group_whose_responses_were_not_logged_has_its_numbers_and_is_no_highlight(tmp_path):
+    record = group(1, [0, 0, 1], [1.0, 1.0, 1.0], signs={"repetition": [0.0, 0.5, None]}) | {"responses": [None] * 3}
+    index, groups = made(write(tmp_path / "run", [record]))
+    assert groups[0]["responses"] == [NOT_LOGGED] * 3 and groups[0]["gain"][2] == pytest.approx(1 / 3, abs=1e-3)
+    assert index["runs"][0]["curves"]["train"]["figures"]["monitor/repetition"] == [0.25]
+    assert index["highlights"] == {"gained": [], "lost": []}
 
 
 def test_a_length_penalty_is_no_gain(tmp_path):

@@ -29,6 +29,8 @@ def records(steps):
             labels = [0, 0, 0] if k == 0 else [0, 0, 1]
             quality = [round(0.1 * k + 0.01 * step, 4)] * 3
             yield group(step, labels, quality, prompt=f"Question {k} of colours", similarity=SIMILAR)
+    unlogged = group(steps, [0, 0, 1], [0.0, 0.1, 0.2], prompt="Left out", signs={})
+    yield unlogged | {"responses": [None] * 3}
     yield group(steps, [0, 1, 1], [0.5] * 3, split="eval", prompt=HOSTILE, responses=[HOSTILE, "same", "same"])
 
 
@@ -97,10 +99,10 @@ def test_text_is_shown_as_it_is_and_does_nothing(tab):
 @pytest.mark.parametrize(
     ("chosen", "count"),
     [
-        ("{}", 252),
-        ("{run: '1'}", 101),
+        ("{}", 254),
+        ("{run: '1'}", 102),
         ("{split: '1'}", 2),
-        ("{from: '29'}", 11),
+        ("{from: '29'}", 12),
         ("{to: '2'}", 20),
         ("{one: true}", 50),
         ("{prompt: 'COLOURS 3'}", 50),
@@ -145,6 +147,11 @@ def test_a_group_class_by_class_identical_responses_folded_similarity_at_hand(ta
     assert sorted(tab.evaluate(cells)) == sorted(value for row in SIMILAR for value in row)
 
 
+def test_responses_that_were_not_logged_are_not_folded(tab):
+    _, number = after(tab, "change({prompt: 'left out', run: '0'})")
+    assert tab.evaluate(f"document.querySelectorAll('#group{number} .text').length") == 3
+
+
 def test_a_highlight_shows_its_group_and_a_curve_its_step(tab):
     tab.evaluate("document.querySelector('#lost .pick').click()")
     assert tab.evaluate(later("[matching.length, document.querySelectorAll('.marked').length]")) == [1, 1]
@@ -155,10 +162,10 @@ def test_a_highlight_shows_its_group_and_a_curve_its_step(tab):
 def test_a_run_that_is_unticked_is_gone(tab):
     box = "document.querySelectorAll('#runs input')[1]"
     tab.evaluate(f"{box}.click()")
-    assert after(tab, "showGroups()")[0] == 151
+    assert after(tab, "showGroups()")[0] == 152
     assert tab.evaluate("document.querySelectorAll('#chart-quality path.smooth').length") == 2
     tab.evaluate(f"{box}.click()")
-    assert after(tab, "showGroups()")[0] == 252
+    assert after(tab, "showGroups()")[0] == 254
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1400, True)])

@@ -148,7 +148,10 @@ function classesOf(data) {
 
 function folded(members, data) {
   const found = new Map();
-  for (const k of members) found.set(data.responses[k], [...(found.get(data.responses[k]) || []), k]);
+  for (const k of members) {
+    const text = data.responses[k], key = text === index.notLogged ? k : text; // of those nobody knows
+    found.set(key, [...(found.get(key) || []), k]);
+  }
   return [...found.values()].sort((a, b) => b.length - a.length || data.reward[b[0]] - data.reward[a[0]]);
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 from darling_plugin.evaluation import monitor
 from darling_plugin.evaluation.report.curves import Curves, curves
 from darling_plugin.evaluation.report.runs import Run, Step
+from darling_plugin.log import NOT_LOGGED
 from darling_plugin.queries import asked
 
 HERE = Path(__file__).parent
@@ -99,6 +100,7 @@ def _index(runs: list[Run], groups: list[tuple[int, Step, int]]) -> dict[str, An
         "prompts": list(prompts),
         "groups": columns,
         "part": PART,
+        "notLogged": NOT_LOGGED,
         "highlights": _highlights(groups),
         "watched": monitor.MonitorWatch.STEPS,
         "moves": {name: move.means for name, move in monitor.MOVES.items()},
@@ -127,6 +129,7 @@ def _highlights(groups: list[tuple[int, Step, int]]) -> dict[str, list[tuple[int
         for g, (_, step, row) in enumerate(groups)
         if step.gain is not None
         for k, gain in enumerate(step.gain[row].tolist())
+        if step.records[row]["responses"][k] != NOT_LOGGED
     ]
     return {"gained": _of_other_prompts(found, 1), "lost": _of_other_prompts(found, -1)}
 
