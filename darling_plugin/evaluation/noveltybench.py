@@ -19,6 +19,9 @@ from darling_plugin.evaluation.samples import Samples
 DECILES = (-7.71875, -6.28125, -6, -5.71875, -5.5, -5, -4.375, -3.4375, -2.046875)
 
 
+FILES = ("generations", "partitions", "scores")
+
+
 def by_first_appearance(labels: Sequence[int]) -> list[int]:
     """The classes numbered from 0 in the order in which they first appear, which the score step asserts."""
     number: dict[int, int] = {}
@@ -51,8 +54,10 @@ def lines(samples: Samples, labels: Sequence[int], model: str) -> dict[str, dict
 def write(folder: Path, of_prompts: Sequence[dict[str, dict[str, Any]]]) -> None:
     """generations.jsonl, partitions.jsonl, and where every prompt has scores scores.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("generations", "partitions", "scores"):
+    for name in FILES:
         rows = [each[name] for each in of_prompts if name in each]
         if len(rows) == len(of_prompts):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
+        else:
+            (folder / f"{name}.jsonl").unlink(missing_ok=True)  # an earlier call's

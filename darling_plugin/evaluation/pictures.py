@@ -14,7 +14,11 @@ def draw(path: Path, summaries: dict[str, dict[str, Interval]]) -> bool:
     Raises DarlingError without matplotlib.
     """
     names = {name for each in summaries.values() for name in each}
-    panels = [panel for name, panel in (("quality", _frontier), ("pass@1", _passes)) if name in names]
+    panels = [
+        panel
+        for name, panel in (("quality", _frontier), ("pass@", _passes))
+        if any(each.startswith(name) for each in names)
+    ]
     if not panels:
         return False
     try:
@@ -38,13 +42,16 @@ def _frontier(axis, summaries: dict[str, dict[str, Interval]]) -> None:
 
 
 def _passes(axis, summaries: dict[str, dict[str, Interval]]) -> None:
-    for k, (name, found) in enumerate(summaries.items()):
-        ks = sorted(int(each.removeprefix("pass@")) for each in found if each.startswith("pass@"))
+    all_ks = sorted({int(each[5:]) for found in summaries.values() for each in found if each.startswith("pass@")})
+    for place, (name, found) in enumerate(summaries.items()):
+        ks = [k for k in all_ks if f"pass@{k}" in found]
         values = [found[f"pass@{k}"] for k in ks]
-        axis.plot(ks, [each.mean for each in values], "o-", color=f"C{k % 10}", label=name)
-        axis.fill_between(ks, [v.low for v in values], [v.high for v in values], color=f"C{k % 10}", alpha=0.15)
+        colour = f"C{place % 10}"
+        if ks:
+            axis.plot(ks, [each.mean for each in values], "o-", color=colour, label=name)
+            axis.fill_between(ks, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.15)
     axis.set(xlabel="k", ylabel="pass@k", title="Any of k correct", xscale="log", ylim=(0, 1.02))
-    axis.set_xticks(ks, [str(k) for k in ks])
+    axis.set_xticks(all_ks, [str(k) for k in all_ks])
     axis.minorticks_off()
 
 

@@ -20,6 +20,7 @@ from darling_plugin.partition.groups import given_responses, lines_of
 Report = Callable[[int, str], None]
 ROW_RESPONSES = ("completion", "output", "response")  # of a line that is one response
 ROW_PROMPTS = ("prompt", "input")
+REFERENCES = ("answers", "label", "gts", "answer", "solution", "target")  # what a correct answer is
 NO_REWARD = {"step", "advantage", "advantages", "index", "doc_id", "uid"}  # numbers of a row that are no reward
 
 
@@ -311,7 +312,7 @@ def _labels(values: Any, n: int) -> list[int] | None:
 
 
 def _reference(record: dict[str, Any]) -> str | None:
-    for key in ("answers", "label", "gts", "answer", "solution", "target"):
+    for key in REFERENCES:
         if record.get(key) is not None:
-            return record[key] if isinstance(record[key], str) else json.dumps(record[key])
+            return record[key] if isinstance(record[key], str) else json.dumps(record[key], default=str)
     return None

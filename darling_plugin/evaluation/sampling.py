@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.samples import REFERENCES
 from darling_plugin.partition.groups import lines_of
 
 PROMPTS_AT_ONCE = 32  # handed to vLLM, or asked of a server, between two saves
@@ -28,47 +30,62 @@ class Settings:
 
 
 def read_prompts(source: str, split: str = "train") -> list[dict[str, Any]]:
-    """Prompts with what else their rows hold, from a JSONL file or a data set of the Hugging Face Hub.
+    """Prompts with their ids and right answers, from a JSONL file or a data set of the Hugging Face Hub.
 
     A row's prompt is under prompt, input, question or problem; `id` is the row's own, else its number.
 
     Raises DarlingError for a source that is neither, and for a row without a prompt.
     """
-    rows: list[dict[str, Any]] = []
-    if Path(source).is_file():
-        with open(source, "rb") as file:
-            rows = [json.loads(line) for line in lines_of(file) if line.strip()]
-    else:
-        import datasets
-
-        try:
-            rows = list(datasets.load_dataset(source, split=split))
-        except Exception as error:  # of a dozen kinds, from the hub, the file system or the data set's own code
-            raise DarlingError(
-                "a JSONL file, or a data set that Hugging Face's datasets can load", f"{source}: {error}", "correct it"
-            ) from error
-    found = []
-    for number, row in enumerate(rows, start=1):
+    found: dict[str, dict[str, Any]] = {}
+    for number, row in _rows(source, split):
         text = next((row[key] for key in ("prompt", "input", "question", "problem") if row.get(key)), None)
         if not isinstance(text, str):
             raise DarlingError("a prompt in each row", f"{source}, row {number}: {sorted(row)}", "name it prompt")
-        found.append({**row, "id": str(row.get("id", number)), "prompt": text})
-    return found
+        answers = {key: row[key] for key in REFERENCES if key in row}
+        prompt = {"id": str(row.get("id", number)), "prompt": text, **answers}
+        if found.setdefault(prompt["id"], prompt) is not prompt:
+            raise DarlingError("another id for each prompt", f"{source}, row {number}: {prompt['id']}", "correct it")
+    if not found:
+        raise DarlingError("prompts to sample from", f"none in {source}", "name another")
+    return list(found.values())
 
 
-def sample(
-    prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings, kept: Path, name: str
-) -> list[dict[str, Any]]:
-    """A line a prompt with `generations`, in the order of the prompts; those in `kept` already are not made again.
+def _rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    if Path(source).is_file():
+        with open(source, "rb") as file:
+            for number, line in enumerate(lines_of(file), start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError) as error:
+                    raise DarlingError(
+                        "JSON with a prompt in each line", f"{source}, line {number}: {error}", "correct the line"
+                    ) from error
+                yield number, row if isinstance(row, dict) else {}
+        return
+    try:
+        import datasets
+
+        loaded = datasets.load_dataset(source, split=split)
+    except Exception as error:  # of a dozen kinds, from the hub, the file system or the data set's own code
+        raise DarlingError(
+            "a JSONL file, or a data set that Hugging Face's datasets can load", f"{source}: {error}", "correct it"
+        ) from error
+    yield from enumerate(loaded, start=1)
+
+
+def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings, kept: Path, name: str) -> None:
+    """Leaves a line a prompt with `generations` in `kept`; those that are there already are not made again.
 
     Args:
         generate: prompts' texts, settings -> a list of n texts each.
         kept: a JSONL file that is appended to as samples come, so that a run that is stopped goes on.
         name: of the model.
 
-    Raises DarlingError where `kept` has samples of another model or other settings.
+    Raises DarlingError where `kept` has samples of another model, other settings or other prompts.
     """
-    done = {line["id"]: line for line in _kept(kept, name, settings)}
+    done = _done(kept, {each["id"]: each["prompt"] for each in prompts}, name, settings)
     missing = [prompt for prompt in prompts if prompt["id"] not in done]
     kept.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -79,29 +96,36 @@ def sample(
             some = missing[start : start + PROMPTS_AT_ONCE]
             for prompt, texts in zip(some, generate([each["prompt"] for each in some], settings), strict=True):
                 line = {**prompt, "model": name, "settings": vars(settings), "generations": texts}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                done[prompt["id"]] = line
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             file.flush()
             bar.update(len(some))
-    return [done[prompt["id"]] for prompt in prompts]
 
 
-def _kept(path: Path, name: str, settings: Settings) -> Iterator[dict[str, Any]]:
+def _done(path: Path, texts: dict[str, str], name: str, settings: Settings) -> set[str]:
+    """The ids of the prompts in a file of samples; what a kill left unfinished is taken off it."""
     if not path.exists():
-        return
+        return set()
     whole = path.read_bytes()
     end = whole.rfind(b"\n") + 1
     if end < len(whole):
-        path.write_bytes(whole[:end])  # what a kill left unfinished
-    for line in whole[:end].splitlines():
-        record = json.loads(line)
+        path.write_bytes(whole[:end])
+    found = [json.loads(line) for line in whole[:end].split(b"\n")[:-1]]
+    for record in found:
         if (record["model"], record["settings"]) != (name, vars(settings)):
-            raise DarlingError(
-                f"samples of {name} with {vars(settings)}",
-                f"{path} with those of {record['model']}, {record['settings']}",
-                "name another folder, or remove that file",
-            )
-        yield record
+            wanted, there = f"{name} with {vars(settings)}", f"{record['model']}, {record['settings']}"
+        elif texts.get(record["id"]) != record["prompt"]:
+            wanted, there = "these prompts", f"another, {record['prompt']!r:.80}"
+        else:
+            continue
+        raise DarlingError(
+            f"samples of {wanted}", f"{path} with those of {there}", "name another folder, or remove that file"
+        )
+    return {record["id"] for record in found}
+
+
+def seed_of(prompt: str, settings: Settings) -> int:
+    """Of a prompt's samples: another for each, or the same noise would be drawn for all."""
+    return zlib.crc32(f"{settings.seed} {prompt}".encode("utf-8", errors="replace")) >> 1
 
 
 class OwnVllm:
@@ -119,16 +143,25 @@ class OwnVllm:
         except ImportError as error:
             raise DarlingError("vLLM, for --model", f"{error}", "install it, or use --url of a server") from error
         self._vllm = vllm
-        self._llm = vllm.LLM(path, enforce_eager=True, enable_prefix_caching=True)
+        try:
+            self._llm = vllm.LLM(path, enforce_eager=not torch.cuda.is_available(), enable_prefix_caching=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DarlingError(f"a model that vLLM loads from {path}", f"{error}", "correct the path") from error
 
     def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str]]:
-        parameters = self._vllm.SamplingParams(
-            n=settings.n, temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed
-        )
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        parameters = [
+            self._vllm.SamplingParams(
+                n=settings.n,
+                temperature=settings.temperature,
+                max_tokens=settings.max_tokens,
+                seed=seed_of(prompt, settings),
+            )
+            for prompt in prompts
+        ]
         if self._llm.get_tokenizer().chat_template is None:
             outputs = self._llm.generate(list(prompts), parameters, use_tqdm=False)
         else:
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
             outputs = self._llm.chat(chats, parameters, use_tqdm=False)
         return [[each.text for each in output.outputs] for output in outputs]
 
@@ -137,17 +170,25 @@ class Server:
     """Samples from a server with OpenAI's chat completions, several prompts at a time; OPENAI_API_KEY where set."""
 
     CONCURRENCY = 16
+    RETRIES = 5  # with growing waits, of half a second up to eight
 
     def __init__(self, url: str, model: str | None) -> None:
-        import openai
-
+        try:
+            import openai
+        except ImportError as error:
+            raise DarlingError("openai, for --url", f"{error}", "pip install openai") from error
+        self._failure = openai.OpenAIError
         url = url.rstrip("/")
         url = url if url.endswith("/v1") else f"{url}/v1"
-        self._client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=self.RETRIES)
         self.model = model or self._only_model(url)
 
     def _only_model(self, url: str) -> str:
-        served = [each.id for each in self._client.models.list().data]
+        try:
+            served = [each.id for each in self._client.models.list().data]
+        except self._failure as error:
+            raise DarlingError(f"the models of {url}", f"{error}", "correct the URL, or name one") from error
         if len(served) != 1:
             raise DarlingError(f"one model at {url}, or --model_name", f"{served}", "name one")
         return served[0]
@@ -163,7 +204,9 @@ class Server:
                     messages=[{"role": "user", "content": prompt}],
                     n=settings.n - len(texts),
                     temperature=settings.temperature,
+                    top_p=1.0,  # a server may have another by default
                     max_tokens=settings.max_tokens,
+                    seed=seed_of(prompt, settings) + len(texts),
                 )
                 if not reply.choices:
                     raise DarlingError(f"samples from {self.model}", "an answer without any", "look at its log")
@@ -171,4 +214,9 @@ class Server:
             return texts[: settings.n]
 
         with ThreadPoolExecutor(self.CONCURRENCY) as threads:
-            return list(threads.map(ask, prompts))
+            try:
+                return list(threads.map(ask, prompts))
+            except self._failure as error:
+                raise DarlingError(
+                    f"samples from {self.model}", f"{error}", "look at the server; the same command goes on"
+                ) from error

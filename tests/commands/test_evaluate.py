@@ -1,15 +1,18 @@
 """`darling-evaluate`: the whole command on files, on a server, and on a model in vLLM."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 from chat_servers import SMOLLM
 
 from darling_plugin.commands.evaluate import main
+from darling_plugin.evaluation.sampling import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -63,7 +66,86 @@ def test_one_models_summary_has_noveltybenchs_keys(tmp_path):
     assert sorted(file.name for file in out.iterdir()) == [
         *("generations.jsonl", "partitions.jsonl", "scores.jsonl", "summary.json", "summary.png")
     ]
-    assert summary["models"]["runs"]["classes"] == "as its file has them"
+    assert summary["models"]["runs"]["classes"] == "as the file has them"
+
+
+def test_noveltybenchs_utilities_and_summary_are_those_of_its_own_rules(tmp_path):
+    rng = numpy.random.default_rng(0)
+    rows, utilities, distinct = [], [], []
+    for k in range(30):  # as its score and summary steps make them, of any partition in its order
+        partition = list(itertools.accumulate(rng.integers(0, 2, 9), lambda top, new: top + int(new), initial=0))
+        own = [int(score) for score in rng.integers(1, 11, 10)]
+        first = [j for j in range(10) if partition[j] not in partition[:j]]
+        generation_scores = [own[j] if j in first else 0 for j in range(10)]
+        utilities.append(float(numpy.average(generation_scores, weights=0.8 ** numpy.arange(10))))
+        distinct.append(len(first))
+        rows.append(
+            {"id": f"c-{k}", "prompt": f"p{k}", "model": "m", "generations": [f"g{j}" for j in range(10)]}
+            | {"partition": partition, "distinct": max(partition), "generation_scores": generation_scores}
+            | {"partition_scores": [own[j] for j in first], "utility": utilities[-1]}
+        )
+    published = write(tmp_path / "scores.jsonl", rows)
+    out = tmp_path / "out"
+    assert main([f"a={published}", f"b={published}", "-o", str(out), "--no_cosine"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["models"]["a"]["figures"]["utility"]["mean"] == pytest.approx(numpy.mean(utilities), abs=1e-9)
+    for name in "ab":
+        again = [json.loads(line) for line in (out / name / "scores.jsonl").read_text().splitlines()]
+        for row, found in zip(rows, again, strict=True):
+            assert found.pop("utility") == pytest.approx(row["utility"], abs=1e-9)
+            assert found == {key: row[key] for key in found} | {"model": name}
+        assert json.loads((out / name / "summary.json").read_text()) == pytest.approx(
+            {"mean_distinct": numpy.mean(distinct), "mean_utility": numpy.mean(utilities)}, abs=1e-9
+        )
+
+
+def test_every_model_is_compared_with_the_first_and_one_without_quality_leaves_its_place_empty(tmp_path):
+    rows = {
+        "a": group("p", SAME, labels=[0] * 4, quality=[1, 1, 0, 0]),
+        "b": group("p", APART, labels=[0, 1, 2, 3], quality=[1, 1, 1, 0]),
+        "c": group("p", APART, labels=[0, 0, 1, 1]),
+    }
+    out = tmp_path / "out"
+    paths = [write(tmp_path / f"{name}.jsonl", [row]) for name, row in rows.items()]
+    assert main([*paths, "-o", str(out), "--no_cosine"]) == 0
+    compared = json.loads((out / "summary.json").read_text())["differences"]
+    assert {key for key in compared if "matched" not in key} == {"b - a", "c - a"}
+    assert compared["b - a"]["quality"]["mean"] == 0.25 and "quality" not in compared["c - a"]
+    assert compared["c - a"]["distinct"]["mean"] == 1
+    assert (out / "summary.png").stat().st_size > 10_000
+
+
+def test_results_never_take_the_place_of_an_input_or_of_anothers_file(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    log = write(run / "partitions.jsonl", [group("p", SAME, labels=[0] * 4, quality=[1, 1, 0, 0])])
+    before = Path(log).read_bytes()
+    other = write(tmp_path / "other.jsonl", [group("p", APART, labels=[0] * 4)])
+    for arguments in ([log, "-o", str(run)], [other, "-o", str(run)], [log, other, "-o", str(tmp_path)]):
+        assert main([*arguments, "--no_cosine"]) == 2
+        assert "a folder for the results without files that they would replace" in capsys.readouterr().err
+    assert Path(log).read_bytes() == before
+    for _ in range(2):  # its own files are replaced
+        assert main([log, "-o", str(out), "--no_cosine"]) == 0
+    assert main([other, "-o", str(out), "--no_cosine"]) == 0
+    assert not (out / "scores.jsonl").exists(), "they would be the other model's"
+    capsys.readouterr()
+    assert main([str(out / "partitions.jsonl"), "-o", str(out), "--no_cosine"]) == 2
+
+
+def test_a_calibrated_model_gives_the_expected_diversity_too(tmp_path):
+    path, out = write(tmp_path / "x.jsonl", [group("Name a colour.", APART), group("p", ["a"])]), tmp_path / "out"
+    assert main([path, "-o", str(out), "--no_cosine"]) == 0
+    model = json.loads((out / "summary.json").read_text())["models"]["x"]
+    assert model["classes"] == "by default, greedy"
+    assert 0.5 < model["figures"]["expected_diversity"]["mean"] < 1
+    assert model["figures"]["expected_diversity"]["prompts"] == 1 and model["figures"]["diversity"]["prompts"] == 2
+
+
+def test_a_reward_function_that_fails_says_why(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", [group("p", ["a"])])
+    assert main([path, "--reward_func", str(EXAMPLES / "reward_named_answer.py"), "--no_cosine"]) == 2
+    assert "the file has no label of the prompt" in capsys.readouterr().err
 
 
 def test_a_reward_function_gives_the_quality_that_a_file_lacks(tmp_path):
@@ -90,6 +172,48 @@ def test_a_reward_model_gives_it_too_and_deciles_are_noveltybenchs(tmp_path):
         assert decile == 1 + sum(
             limit < value for limit in (-7.71875, -6.28125, -6, -5.71875, -5.5, -5, -4.375)
         ) + sum(limit < value for limit in (-3.4375, -2.046875))
+
+
+def test_a_classifier_without_a_chat_template_reads_a_pair_and_of_several_labels_one_is_named(tmp_path):
+    import torch
+    from tokenizers import processors
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+    from tiny_model import build_reward_model
+
+    from darling_plugin.errors import DarlingError
+    from darling_plugin.evaluation.quality import by_model
+    from darling_plugin.evaluation.samples import Samples
+
+    path = str(build_reward_model(tmp_path / "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = None
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<|USER|>", "<EOS>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|USER|> $A <EOS>", pair="<|USER|> $A <EOS> $B <EOS>", special_tokens=special
+    )
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config.intermediate_size, config.max_position_embeddings = 16, 64
+    config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    path = str(tmp_path / "classifier")
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+    samples = Samples("1", "<|im_start|>user\nname a bird<|im_end|>\n<|im_start|>assistant\n", ["an owl", "a wren"])
+    pair = tokenizer("name a bird", "an owl", return_tensors="pt")
+    assert pair["input_ids"][0, 0] == special[0][1]
+    with torch.inference_mode():
+        expected = model(**pair).logits.softmax(dim=-1)[0, 1].item()
+    assert by_model(path, label="good")(samples)[0] == pytest.approx(expected, abs=5e-3)
+    assert by_model(path, label="bad")(samples)[0] == pytest.approx(1 - expected, abs=5e-3)
+    assert len(by_model(path, label="good")(Samples("1", "p", ["an owl " * 200]))) == 1, "cut at 64 tokens"
+    with pytest.raises(DarlingError, match="one of several labels"):
+        by_model(path)
+    with pytest.raises(DarlingError, match="one of several labels"):
+        by_model(str(tmp_path / "tokenizer"), label="good")
 
 
 def test_mixed_numbers_of_samples_no_quality_and_bad_lines(tmp_path, capsys):
@@ -133,6 +257,49 @@ def test_a_server_is_sampled_and_a_stopped_run_goes_on(tmp_path, server, capsys)
     assert [each["id"] for each in again] == ["1", "2", "3", "4"] and not server.script, "two prompts, and no more"
     assert main([*arguments, "--temperature", "0.5"]) == 2
     assert "name another folder" in capsys.readouterr().err
+    write(tmp_path / "prompts.jsonl", [{"prompt": f"a colour {k}"} for k in range(3)])
+    assert main(arguments) == 2
+    assert "another, 'a colour 3'" in capsys.readouterr().err
+
+
+def test_prompts_that_come_with_responses_are_sampled_anew(tmp_path, server):
+    server.reset()
+    server.script = [("red", []), ("blue", [])]
+    prompts = write(tmp_path / "prompts.jsonl", [group("a colour", ["grey"], labels=[0], answer="red", step=1)])
+    arguments = ["--url", server.url, "--prompts", prompts, "--n", "2", "-o", str(tmp_path / "out"), "--no_cosine"]
+    assert main([*arguments, "--partition_model", "lexical"]) == 0
+    (line,) = (tmp_path / "out" / "generations.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["generations"]) == ["blue", "red"]
+
+
+def test_prompts_that_cannot_be_sampled_are_named(tmp_path, capsys):
+    path = tmp_path / "prompts.jsonl"
+    arguments = [
+        "--url",
+        "http://127.0.0.1:9",
+        "--model_name",
+        "m",
+        "--prompts",
+        str(path),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    for text, said in (
+        ('{"prompt": "p"}\n{', "line 2"),
+        ('{"prompt": "p", "id": 1}\n{"prompt": "q", "id": 1}', "another id for each prompt"),
+        ('{"text": "p"}', "a prompt in each row"),
+        ("", "prompts to sample from"),
+    ):
+        path.write_text(text)
+        assert main(arguments) == 2
+        assert said in capsys.readouterr().err
+    path.write_text('{"prompt": "p"}')
+    Server.RETRIES, before = 0, Server.RETRIES
+    try:
+        assert main(arguments) == 2
+    finally:
+        Server.RETRIES = before
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_wrong_usage(tmp_path, capsys):

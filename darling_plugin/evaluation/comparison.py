@@ -1,0 +1,229 @@
+"""Models side by side: the figures of each one's samples, and the differences over the prompts that they share."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from darling_plugin.diversity import expected_diversity
+from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation import noveltybench
+from darling_plugin.evaluation.measures import Interval, figures, is_verifiable, of_like_length, paired, summary
+from darling_plugin.evaluation.samples import Samples
+from darling_plugin.log import installed_versions
+from darling_plugin.partition import Group, measure
+
+if TYPE_CHECKING:
+    from darling_plugin.partition import PartitionModel
+
+Key = tuple[str, int]  # a prompt, and how often it came before: files number their prompts differently
+Differences = dict[str, tuple[dict[str, Interval], dict[str, Interval]]]  # of all responses, and at matched length
+
+MADE_BY = "darling-evaluate"
+GROUPS_AT_ONCE = 64
+# At matched length: what does not depend on how many responses are left of each prompt.
+AT_MATCHED_LENGTH = ("quality", "diversity", "words")
+
+
+@dataclass
+class Evaluated:
+    """One model: its P prompts' samples, the class of each response and what made them, each prompt's figures."""
+
+    name: str
+    samples: list[Samples]
+    labels: list[list[int]]
+    classes: str
+    of_prompts: dict[Key, dict[str, float]]
+
+
+def folder_of(name: str) -> str:
+    """The folder of a model of that name."""
+    return name.replace("/", "_").lstrip(".") or "_"
+
+
+def evaluate(
+    inputs: dict[str, list[Samples]],
+    load: Callable[[], PartitionModel],
+    load_name: str,
+    *,
+    ks: Sequence[int] | None = None,
+    extra: Callable[[Sequence[str]], dict[str, float]] | None = None,
+    again: bool = False,
+) -> list[Evaluated]:
+    """The figures of every input, by name.
+
+    Args:
+        load: loads the partition model, which is asked where samples have no classes; load_name: how it is named.
+        ks: for the figures of k responses; None: the powers of two up to the largest group.
+        extra: more figures of a prompt's responses.
+        again: makes classes anew where samples have them.
+    """
+    everything = [each for samples in inputs.values() for each in samples]
+    labels, expected = _partition(everything, load, again)
+    verifiable = is_verifiable(everything)
+    longest = max(len(each.responses) for each in everything)
+    ks = ks or [2**power for power in range(longest.bit_length())]
+    found, start = [], 0
+    for name, samples in inputs.items():
+        of_prompts = {}
+        bar = tqdm(samples, desc=name, unit="prompt")
+        for k, (key, each) in enumerate(zip(_keys(samples), bar, strict=True), start):
+            of_prompts[key] = figures(each, labels[k], ks, verifiable=verifiable)
+            if k in expected:
+                of_prompts[key]["expected_diversity"] = expected[k]
+            if extra is not None:
+                of_prompts[key] |= extra(each.responses)
+        own = labels[start : start + len(samples)]
+        kept = 0 if again else sum(each.labels is not None for each in samples)
+        made = f"{len(samples) - kept} prompts' by {load_name}" if kept else f"by {load_name}"
+        if kept:
+            made = "as the file has them" + (f", {made}" if kept < len(samples) else "")
+        found.append(Evaluated(name, samples, own, made, of_prompts))
+        start += len(samples)
+    return found
+
+
+def _keys(samples: Sequence[Samples]) -> list[Key]:
+    before: Counter[str] = Counter()
+    keys = []
+    for each in samples:
+        keys.append((each.prompt, before[each.prompt]))
+        before[each.prompt] += 1
+    return keys
+
+
+def _partition(
+    everything: Sequence[Samples], load: Callable[[], PartitionModel], again: bool
+) -> tuple[list[list[int]], dict[int, float]]:
+    """The labels of each group, and by its place the expected diversity where a calibrated model was asked."""
+    labels = [None if again else each.labels for each in everything]
+    expected: dict[int, float] = {}
+    missing = [k for k, own in enumerate(labels) if own is None]
+    model = load() if missing else None
+    with tqdm(total=len(missing), desc="classes", unit="prompt", disable=not missing) as bar:
+        for start in range(0, len(missing), GROUPS_AT_ONCE):
+            some = missing[start : start + GROUPS_AT_ONCE]
+            groups = [Group(everything[k].prompt, everything[k].responses) for k in some]
+            calibrated = getattr(model, "calibrated", False)
+            for k, measured in zip(some, measure(model, groups, with_similarity=calibrated), strict=True):
+                labels[k] = measured.labels.tolist()
+                if calibrated and len(labels[k]) > 1:
+                    expected[k] = float(expected_diversity(measured.similarity).mean())
+            bar.update(len(some))
+    return labels, expected
+
+
+def differences(evaluated: Sequence[Evaluated], seed: int = 0) -> Differences:
+    """Each model's figures minus the first one's, paired, by "NAME - FIRST"."""
+    first, *others = evaluated
+    return {
+        f"{each.name} - {first.name}": (
+            paired(first.of_prompts, each.of_prompts, seed),
+            at_matched_length(first, each, seed),
+        )
+        for each in others
+    }
+
+
+def at_matched_length(first: Evaluated, second: Evaluated, seed: int = 0) -> dict[str, Interval]:
+    """second - first for AT_MATCHED_LENGTH, of the responses that of_like_length pairs; prompts with two pairs."""
+    sides: tuple[dict, dict] = ({}, {})
+    there = dict(zip(_keys(second.samples), zip(second.samples, second.labels, strict=True), strict=True))
+    for key, samples, labels in zip(_keys(first.samples), first.samples, first.labels, strict=True):
+        other, other_labels = there.get(key, (None, None))
+        if other is None:
+            continue
+        kept = of_like_length(samples, other)
+        if len(kept[0]) < 2:
+            continue
+        for side, each, own, places in zip(sides, (samples, other), (labels, other_labels), kept, strict=True):
+            some = Samples(
+                each.id,
+                each.prompt,
+                [each.responses[k] for k in places],
+                None if each.quality is None else [each.quality[k] for k in places],
+            )
+            all_figures = figures(some, [own[k] for k in places], [], verifiable=False)
+            side[key] = {name: value for name, value in all_figures.items() if name in AT_MATCHED_LENGTH}
+    return paired(*sides, seed)
+
+
+def check_output(folder: Path, inputs: dict[str, Path]) -> None:
+    """Raises DarlingError where results in this folder would take the place of an input, or of files of others."""
+    folders = [folder, *(folder / folder_of(name) for name in inputs)]
+    targets = [
+        each / name for each in folders for name in (*map("{}.jsonl".format, noveltybench.FILES), "summary.json")
+    ]
+    summary_path = folder / "summary.json"
+    if summary_path.exists() and f'"{MADE_BY}"' in summary_path.read_text(encoding="utf-8", errors="replace"):
+        given = {path.resolve() for path in inputs.values()}
+        there = [path for path in targets if path.resolve() in given]
+    else:
+        there = [path for path in targets if path.exists()]
+    if there:
+        raise DarlingError(
+            "a folder for the results without files that they would replace",
+            ", ".join(dict.fromkeys(map(str, there))),
+            "name another",
+        )
+
+
+def write(
+    folder: Path,
+    evaluated: Sequence[Evaluated],
+    summaries: dict[str, dict[str, Interval]],
+    compared: Differences,
+    settings: dict[str, Any],
+    bad_lines: dict[str, int],
+) -> None:
+    """summary.json, with NoveltyBench's keys too; its other files, of several models in a folder each."""
+    models = {}
+    for each in evaluated:
+        models[each.name] = {
+            "prompts": len(each.samples),
+            "bad_lines": bad_lines[each.name],
+            "split": each.samples[0].split,
+            "step": each.samples[0].step,
+            "classes": each.classes,
+            "figures": {name: asdict(value) for name, value in summaries[each.name].items()},
+        }
+    alone = len(evaluated) == 1
+    flat = {key: whole for key, (whole, _) in compared.items()}
+    flat |= {f"{key}, at matched length": matched for key, (_, matched) in compared.items()}
+    written = {
+        **(_noveltybenchs(summaries[evaluated[0].name]) if alone else {}),
+        "made_by": MADE_BY,
+        "models": models,
+        "differences": {key: {name: asdict(value) for name, value in found.items()} for key, found in flat.items()},
+        "settings": settings,
+        "versions": {"python": platform.python_version(), **installed_versions()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "summary.json", written)
+    for each in evaluated:
+        own = folder if alone else folder / folder_of(each.name)
+        of_prompts = [noveltybench.lines(*both, each.name) for both in zip(each.samples, each.labels, strict=True)]
+        noveltybench.write(own, of_prompts)
+        if not alone:
+            _write_json(own / "summary.json", _noveltybenchs(summaries[each.name]))
+
+
+def _noveltybenchs(found: dict[str, Interval]) -> dict[str, float]:
+    utility = {"mean_utility": found["utility"].mean} if "utility" in found else {}
+    return {"mean_distinct": found["distinct"].mean, **utility}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def summaries_of(evaluated: Sequence[Evaluated], seed: int = 0) -> dict[str, dict[str, Interval]]:
+    """The interval of each figure, by model."""
+    return {each.name: summary(list(each.of_prompts.values()), seed) for each in evaluated}
