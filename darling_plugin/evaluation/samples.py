@@ -6,6 +6,7 @@ this package's partitions.jsonl and what darling-partition writes. docs/evaluate
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -19,9 +20,10 @@ from darling_plugin.partition.groups import given_responses, lines_of
 
 Report = Callable[[int, str], None]
 ROW_RESPONSES = ("completion", "output", "response")  # of a line that is one response
-ROW_PROMPTS = ("prompt", "input")
+ROW_PROMPTS = ("prompt", "input", "messages")
+STEPS = ("step", "gen_step")
 REFERENCES = ("answers", "label", "gts", "answer", "solution", "target")  # what a correct answer is
-NO_REWARD = {"step", "advantage", "advantages", "index", "doc_id", "uid"}  # numbers of a row that are no reward
+NO_REWARD = {*STEPS, "global_step", "index", "doc_id", "uid"}  # numbers of a row that are no reward
 
 
 @dataclass
@@ -61,7 +63,7 @@ def read_samples(
             rewards a response, the sum.
         split, step: of a training log; default: its evaluation if it has one, and the last step there.
 
-    Raises DarlingError for a file that is not there, or that holds no samples.
+    Raises DarlingError for a file that is not there, that holds no samples, or none with quality_key.
     """
     found = _of_step(_group_rows(_lines(path, report, quality_key)), split, step)
     if not found:
@@ -69,6 +71,10 @@ def read_samples(
             "a file with prompts and responses",
             f"none that can be read in {path}",
             "docs/evaluate.md has the formats; a training log may have no such split or step",
+        )
+    if quality_key and all(each.quality is None for each in found):
+        raise DarlingError(
+            f"numbers as {quality_key}, of each response", f"none in {path}", "name another quality_key"
         )
     return found
 
@@ -220,11 +226,9 @@ def _of_row(
     elif _is_number(record.get("score")):  # verl; its extras may be numbers too
         quality = record["score"]
     else:
-        rewards = [
-            value
-            for key, value in record.items()
-            if _is_number(value) and key not in NO_REWARD and key not in (prompt_key, response_key)
-        ]
+        # TRL and ms-swift write the rewards before the advantage, and what else there is (entropy) after it.
+        before = itertools.takewhile(lambda key: key not in ("advantage", "advantages"), record)
+        rewards = [record[key] for key in before if _is_number(record[key]) and key not in NO_REWARD]
         quality = math.fsum(rewards) if rewards else None
     return Samples(
         str(number),
@@ -232,7 +236,7 @@ def _of_row(
         [_text(record[response_key])],
         _numbers(None if quality is None else [quality], 1),
         reference=_reference(record),
-        step=_step(record.get("step")),
+        step=next((_step(record[key]) for key in STEPS if key in record), None),
     )
 
 

@@ -157,6 +157,8 @@ def test_trls_parquet(tmp_path):
     (found,) = read_samples(path, pytest.fail)
     assert (found.prompt, found.responses, found.quality) == ("Name a bird.", ["owl", "wren"], [1.5, 1.5])
     assert read_samples(path, pytest.fail, quality_key="b")[0].quality == [0.5, 0.5]
+    with pytest.raises(DarlingError, match="numbers as c"):
+        read_samples(path, pytest.fail, quality_key="c")
 
 
 def test_ms_swifts_steps(tmp_path):
@@ -167,6 +169,10 @@ def test_ms_swifts_steps(tmp_path):
     assert found.responses == ["c", "d"], "10 comes after 9"
     (found,), _ = read(tmp_path, [row, row | {"step": ["2", "2"]}], step=1)
     assert found.step == 1
+    new = {"gen_step": [7, 7], "messages": [[{"role": "user", "content": "p"}]] * 2, "completion": ["a", "b"]}
+    new |= {"accuracy": [1.0, 0.0], "format": [0.5, 0.5], "advantages": [1.0, -1.0], "entropy": [0.3, 0.4]}
+    (found,), _ = read(tmp_path, [new])
+    assert (found.step, found.prompt, found.quality) == (7, "p", [1.5, 0.5]), "neither steps nor entropy are rewards"
 
 
 def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
