@@ -115,6 +115,17 @@ def test_every_model_is_compared_with_the_first_and_one_without_quality_leaves_i
     assert (out / "summary.png").stat().st_size > 10_000
 
 
+def test_prompts_with_a_single_pair_of_like_length_are_left_out(tmp_path):
+    long = [["w", "w " * 100, "w " * 101], ["w", "v " * 500, "w " * 600], ["v", "v " * 100, "w " * 103]]
+    rows = [[group("p", long[0]), group("q", long[0])], [group("p", long[1]), group("q", long[2])]]
+    out = tmp_path / "out"
+    paths = [write(tmp_path / f"{name}.jsonl", each) for name, each in zip("ab", rows, strict=True)]
+    assert main([*paths, "-o", str(out), "--no_cosine", "--partition_model", "lexical"]) == 0
+    compared = json.loads((out / "summary.json").read_text())["differences"]
+    assert compared["b - a"]["diversity"]["prompts"] == 2
+    assert compared["b - a, at matched length"]["diversity"]["prompts"] == 1
+
+
 def test_results_never_take_the_place_of_an_input_or_of_anothers_file(tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     run.mkdir()
@@ -195,7 +206,7 @@ def test_a_classifier_without_a_chat_template_reads_a_pair_and_of_several_labels
     )
     torch.manual_seed(0)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    config.intermediate_size, config.max_position_embeddings = 16, 64
+    config.intermediate_size, config.max_position_embeddings, config.initializer_range = 16, 64, 0.3
     config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
     path = str(tmp_path / "classifier")
     model = AutoModelForSequenceClassification.from_config(config).eval()
@@ -207,8 +218,10 @@ def test_a_classifier_without_a_chat_template_reads_a_pair_and_of_several_labels
     assert pair["input_ids"][0, 0] == special[0][1]
     with torch.inference_mode():
         expected = model(**pair).logits.softmax(dim=-1)[0, 1].item()
-    assert by_model(path, label="good")(samples)[0] == pytest.approx(expected, abs=5e-3)
-    assert by_model(path, label="bad")(samples)[0] == pytest.approx(1 - expected, abs=5e-3)
+    good = by_model(path, label="good")
+    assert good(samples)[0] == pytest.approx(expected, abs=2e-2), "in bfloat16"
+    assert by_model(path, label="bad")(samples)[0] == pytest.approx(1 - expected, abs=2e-2)
+    assert good(samples) == good(Samples("1", "name a bird", samples.responses)) != good(Samples("1", "a", ["b", "c"]))
     assert len(by_model(path, label="good")(Samples("1", "p", ["an owl " * 200]))) == 1, "cut at 64 tokens"
     with pytest.raises(DarlingError, match="one of several labels"):
         by_model(path)

@@ -178,10 +178,11 @@ def test_ms_swifts_steps(tmp_path):
 def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
     good = {"prompt": "p", "responses": ["a"]}
     rows = [good, "{", "[1]", {"prompt": "p"}, {"prompt": "p", "responses": []}, {"prompt": 3, "responses": ["a"]}]
+    rows[5:5] = [good | {"partition": [3], "partition_scores": [1]}, good | {"quality": [10**400]}]
     rows += [good | {"labels": [0, 1]}, good | {"quality": [1, 2]}, good | {"quality": [None]}, good]
     found, bad = read(tmp_path, rows)
-    assert [line for line, _ in bad] == [2, 3, 4, 5, 6, 7, 8]
-    assert [each.quality for each in found] == [None] * 3, "a quality that one response lacks is none"
+    assert [line for line, _ in bad] == [2, 3, 4, 5, 6, 8, 9, 10]
+    assert [each.quality for each in found] == [None] * 4, "a quality that one response lacks is none"
     with pytest.raises(DarlingError, match="none that can be read"):
         read(tmp_path, ["{"])
     with pytest.raises(DarlingError, match="a file with samples"):
