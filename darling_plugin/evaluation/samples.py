@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from darling_plugin.errors import DarlingError
+from darling_plugin.partition.base import encodable
 from darling_plugin.partition.groups import given_responses, lines_of
 
 Report = Callable[[int, str], None]
@@ -275,10 +276,10 @@ def _step(value: Any) -> int | None:
 def _text(value: Any) -> str:
     """A text, or the contents of a chat's messages, one below the other."""
     if _is_chat(value):
-        return "\n".join(str(message.get("content", "")) for message in value)
+        value = "\n".join(str(message.get("content", "")) for message in value)
     if not isinstance(value, str):
         raise _Fault(f"needs texts as prompt and responses, found {type(value).__name__}")
-    return value
+    return encodable(value)
 
 
 def _is_chat(value: Any) -> bool:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.samples import REFERENCES
+from darling_plugin.partition.base import encodable
 from darling_plugin.partition.groups import lines_of
 
 PROMPTS_AT_ONCE = 32  # handed to vLLM, or asked of a server, between two saves
@@ -42,7 +43,7 @@ def read_prompts(source: str, split: str = "train") -> list[dict[str, Any]]:
         if not isinstance(text, str):
             raise DarlingError("a prompt in each row", f"{source}, row {number}: {sorted(row)}", "name it prompt")
         answers = {key: row[key] for key in REFERENCES if key in row}
-        prompt = {"id": str(row.get("id", number)), "prompt": text, **answers}
+        prompt = {"id": str(row.get("id", number)), "prompt": encodable(text), **answers}
         if found.setdefault(prompt["id"], prompt) is not prompt:
             raise DarlingError("another id for each prompt", f"{source}, row {number}: {prompt['id']}", "correct it")
     if not found:

@@ -231,7 +231,7 @@ def test_a_classifier_without_a_chat_template_reads_a_pair_and_of_several_labels
 
 def test_mixed_numbers_of_samples_no_quality_and_bad_lines(tmp_path, capsys):
     path = tmp_path / "odd.jsonl"
-    write(path, [group("p", ["a"]), group("q", ["a", "b", "c"]), group("r", ["a", "b"], quality=[1, 0])])
+    write(path, [group("p", ["a"]), group("q", ["\ud800", "b", ""]), group("r", ["a", "b"], quality=[1, 0])])
     with path.open("a") as file:
         file.write("not JSON\n")
     out = tmp_path / "out"
