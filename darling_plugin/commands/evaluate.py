@@ -197,6 +197,8 @@ def _fill_in_quality(read: dict[str, list[Samples]], arguments: argparse.Namespa
 
 def _table(summaries: dict[str, dict[str, Interval]], evaluated: list[Evaluated]) -> Table:
     made = "\n".join(f"classes of {each.name}: {each.classes}" for each in evaluated)
+    if len({each.classes for each in evaluated}) > 1:
+        made += "\nthey were not made alike: figures of classes differ by that too (--again makes all of them anew)"
     table = Table(title="mean over the prompts, and its 95 % interval (bootstrap)", caption=made)
     table.add_column("")
     for each in evaluated:

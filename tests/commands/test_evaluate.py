@@ -115,6 +115,15 @@ def test_every_model_is_compared_with_the_first_and_one_without_quality_leaves_i
     assert (out / "summary.png").stat().st_size > 10_000
 
 
+def test_classes_that_were_not_made_alike_are_said_to_be(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    paths = [write(tmp_path / "a.jsonl", [group("p", SAME, labels=[0] * 4)])]
+    paths.append(write(tmp_path / "b.jsonl", [group("p", SAME)]))
+    for arguments, said in ((paths, True), ([*paths, "--again"], False), (paths[:1], False)):
+        assert main([*arguments, "--partition_model", "lexical", "--no_cosine"]) == 0
+        assert ("not made alike" in capsys.readouterr().out) == said
+
+
 def test_prompts_with_a_single_pair_of_like_length_are_left_out(tmp_path):
     long = [["w", "w " * 100, "w " * 101], ["w", "v " * 500, "w " * 600], ["v", "v " * 100, "w " * 103]]
     rows = [[group("p", long[0]), group("q", long[0])], [group("p", long[1]), group("q", long[2])]]
