@@ -19,7 +19,7 @@ from darling_plugin.evaluation.comparison import Evaluated, check_output, differ
 from darling_plugin.evaluation.cosine import Cosines
 from darling_plugin.evaluation.measures import Interval
 from darling_plugin.evaluation.quality import by_function, by_model, fill_in
-from darling_plugin.evaluation.samples import Samples, read_samples
+from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
 from darling_plugin.partition import load_partition_model
 from darling_plugin.user_code import import_user_code
 
@@ -120,6 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.partition_model, threshold=arguments.threshold, clustering=arguments.clustering
         ),
         f"{arguments.partition_model}, {arguments.clustering}",
+        {name: classes_of(path) for name, path in inputs.items()},
         ks=arguments.k,
         extra=None if arguments.no_cosine else Cosines(),
         again=arguments.again,

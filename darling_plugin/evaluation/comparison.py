@@ -52,6 +52,7 @@ def evaluate(
     inputs: dict[str, list[Samples]],
     load: Callable[[], PartitionModel],
     load_name: str,
+    file_names: dict[str, str],
     *,
     ks: Sequence[int] | None = None,
     extra: Callable[[Sequence[str]], dict[str, float]] | None = None,
@@ -61,6 +62,7 @@ def evaluate(
 
     Args:
         load: loads the partition model, which is asked where samples have no classes; load_name: how it is named.
+        file_names: by input, how the classes that its samples have are named.
         ks: for the figures of k responses; None: the powers of two up to the largest group.
         extra: more figures of a prompt's responses.
         again: makes classes anew where samples have them.
@@ -84,7 +86,7 @@ def evaluate(
         kept = 0 if again else sum(each.labels is not None for each in samples)
         made = f"{len(samples) - kept} prompts' by {load_name}" if kept else f"by {load_name}"
         if kept:
-            made = "as the file has them" + (f", {made}" if kept < len(samples) else "")
+            made = file_names[name] + (f", {made}" if kept < len(samples) else "")
         found.append(Evaluated(name, samples, own, made, of_prompts))
         start += len(samples)
     return found

@@ -80,6 +80,15 @@ def read_samples(
     return found
 
 
+def classes_of(path: Path) -> str:
+    """What made the classes in a file, as far as it is known: a run's run.json, beside its log, says so."""
+    try:
+        model = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["partition_model"]
+        return f"as the file has them, by {model['class'].rpartition('.')[2]}, {model['clustering'] or 'its own'}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return "as the file has them"
+
+
 def _lines(path: Path, report: Report, quality_key: str | None) -> Iterator[tuple[Samples, bool]]:
     """What each line holds, and whether that is one response of a prompt whose others have lines of their own."""
     first_filter = None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.evaluation.samples import read_samples
+from darling_plugin.evaluation.samples import classes_of, read_samples
 
 
 def read(tmp_path, rows, **options):
@@ -59,6 +59,17 @@ def test_a_runs_log_is_its_last_evaluation(tmp_path):
 def test_what_the_quality_gate_left_out_has_no_class_and_the_group_is_partitioned_again(tmp_path):
     (found,), bad = read(tmp_path, [{"prompt": "p", "responses": ["a", "b"], "labels": [0, -1], "quality": [1, 0]}])
     assert (found.labels, found.quality, bad) == (None, [1.0, 0.0], [])
+
+
+def test_a_runs_log_says_what_made_its_classes(tmp_path):
+    path = tmp_path / "partitions.jsonl"
+    assert classes_of(path) == "as the file has them"
+    model = {"class": "some.module.Default", "threshold": 0.3, "clustering": "union_find"}
+    for written in ("[", "{}", '{"partition_model": {"class": 3}}'):
+        (tmp_path / "run.json").write_text(written)
+        assert classes_of(path) == "as the file has them"
+    (tmp_path / "run.json").write_text(json.dumps({"partition_model": model}))
+    assert classes_of(path) == "as the file has them, by Default, union_find"
 
 
 def test_what_darling_partition_writes(tmp_path):
