@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, Round, check_clustering, cluster, numbered, rounds
+from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.options import Between, OneOf, check_options
 
 if TYPE_CHECKING:
@@ -66,29 +67,6 @@ class Pair(NamedTuple):
     prompt: str
     first: str
     second: str
-
-
-@dataclass
-class Cuts:
-    """How many texts, or pairs of them, a model has read since it was loaded, and how many not to their end."""
-
-    read: int = 0
-    cut: int = 0
-
-    def count(self, read: int, cut: int, reads: str) -> None:
-        """Counts, and warns of the first that are cut: what begins alike for as long as a model reads is one to it.
-
-        Args:
-            reads: who reads how much, and of what: "BERT reads 256 tokens of a text".
-        """
-        if cut and not self.cut:
-            logger.warning(
-                "%d of %d (%.0f %%) are cut: %s, and the rest is not compared. Said once; the metric cut_share "
-                "goes on counting",
-                *(cut, read, 100 * cut / read, reads),
-            )
-        self.read += read
-        self.cut += cut
 
 
 class PartitionModel(ABC):

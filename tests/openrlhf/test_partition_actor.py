@@ -14,7 +14,7 @@ from actor_groups import Letters, broken, column, make_actor, responses, score
 from darling_plugin import DarlingError
 from darling_plugin.openrlhf.responses import decode
 from darling_plugin.partition import CLUSTERINGS
-from darling_plugin.partition.base import Cuts
+from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.models.lexical import Lexical
 from darling_plugin.registry import register_advantage, register_partition_model
 

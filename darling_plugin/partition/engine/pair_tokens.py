@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Cuts, Pair
+from darling_plugin.partition.base import Pair
+from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.engine.inputs import ModelInput
 
 KEPT = 100_000  # responses whose ids are kept between rounds; then all are forgotten

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Cuts, EmbeddingModel
+from darling_plugin.partition.base import EmbeddingModel
+from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.options import DTYPES, Between, OneOf
 from darling_plugin.registry import register_partition_model
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import Cuts, Group, SimilarityModel
+from darling_plugin.partition.base import Group, SimilarityModel
+from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.options import DTYPES, Between, OneOf
 from darling_plugin.registry import register_partition_model
 
