@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
 from darling_plugin.config import DarlingConfig, add_flag
@@ -91,13 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--k", type=_count, nargs="*", help="for the figures of k responses; default: powers of two")
     parser.add_argument("--no_cosine", action="store_true", help="leave out the cosine of embeddings")
     parser.add_argument("--again", action="store_true", help="make classes and quality anew, whatever the file has")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of --model's samples; default: 0")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the bootstrap and of --model's samples; default: 0")
     return parser
 
 
 def _count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"needs an integer from 1, found {text}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"needs an integer from 0, found {text}")
     return int(text)
 
 
@@ -120,7 +127,7 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.partition_model, threshold=arguments.threshold, clustering=arguments.clustering
         ),
         f"{arguments.partition_model}, {arguments.clustering}",
-        {name: classes_of(path) for name, path in inputs.items()},
+        {name: classes_of(path, read[name]) for name, path in inputs.items()},
         ks=arguments.k,
         extra=None if arguments.no_cosine else Cosines(),
         again=arguments.again,
@@ -130,7 +137,10 @@ def _run(arguments: argparse.Namespace) -> int:
     console = Console()
     console.print(_table(summaries, evaluated))
     for key, (whole, matched) in compared.items():
-        console.print(_differences_table(key, whole, matched))
+        if whole:
+            console.print(_differences_table(key, whole, matched))
+        else:
+            console.print(f"{key}: no prompt in common", style="bold red", markup=False, highlight=False)
     if arguments.output:
         from darling_plugin.evaluation.pictures import draw
 
@@ -188,43 +198,59 @@ def _read(inputs: dict[str, Path], arguments: argparse.Namespace) -> tuple[dict[
 
 def _fill_in_quality(read: dict[str, list[Samples]], arguments: argparse.Namespace) -> None:
     if arguments.reward_func:
-        score = by_function(arguments.reward_func)
+        score, name = by_function(arguments.reward_func), Path(arguments.reward_func).name
     elif arguments.reward_model:
         score = by_model(arguments.reward_model, label=arguments.reward_label, deciles=arguments.deciles)
+        name = Path(arguments.reward_model).name + (", deciles" if arguments.deciles else "")
     else:
         return
-    fill_in([each for samples in read.values() for each in samples], score, again=arguments.again)
+    fill_in([each for samples in read.values() for each in samples], score, name, again=arguments.again)
 
 
 def _table(summaries: dict[str, dict[str, Interval]], evaluated: list[Evaluated]) -> Table:
     made = "\n".join(f"classes of {each.name}: {each.classes}" for each in evaluated)
     if len({each.classes for each in evaluated}) > 1:
         made += "\nthey were not made alike: figures of classes differ by that too (--again makes all of them anew)"
-    table = Table(title="mean over the prompts, and its 95 % interval (bootstrap)", caption=made)
+    qualities = [each.quality_from for each in evaluated]
+    made += "".join(f"\nquality of {each.name}: {each.quality_from}" for each in evaluated if each.quality_from)
+    if len(set(filter(None, qualities))) > 1:
+        made += "\nthat is not one quality: compare it only if you know that it is (--again makes all of it anew)"
+    table = Table(title="mean over the prompts, and its 95 % interval (bootstrap)", caption=Text(made))
     table.add_column("")
     for each in evaluated:
-        table.add_column(f"{each.name}\n{len(each.samples)} prompts", justify="right")
+        first = each.samples[0]
+        of_run = f"\n{first.split}, step {first.step}" if first.split is not None else ""
+        table.add_column(Text(f"{each.name}\n{_prompts(len(each.samples))}{of_run}"), justify="right")
     for name in dict.fromkeys(name for found in summaries.values() for name in found):
-        table.add_row(name, *(_shown(found.get(name)) for found in summaries.values()))
+        cells = zip(summaries.values(), evaluated, strict=True)
+        table.add_row(name, *(_shown(found.get(name), of=len(each.samples)) for found, each in cells))
     return table
+
+
+def _prompts(count: int) -> str:
+    return f"{count} prompt{'s' if count != 1 else ''}"
 
 
 def _differences_table(title: str, whole: dict[str, Interval], matched: dict[str, Interval]) -> Table:
-    prompts = next((each.prompts for each in whole.values()), 0)
-    table = Table(title=f"{title}: paired, over {prompts} prompts that both have")
-    left = next((each.prompts for each in matched.values()), 0)
-    for column in ("", "difference", f"at matched length, {left} prompts"):
+    prompts = max(each.prompts for each in whole.values())
+    table = Table(title=Text(f"{title}: paired, over {_prompts(prompts)} that both have"))
+    left = max((each.prompts for each in matched.values()), default=0)
+    for column in ("", "difference", f"at matched length, {_prompts(left)}"):
         table.add_column(column, justify="left" if not column else "right")
     for name, value in whole.items():
-        table.add_row(name, _shown(value, sign=True), _shown(matched.get(name), sign=True))
+        of_matched = _shown(matched.get(name), sign=True, of=left)
+        table.add_row(name, _shown(value, sign=True, of=prompts), of_matched)
     return table
 
 
-def _shown(value: Interval | None, *, sign: bool = False) -> str:
+def _shown(value: Interval | None, *, of: int, sign: bool = False) -> str:
+    """The mean and its interval, which one prompt has not; their number where fewer prompts have that figure."""
     if value is None:
         return "–"
     form = "{:+.3f}" if sign else "{:.3f}"
-    return f"{form.format(value.mean)}  [{value.low:.3f}, {value.high:.3f}]"
+    spread = f"[{value.low:.3f}, {value.high:.3f}]" if value.prompts > 1 else "[–]"
+    fewer = f" ({value.prompts} of {of})" if value.prompts < of else ""
+    return f"{form.format(value.mean)}  {spread}{fewer}"
 
 
 if __name__ == "__main__":

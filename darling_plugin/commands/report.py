@@ -23,12 +23,19 @@ exit status: 0; 2 where there is nothing to show
 """
 
 
+def _check_output(output: Path) -> None:
+    """A log named as output by mistake is not written over."""
+    if output.is_file() and output.stat().st_size and output.read_bytes()[:15].lower() != b"<!doctype html>":
+        raise DarlingError("a page to write", f"{output}, which is a file of another kind", "name another with -o")
+
+
 def report(runs: list[Path], output: Path, console: Console) -> None:
     """Writes the page. Raises DarlingError where there is nothing to show, or it cannot be written."""
 
     def shown(steps: list) -> object:
         return track(steps, description="reading", console=console, transient=True)
 
+    _check_output(output)
     page = render(read_runs(runs, shown))
     try:
         output.write_text(page, encoding="utf-8")

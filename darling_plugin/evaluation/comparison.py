@@ -19,6 +19,7 @@ from darling_plugin.evaluation.measures import Interval, figures, is_verifiable,
 from darling_plugin.evaluation.samples import Samples
 from darling_plugin.log import installed_versions
 from darling_plugin.partition import Group, measure
+from darling_plugin.queries import asked
 
 if TYPE_CHECKING:
     from darling_plugin.partition import PartitionModel
@@ -41,6 +42,12 @@ class Evaluated:
     labels: list[list[int]]
     classes: str
     of_prompts: dict[Key, dict[str, float]]
+
+    @property
+    def quality_from(self) -> str | None:
+        """What the quality was read from, or who gave it; None without any."""
+        found = dict.fromkeys(each.quality_from for each in self.samples if each.quality is not None)
+        return ", ".join(filter(None, found)) or None
 
 
 def folder_of(name: str) -> str:
@@ -96,8 +103,9 @@ def _keys(samples: Sequence[Samples]) -> list[Key]:
     before: Counter[str] = Counter()
     keys = []
     for each in samples:
-        keys.append((each.prompt, before[each.prompt]))
-        before[each.prompt] += 1
+        prompt = asked(each.prompt)  # a run's log has it within a chat template
+        keys.append((prompt, before[prompt]))
+        before[prompt] += 1
     return keys
 
 
@@ -159,7 +167,12 @@ def at_matched_length(first: Evaluated, second: Evaluated, seed: int = 0) -> dic
 
 def check_output(folder: Path, inputs: dict[str, Path]) -> None:
     """Raises DarlingError where results in this folder would take the place of an input, or of files of others."""
-    folders = [folder, *(folder / folder_of(name) for name in inputs)]
+    if folder.exists() and not folder.is_dir():
+        raise DarlingError("a folder for the results", f"the file {folder}", "name another")
+    own = [folder_of(name) for name in inputs]
+    if len(set(own)) < len(own):
+        raise DarlingError("inputs with a folder each", f"the folders {', '.join(own)}", "name them apart")
+    folders = [folder, *(folder / each for each in own)]
     targets = [
         each / name for each in folders for name in (*map("{}.jsonl".format, noveltybench.FILES), "summary.json")
     ]
@@ -194,6 +207,7 @@ def write(
             "split": each.samples[0].split,
             "step": each.samples[0].step,
             "classes": each.classes,
+            "quality": each.quality_from,
             "figures": {name: asdict(value) for name, value in summaries[each.name].items()},
         }
     alone = len(evaluated) == 1
@@ -207,7 +221,11 @@ def write(
         "settings": settings,
         "versions": {"python": platform.python_version(), **installed_versions()},
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DarlingError("a folder for the results", f"{error}", "name another") from error
+    (folder / "summary.png").unlink(missing_ok=True)  # an earlier call's
     _write_json(folder / "summary.json", written)
     for each in evaluated:
         own = folder if alone else folder / folder_of(each.name)

@@ -47,6 +47,7 @@ def lines(samples: Samples, labels: Sequence[int], model: str) -> dict[str, dict
             "generation_scores": [q if new else 0 for q, new in zip(samples.quality, is_first, strict=True)],
             "partition_scores": scores,
             "utility": utility(partition, samples.quality),
+            "quality": samples.quality,  # no key of its own: what a response is worth whose class came before
         }
     return found
 

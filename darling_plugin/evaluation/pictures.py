@@ -44,7 +44,9 @@ def _frontier(axis, summaries: dict[str, dict[str, Interval]]) -> None:
 def _passes(axis, summaries: dict[str, dict[str, Interval]]) -> None:
     all_ks = sorted({int(each[5:]) for found in summaries.values() for each in found if each.startswith("pass@")})
     for place, (name, found) in enumerate(summaries.items()):
-        ks = [k for k in all_ks if f"pass@{k}" in found]
+        # Those that all of its prompts have: further on the curve would be of others.
+        most = max((each.prompts for name, each in found.items() if name.startswith("pass@")), default=0)
+        ks = [k for k in all_ks if f"pass@{k}" in found and found[f"pass@{k}"].prompts == most]
         values = [found[f"pass@{k}"] for k in ks]
         colour = f"C{place % 10}"
         if ks:

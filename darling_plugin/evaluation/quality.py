@@ -34,8 +34,11 @@ def by_function(path: str) -> Score:
             raise DarlingError(
                 f"rewards from {path}", f"{type(error).__name__}: {error}{label}", "correct reward_func, or the file"
             ) from error
-        rewards = found["rewards"] if isinstance(found, dict) else found
-        rewards = [float(value) for value in rewards]
+        try:
+            rewards = [float(value) for value in (found["rewards"] if isinstance(found, dict) else found)]
+        except (KeyError, TypeError, ValueError) as error:
+            needed = f"{n} numbers from {path}, alone or as rewards of a dict"
+            raise DarlingError(needed, f"{found!r:.200}", "correct reward_func") from error
         if len(rewards) != n:
             raise DarlingError(f"{n} rewards from {path}", f"{len(rewards)}", "correct reward_func")
         return rewards
@@ -113,11 +116,11 @@ def _column(config, path: str, label: str | None) -> int | None:
     )
 
 
-def fill_in(all_samples: Sequence[Samples], score: Score, *, again: bool) -> None:
+def fill_in(all_samples: Sequence[Samples], score: Score, name: str, *, again: bool) -> None:
     """Gives a quality to the samples that have none; to all of them where it is asked for again."""
     for each in tqdm(all_samples, desc="quality", unit="prompt"):
         if again or each.quality is None:
             quality = score(each)
             if not all(map(math.isfinite, quality)):
                 raise DarlingError("finite rewards", f"{quality} for {each.prompt!r:.80}", "correct what gives them")
-            each.quality = quality
+            each.quality, each.quality_from = quality, name

@@ -23,6 +23,7 @@ Report = Callable[[int, str], None]
 ROW_RESPONSES = ("completion", "output", "response")  # of a line that is one response
 ROW_PROMPTS = ("prompt", "input", "messages")
 STEPS = ("step", "gen_step")
+QUALITIES = ("score", "quality", "reward")  # of a line that is one response
 REFERENCES = ("answers", "label", "gts", "answer", "solution", "target")  # what a correct answer is
 NO_REWARD = {*STEPS, "global_step", "index", "doc_id", "uid"}  # numbers of a row that are no reward
 
@@ -35,6 +36,7 @@ class Samples:
         id: what the file calls the prompt, else its number.
         quality: (n,) of each response; None where the file has none, or not of each.
         labels: (n,) class of each response, as the file has it; None where it has none, or not of each.
+        quality_from: what the quality was read from, or who gave it.
         reference: what a correct answer is, for reward functions.
         step, split: of a training log.
     """
@@ -47,6 +49,7 @@ class Samples:
     reference: str | None = None
     step: int | None = None
     split: str | None = None
+    quality_from: str | None = None
 
 
 class _Fault(ValueError):
@@ -80,9 +83,11 @@ def read_samples(
     return found
 
 
-def classes_of(path: Path) -> str:
+def classes_of(path: Path, samples: list[Samples]) -> str:
     """What made the classes in a file, as far as it is known: a run's run.json, beside its log, says so."""
     try:
+        if samples[0].split is None:
+            raise LookupError  # no run's log
         model = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["partition_model"]
         return f"as the file has them, by {model['class'].rpartition('.')[2]}, {model['clustering'] or 'its own'}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -162,10 +167,11 @@ def _of_group(record: dict[str, Any], number: int, quality_key: str | None) -> S
     if not responses:
         raise _Fault("needs at least one response, found none")
     labels = _labels(record.get("labels", record.get("partition")), len(responses))
-    if quality_key is None and "partition_scores" in record:
-        quality = _of_scores(record, labels, len(responses))
+    quality_from = quality_key or "quality"
+    if quality_key is None and "partition_scores" in record and not isinstance(record.get("quality"), list):
+        quality, quality_from = _of_scores(record, labels, len(responses)), "partition_scores"
     else:
-        quality = record.get(quality_key or "quality")
+        quality = record.get(quality_from)
     return Samples(
         str(record.get("id", number)),
         _text(record.get("prompt")),
@@ -175,6 +181,7 @@ def _of_group(record: dict[str, Any], number: int, quality_key: str | None) -> S
         _reference(record),
         _step(record.get("step")),
         record["split"] if isinstance(record.get("split"), str) else None,
+        quality_from,
     )
 
 
@@ -210,6 +217,7 @@ def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) ->
         responses,
         _numbers(quality, len(responses)),
         reference=None if target is None else str(target),
+        quality_from=names[0] if names else None,
     )
 
 
@@ -225,21 +233,22 @@ def _of_columns(
     constant = {key: value for key, value in record.items() if key not in columns}
     for k in range(length):
         row = constant | {key: value[k] for key, value in columns.items()}
-        yield _of_row(row, number, prompt_key, response_key, quality_key), True
+        yield _of_row(row, number, prompt_key, response_key, quality_key, of_columns=True), True
 
 
 def _of_row(
-    record: dict[str, Any], number: int, prompt_key: str, response_key: str, quality_key: str | None
+    record: dict[str, Any],
+    number: int,
+    prompt_key: str,
+    response_key: str,
+    quality_key: str | None,
+    of_columns: bool = False,
 ) -> Samples:
-    if quality_key:
-        quality = record.get(quality_key)
-    elif _is_number(record.get("score")):  # verl; its extras may be numbers too
-        quality = record["score"]
-    else:
-        # TRL and ms-swift write the rewards before the advantage, and what else there is (entropy) after it.
-        before = itertools.takewhile(lambda key: key not in ("advantage", "advantages"), record)
-        rewards = [record[key] for key in before if _is_number(record[key]) and key not in NO_REWARD]
-        quality = math.fsum(rewards) if rewards else None
+    names = [quality_key] if quality_key else _reward_columns(record, of_columns)
+    values = [record.get(name) for name in names]
+    # A reward function that has nothing to say of a response gives None: the others count.
+    numbers = [value for value in values if _is_number(value)]
+    quality = math.fsum(numbers) if numbers else None
     return Samples(
         str(number),
         _text(record[prompt_key]),
@@ -247,7 +256,26 @@ def _of_row(
         _numbers(None if quality is None else [quality], 1),
         reference=_reference(record),
         step=next((_step(record[key]) for key in STEPS if key in record), None),
+        quality_from=" + ".join(names) or None,
     )
+
+
+def _reward_columns(record: dict[str, Any], all_numbers: bool) -> list[str]:
+    """Which columns of a response's line make its quality.
+
+    TRL and ms-swift write a column a reward function before the advantage, and what else there is (entropy) after it.
+    A user's own may stand among them: where any is named reward, only those count.
+
+    Args:
+        all_numbers: whether the line is known to be of such a tool.
+    """
+    known = next((name for name in QUALITIES if _is_number(record.get(name))), None)
+    if known is not None:  # verl's score; its extras may be numbers too
+        return [known]
+    before = itertools.takewhile(lambda key: key not in ("advantage", "advantages"), record)
+    numbers = [key for key in before if _is_number(record[key]) and key not in NO_REWARD | set(REFERENCES)]
+    all_numbers |= not {"advantage", "advantages"}.isdisjoint(record)
+    return [name for name in numbers if "reward" in name.lower()] or (numbers if all_numbers else [])
 
 
 def _group_rows(lines: Iterable[tuple[Samples, bool]]) -> list[Samples]:
@@ -272,7 +300,8 @@ def _of_step(found: list[Samples], split: str | None, step: int | None) -> list[
         found = [each for each in found if each.split == wanted]
     if step is None:
         step = max((each.step for each in found if each.step is not None), default=None)
-    return found if step is None else [each for each in found if each.step == step]
+    # A line without a step among others with one is of no other step.
+    return found if step is None else [each for each in found if each.step in (None, step)]
 
 
 def _step(value: Any) -> int | None:

@@ -92,6 +92,7 @@ def test_noveltybenchs_utilities_and_summary_are_those_of_its_own_rules(tmp_path
     for name in "ab":
         again = [json.loads(line) for line in (out / name / "scores.jsonl").read_text().splitlines()]
         for row, found in zip(rows, again, strict=True):
+            assert found.pop("quality") == [row["partition_scores"][label] for label in row["partition"]]
             assert found.pop("utility") == pytest.approx(row["utility"], abs=1e-9)
             assert found == {key: row[key] for key in found} | {"model": name}
         assert json.loads((out / name / "summary.json").read_text()) == pytest.approx(
@@ -353,3 +354,52 @@ def test_a_model_is_sampled_in_vllm(tmp_path):
     assert len(generations) == 6 and len(set(generations)) > 1
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert "pass@4" in summary["models"][SMOLLM.name]["figures"]
+
+
+def test_the_table_says_where_a_figure_is_of_fewer_prompts_and_where_the_quality_is_from(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "160")
+    few = write(tmp_path / "few.jsonl", [group(f"p{k}", ["a"] * 8, quality=[1] * 8) for k in range(1, 4)])
+    templated = "<|im_start|>user\np1<|im_end|>\n<|im_start|>assistant\n"
+    other = write(tmp_path / "other.jsonl", [group(templated, ["a", "b"])])
+    (tmp_path / "rewards.py").write_text(
+        "def reward_func(queries, prompts, labels):\n    return [0.5] * len(queries)\n"
+    )
+    arguments = [few, other, "--reward_func", str(tmp_path / "rewards.py"), "--partition_model", "lexical"]
+    assert main([*arguments, "--no_cosine"]) == 0
+    said = capsys.readouterr().out
+    assert "quality of few: quality" in said and "quality of other: rewards.py" in said
+    assert "not one quality" in said and "over 1 prompt that both have" in said, "one in a chat template, one without"
+    assert "0.500  [–]" in said, "one prompt has no interval"
+    mixed = write(tmp_path / "mixed.jsonl", [group("p1", ["a"] * 4), group("p2", ["a"] * 8)])
+    assert main([mixed, few, "--partition_model", "lexical", "--no_cosine"]) == 0
+    assert "1.000  [–] (1 of 2)" in capsys.readouterr().out
+    apart = write(tmp_path / "apart.jsonl", [group("of nobody else", ["a", "b"])])
+    assert main([few, apart, "--partition_model", "lexical", "--no_cosine"]) == 0
+    assert "apart - few: no prompt in common" in capsys.readouterr().out
+
+
+def test_what_it_writes_keeps_the_quality_of_each_response(tmp_path):
+    rows = [group("p", ["a", "a", "b"], labels=[0, 0, 1], quality=[1, 0, 1])]
+    out = tmp_path / "out"
+    assert main([write(tmp_path / "x.jsonl", rows), "-o", str(out), "--no_cosine"]) == 0
+    assert main([str(out / "scores.jsonl"), "-o", str(tmp_path / "again"), "--no_cosine"]) == 0
+    figures = json.loads((tmp_path / "again" / "summary.json").read_text())["models"]["out"]["figures"]
+    assert figures["quality"]["mean"] == pytest.approx(2 / 3)
+
+
+def test_outputs_that_cannot_be(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", [group("p", ["a"])])
+    for arguments, said in (
+        ([path, "-o", path], "a folder for the results"),
+        ([f"a/b={path}", f"a_b={path}", "-o", str(tmp_path / "o")], "inputs with a folder each"),
+        ([path, "--partition_model", "lexical", "--no_cosine", "-o", "/proc/nowhere"], "a folder for the results"),
+    ):
+        assert main(arguments) == 2
+        assert said in capsys.readouterr().err
+    for k, returned in enumerate(("None", "{}", "['high']")):
+        rewards = tmp_path / f"r{k}.py"
+        rewards.write_text(f"def reward_func(queries, prompts, labels):\n    return {returned}\n")
+        assert main([path, "--reward_func", str(rewards), "--no_cosine"]) == 2
+        assert "1 numbers from" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.evaluation.samples import classes_of, read_samples
+from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
 
 
 def read(tmp_path, rows, **options):
@@ -62,14 +62,14 @@ def test_what_the_quality_gate_left_out_has_no_class_and_the_group_is_partitione
 
 
 def test_a_runs_log_says_what_made_its_classes(tmp_path):
-    path = tmp_path / "partitions.jsonl"
-    assert classes_of(path) == "as the file has them"
+    path, of_run = tmp_path / "partitions.jsonl", [Samples("1", "p", ["a"], split="eval")]
+    assert classes_of(path, of_run) == "as the file has them"
     model = {"class": "some.module.Default", "threshold": 0.3, "clustering": "union_find"}
     for written in ("[", "{}", '{"partition_model": {"class": 3}}'):
         (tmp_path / "run.json").write_text(written)
-        assert classes_of(path) == "as the file has them"
+        assert classes_of(path, of_run) == "as the file has them"
     (tmp_path / "run.json").write_text(json.dumps({"partition_model": model}))
-    assert classes_of(path) == "as the file has them, by Default, union_find"
+    assert classes_of(path, of_run) == "as the file has them, by Default, union_find"
 
 
 def test_what_darling_partition_writes(tmp_path):
@@ -159,15 +159,15 @@ def test_trls_parquet(tmp_path):
 
     chat = [{"role": "user", "content": "Name a bird."}]
     rows = [
-        {"step": 10, "prompt": chat, "completion": [{"role": "assistant", "content": text}], "a": 1.0, "b": 0.5}
-        | {"advantage": 3.0}
+        {"step": 10, "prompt": chat, "completion": [{"role": "assistant", "content": text}]}
+        | {"accuracy_reward": 1.0, "format_reward": 0.5, "n_tokens": 275, "advantage": 3.0}
         for text in ("owl", "wren")
     ]
     path = tmp_path / "completions_00010.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     (found,) = read_samples(path, pytest.fail)
     assert (found.prompt, found.responses, found.quality) == ("Name a bird.", ["owl", "wren"], [1.5, 1.5])
-    assert read_samples(path, pytest.fail, quality_key="b")[0].quality == [0.5, 0.5]
+    assert read_samples(path, pytest.fail, quality_key="format_reward")[0].quality == [0.5, 0.5]
     with pytest.raises(DarlingError, match="numbers as c"):
         read_samples(path, pytest.fail, quality_key="c")
 
@@ -198,3 +198,19 @@ def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
         read(tmp_path, ["{"])
     with pytest.raises(DarlingError, match="a file with samples"):
         read_samples(tmp_path / "missing", pytest.fail)
+
+
+def test_numbers_that_are_no_rewards_make_no_quality(tmp_path):
+    row = {"prompt": "p", "response": "a", "label": 1, "length": 100, "temperature": 0.7, "seed": 0}
+    (found,), bad = read(tmp_path, [row])
+    assert (found.quality, found.quality_from, bad) == (None, None, [])
+    (found,), _ = read(tmp_path, [row | {"my_reward": 0.5, "other_reward": None, "advantage": 1.0}])
+    assert (found.quality, found.quality_from) == ([0.5], "my_reward")
+    (found,), _ = read(tmp_path, [{"prompt": "p", "completion": "a", "judged": 3, "advantage": 1.0, "entropy": 9.0}])
+    assert (found.quality, found.quality_from) == ([3.0], "judged"), "the only one before the advantage"
+
+
+def test_lines_without_a_step_stay_beside_those_with_one(tmp_path):
+    rows = [{"prompt": f"p{k}", "responses": ["a"], **({"step": 3} if k else {})} for k in range(3)]
+    found, _ = read(tmp_path, rows)
+    assert [each.prompt for each in found] == ["p0", "p1", "p2"]
