@@ -1,7 +1,8 @@
 """`python3 -m darling_plugin.check`: a line for each thing that a run with DARLING needs of this machine or cluster.
 
 On a cluster it joins the Ray that RAY_ADDRESS names, as the launcher does. Each line is ok, slow or wrong, with what
-to do, or says that it needs a GPU or weights that are not here. The exit status is 1 where a line is wrong.
+to do, or says that it needs a GPU or weights that are not here. The exit status is 1 where a line is wrong, 2 for a
+partition model that there is not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from darling_plugin.config import PREFIX, DarlingConfig
 from darling_plugin.errors import DarlingError, options_begin_with
 from darling_plugin.log import installed_versions
+from darling_plugin.partition import check_partition_spec
 
 OK, SLOW, WRONG, NEEDS_GPU, NOT_HERE = "ok", "slow", "wrong", "needs a GPU", "not here"
 COLOURS = {OK: "green", SLOW: "yellow", WRONG: "red", NEEDS_GPU: "dim", NOT_HERE: "dim"}
@@ -203,6 +205,11 @@ def main(argv: list[str] | None = None) -> int:
         gpus_per_partition_actor=arguments.gpus,
         log_dir=arguments.log_dir,
     ).with_absolute_paths()
+    try:
+        check_partition_spec(config.partition_model)
+    except DarlingError as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return 2
     began, verdicts = time.monotonic(), []
     for line in lines(config):
         verdicts.append(line.verdict)

@@ -63,11 +63,13 @@ def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
 
 
 def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of `log_dir/partitions.jsonl`, or .jsonl.gz; a last one that is still being written is left out.
+    """The lines of `log_dir/partitions.jsonl`, or .jsonl.gz, or of the file `log_dir` itself.
+
+    A last line that is still being written is left out.
 
     Raises DarlingError where there is no such file, or a line is no JSON.
     """
-    path = Path(log_dir) / "partitions.jsonl"
+    path = Path(log_dir) if Path(log_dir).is_file() else Path(log_dir) / "partitions.jsonl"
     if not path.exists() and path.with_suffix(".jsonl.gz").exists():
         path = path.with_suffix(".jsonl.gz")
     needed = "a partitions.jsonl, as --darling.log_dir writes it"

@@ -96,3 +96,9 @@ def test_one_check_that_raises_is_a_line_and_the_others_go_on(monkeypatch, capsy
     assert "wrong" in said and "no such disk" in said and "can be written" in said
     (tmp_path / "file").write_text("")
     assert check.main(["--log_dir", str(tmp_path / "file")]) == 1, "no folder"
+
+
+def test_an_unknown_partition_model_is_refused_before_anything_is_tried(capsys):
+    assert check.main(["--partition_model", "defalt"]) == 2
+    said = capsys.readouterr()
+    assert "did you mean 'default'" in said.err and not said.out

@@ -108,13 +108,13 @@ def _flags(log_dir: Path) -> dict[str, Any]:
 
 def compare(log: Path, groups: int, picture: Path | None, flags: dict[str, Any], console: Console) -> None:
     """Prints the tables, and writes the picture. Raises DarlingError where there is nothing to compare."""
-    log_dir = log.parent if log.name == "partitions.jsonl" else log
-    records = read_partitions(log_dir)
+    records = read_partitions(log)
+    log_dir = log.parent if log.is_file() else log
     keys = ("step", "split", "prompt", "responses", "labels", "quality", "diversity")
     for number, record in enumerate(records, start=1):
         missing = [key for key in keys if not (isinstance(record, dict) and key in record)]
         if missing:
-            found = f"{log_dir / 'partitions.jsonl'}, line {number}, without {', '.join(missing)}"
+            found = f"{log}, line {number}, without {', '.join(missing)}"
             raise DarlingError("a partitions.jsonl, as --darling.log_dir writes it", found, "name the log of a run")
     comparison = compare_methods(records, {**_flags(log_dir), **flags})
     console.print(correlation_table(comparison))

@@ -149,7 +149,9 @@ def _run(arguments: argparse.Namespace) -> int:
         }
         write(arguments.output, evaluated, summaries, compared, settings, bad_lines)
         drawn = draw(arguments.output / "summary.png", summaries)
-        console.print(f"{arguments.output}/ holds the files, summary.json" + " and summary.png" * drawn)
+        console.print(
+            f"{arguments.output}/ holds the files, summary.json" + " and summary.png" * drawn, soft_wrap=True
+        )
     return int(any(bad_lines.values()))
 
 

@@ -41,7 +41,9 @@ def report(runs: list[Path], output: Path, console: Console) -> None:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
         raise DarlingError("a file to write the page to", f"{error}", "name another with -o") from error
-    console.print(f"{output}: {len(page) / 1e6:.1f} MB; open it in a browser", highlight=False, markup=False)
+    console.print(
+        f"{output}: {len(page) / 1e6:.1f} MB; open it in a browser", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

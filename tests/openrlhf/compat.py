@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -236,10 +237,15 @@ def check_release(version: str) -> None:
         )
 
 
+# Python 3.11's parser keeps one count of its depth for all threads, and calls a parse in another a SystemError.
+_parsing = threading.Lock()
+
+
 def _run(version: str) -> Outcome:
     outcome, started = Outcome(version), time.monotonic()
     try:
-        check_release(version)
+        with _parsing:
+            check_release(version)
     except releases.IndexUnreachable:
         raise
     except DarlingError as error:
