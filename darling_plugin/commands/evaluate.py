@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from dataclasses import fields
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--prompts", help="JSONL file, or a data set of the Hugging Face Hub")
     sampling.add_argument("--prompts_split", default="train", help="of the data set; default: train")
     sampling.add_argument("--n", type=_count, default=10, help="samples a prompt; default: 10")
-    sampling.add_argument("--temperature", type=float, default=1.0, help="default: 1")
+    sampling.add_argument("--temperature", type=_temperature, default=1.0, help="default: 1")
     sampling.add_argument("--max_tokens", type=_count, default=512, help="of a sample; default: 512")
     reading = parser.add_argument_group("reading")
     reading.add_argument("--split", help="of a training log; default: its evaluation where it has one")
@@ -102,6 +103,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _temperature(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"needs a number from 0, found {text}")
+    return float(text)
+
+
 def _seed(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"needs an integer from 0, found {text}")
@@ -109,6 +116,7 @@ def _seed(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    _check_quality(arguments)
     inputs = dict(_named(text) for text in arguments.inputs)
     if arguments.output:
         check_output(arguments.output, inputs)
@@ -172,6 +180,8 @@ def _sample(arguments: argparse.Namespace) -> tuple[str, Path]:
             f"model {arguments.model}, url {arguments.url}, prompts {arguments.prompts}, output {arguments.output}",
             "give what is missing",
         )
+    if arguments.temperature == 0 and arguments.n > 1:
+        raise DarlingError("--n 1 at --temperature 0", f"--n {arguments.n}", "raise the temperature")
     prompts = read_prompts(arguments.prompts, arguments.prompts_split)
     settings = Settings(arguments.n, arguments.temperature, arguments.max_tokens, arguments.seed)
     generate: Any = OwnVllm(arguments.model) if arguments.model else Server(arguments.url, arguments.model_name)
@@ -196,6 +206,17 @@ def _read(inputs: dict[str, Path], arguments: argparse.Namespace) -> tuple[dict[
             path, report, quality_key=arguments.quality_key, split=arguments.split, step=arguments.step
         )
     return read, bad_lines
+
+
+def _check_quality(arguments: argparse.Namespace) -> None:
+    """Raises DarlingError for flags of which one would go unheard, or make every score the same."""
+    if arguments.reward_func and arguments.reward_model:
+        raise DarlingError("one of --reward_func and --reward_model", "both", "drop one")
+    given = [f"--{name}" for name in ("reward_label", "deciles") if getattr(arguments, name)]
+    if given and not arguments.reward_model:
+        raise DarlingError(f"--reward_model with {given[0]}", "none", "name one, or drop the flag")
+    if len(given) > 1:
+        raise DarlingError("--deciles of a logit", "of a label's probability", "drop --reward_label or --deciles")
 
 
 def _fill_in_quality(read: dict[str, list[Samples]], arguments: argparse.Namespace) -> None:

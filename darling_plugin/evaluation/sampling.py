@@ -110,7 +110,13 @@ def _done(path: Path, texts: dict[str, str], name: str, settings: Settings) -> s
     end = whole.rfind(b"\n") + 1
     if end < len(whole):
         path.write_bytes(whole[:end])
-    found = [json.loads(line) for line in whole[:end].split(b"\n")[:-1]]
+    try:
+        found = [json.loads(line) for line in whole[:end].split(b"\n")[:-1]]
+        of_ours = all({"id", "prompt", "model", "settings"} <= record.keys() for record in found)
+    except (ValueError, AttributeError):
+        of_ours = False
+    if not of_ours:
+        raise DarlingError(f"samples that {name} left in {path}", "lines of another kind", "name another folder")
     for record in found:
         if (record["model"], record["settings"]) != (name, vars(settings)):
             wanted, there = f"{name} with {vars(settings)}", f"{record['model']}, {record['settings']}"
@@ -159,11 +165,18 @@ class OwnVllm:
             )
             for prompt in prompts
         ]
-        if self._llm.get_tokenizer().chat_template is None:
-            outputs = self._llm.generate(list(prompts), parameters, use_tqdm=False)
-        else:
-            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            outputs = self._llm.chat(chats, parameters, use_tqdm=False)
+        try:
+            if self._llm.get_tokenizer().chat_template is None:
+                outputs = self._llm.generate(list(prompts), parameters, use_tqdm=False)
+            else:
+                chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+                outputs = self._llm.chat(chats, parameters, use_tqdm=False)
+        except Exception as error:  # ValueError in older releases of vLLM, classes of its own in newer ones
+            raise DarlingError(
+                "prompts that the model can read",
+                f"{error}; the longest of {len(prompts)} begins with {max(prompts, key=len)!r:.80}",
+                "shorten it or leave it out; the same command then goes on",
+            ) from error
         return [[each.text for each in output.outputs] for output in outputs]
 
 

@@ -1,18 +1,15 @@
-"""`darling-evaluate`: the whole command on files, on a server, and on a model in vLLM."""
+"""`darling-evaluate`: the whole command on files."""
 
 import itertools
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy
 import pytest
-from chat_servers import SMOLLM
 
 from darling_plugin.commands.evaluate import main
-from darling_plugin.evaluation.sampling import Server
+from darling_plugin.errors import DarlingError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -203,7 +200,6 @@ def test_a_classifier_without_a_chat_template_reads_a_pair_and_of_several_labels
     sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
     from tiny_model import build_reward_model
 
-    from darling_plugin.errors import DarlingError
     from darling_plugin.evaluation.quality import by_model
     from darling_plugin.evaluation.samples import Samples
 
@@ -262,72 +258,18 @@ def test_what_a_file_has_is_not_made_again_unless_asked(tmp_path):
         assert summary["models"]["x"]["figures"]["distinct"]["mean"] == distinct
 
 
-def test_a_server_is_sampled_and_a_stopped_run_goes_on(tmp_path, server, capsys):
-    server.reset()
-    words = ["red", "blue", "red", "red", "green", "red", "red", "red"]
-    server.script = [(word, []) for word in words]
-    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"a colour {k}"} for k in range(4)])
-    arguments = ["--url", server.url, "--prompts", prompts, "--n", "2", "-o", str(tmp_path / "out")]
-    assert main([*arguments, "--partition_model", "lexical", "--no_cosine"]) == 0
-    kept = tmp_path / "out" / "samples.jsonl"
-    lines = kept.read_text().splitlines(keepends=True)
-    assert sorted(word for line in lines for word in json.loads(line)["generations"]) == sorted(words)
-    kept.write_text("".join(lines[:2]) + lines[2][:20])  # killed while it wrote
-    server.script = [("grey", [])] * 4
-    assert main([*arguments, "--partition_model", "lexical", "--no_cosine"]) == 0
-    again = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert [each["generations"] for each in again[2:]] == [["grey", "grey"]] * 2
-    assert [each["id"] for each in again] == ["1", "2", "3", "4"] and not server.script, "two prompts, and no more"
-    assert main([*arguments, "--temperature", "0.5"]) == 2
-    assert "name another folder" in capsys.readouterr().err
-    write(tmp_path / "prompts.jsonl", [{"prompt": f"a colour {k}"} for k in range(3)])
-    assert main(arguments) == 2
-    assert "another, 'a colour 3'" in capsys.readouterr().err
-
-
-def test_prompts_that_come_with_responses_are_sampled_anew(tmp_path, server):
-    server.reset()
-    server.script = [("red", []), ("blue", [])]
-    prompts = write(tmp_path / "prompts.jsonl", [group("a colour", ["grey"], labels=[0], answer="red", step=1)])
-    arguments = ["--url", server.url, "--prompts", prompts, "--n", "2", "-o", str(tmp_path / "out"), "--no_cosine"]
-    assert main([*arguments, "--partition_model", "lexical"]) == 0
-    (line,) = (tmp_path / "out" / "generations.jsonl").read_text().splitlines()
-    assert sorted(json.loads(line)["generations"]) == ["blue", "red"]
-
-
-def test_prompts_that_cannot_be_sampled_are_named(tmp_path, capsys):
-    path = tmp_path / "prompts.jsonl"
-    arguments = [
-        "--url",
-        "http://127.0.0.1:9",
-        "--model_name",
-        "m",
-        "--prompts",
-        str(path),
-        "-o",
-        str(tmp_path / "out"),
-    ]
-    for text, said in (
-        ('{"prompt": "p"}\n{', "line 2"),
-        ('{"prompt": "p", "id": 1}\n{"prompt": "q", "id": 1}', "another id for each prompt"),
-        ('{"text": "p"}', "a prompt in each row"),
-        ("", "prompts to sample from"),
-    ):
-        path.write_text(text)
-        assert main(arguments) == 2
-        assert said in capsys.readouterr().err
-    path.write_text('{"prompt": "p"}')
-    Server.RETRIES, before = 0, Server.RETRIES
-    try:
-        assert main(arguments) == 2
-    finally:
-        Server.RETRIES = before
-    assert "the same command goes on" in capsys.readouterr().err
-
-
 def test_wrong_usage(tmp_path, capsys):
     path = write(tmp_path / "x.jsonl", [group("p", ["a"])])
+    sampled = [
+        *("--prompts", write(tmp_path / "p.jsonl", [{"prompt": "p"}])),
+        *("--url", "http://127.0.0.1:9", "--model_name", "m", "-o", str(tmp_path / "out")),
+    ]
     for arguments, said in (
+        ([path, "--reward_func", "f.py", "--reward_model", "m"], "one of --reward_func and --reward_model"),
+        ([path, "--deciles"], "--reward_model with --deciles"),
+        ([path, "--reward_label", "good"], "--reward_model with --reward_label"),
+        ([path, "--reward_model", "m", "--reward_label", "good", "--deciles"], "--deciles of a logit"),
+        ([*sampled, "--temperature", "0"], "--n 1 at --temperature 0"),
         ([], "neither a file nor --model nor --url"),
         ([path, path], "inputs with different names"),
         (["--model", "m"], "with --prompts and -o"),
@@ -336,24 +278,6 @@ def test_wrong_usage(tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
-
-
-def test_a_model_is_sampled_in_vllm(tmp_path):
-    pytest.importorskip("vllm", reason="vLLM is not installed")
-    if not (SMOLLM / "config.json").exists():
-        pytest.skip("no SmolLM2-135M-Instruct: make models/SmolLM2-135M-Instruct/config.json")
-    prompts = write(tmp_path / "prompts.jsonl", [{"input": "Name a fruit.", "answers": "apple|pear|banana"}])
-    command = ["-m", "darling_plugin.commands.evaluate", "--model", str(SMOLLM), "--prompts", prompts, "--n", "6"]
-    command += ["--max_tokens", "8", "-o", str(tmp_path / "out"), "--no_cosine"]
-    command += ["--reward_func", str(EXAMPLES / "reward_named_answer.py")]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=400, env=environment)
-    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-3000:]
-    (line,) = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
-    generations = json.loads(line)["generations"]
-    assert len(generations) == 6 and len(set(generations)) > 1
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert "pass@4" in summary["models"][SMOLLM.name]["figures"]
 
 
 def test_the_table_says_where_a_figure_is_of_fewer_prompts_and_where_the_quality_is_from(
