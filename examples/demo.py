@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from darling_plugin.commands.report import report
 from darling_plugin.commands.show import show
@@ -38,6 +39,19 @@ def run(model: Path, out: Path, steps: int, console: Console) -> int:
     script = Path(__file__).with_name("demo_cpu.sh")
     log = out / "train.log"
     console.print(f"{script.name}: {steps} steps of 8 prompts x 8 responses; everything it prints is in {log}")
+    return follow(["bash", str(script)], environment, log, "starting Ray", steps, _update, console)
+
+
+def follow(
+    argv: list[str],
+    environment: dict[str, str],
+    log: Path,
+    description: str,
+    steps: int,
+    update: Callable[[Progress, TaskID, str], None],
+    console: Console,
+) -> int:
+    """The exit status of a run; what it prints goes to `log`, and `update` moves the bar by what is there so far."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -47,21 +61,21 @@ def run(model: Path, out: Path, steps: int, console: Console) -> int:
     with (
         log.open("wb") as sink,
         Progress(*columns, TimeElapsedColumn(), console=console) as progress,
-        subprocess.Popen(["bash", str(script)], stdout=sink, stderr=subprocess.STDOUT, env=environment) as process,
+        subprocess.Popen(argv, stdout=sink, stderr=subprocess.STDOUT, env=environment) as process,
     ):
-        task = progress.add_task("starting Ray", total=steps)
+        task = progress.add_task(description, total=steps)
         try:
             while process.poll() is None:
-                _update(progress, task, log.read_text(errors="replace"))
+                update(progress, task, log.read_text(errors="replace"))
                 time.sleep(1)
-        except KeyboardInterrupt:
+        except BaseException:
             process.terminate()
             raise
-        _update(progress, task, log.read_text(errors="replace"))
+        update(progress, task, log.read_text(errors="replace"))
     return process.returncode
 
 
-def _update(progress: Progress, task: int, output: str) -> None:
+def _update(progress: Progress, task: TaskID, output: str) -> None:
     done = max((int(step) for step in STEP.findall(output)), default=0)
     phase = next((description for mark, description in reversed(PHASES) if mark in output), "starting Ray")
     description = f"step {done} done" if done else phase

@@ -163,6 +163,15 @@ def test_long_texts_lose_their_middle(fake):
     assert texts["response 2"] == "apple" + "y" * 395
 
 
+def test_pairs_whose_texts_lose_their_middle_are_counted(fake, caplog):
+    model = build(fake, max_chars=400, both_orders=False)
+    before = model.cuts.read
+    for _ in range(2):
+        model.similarity([Pair("Name a fruit.", "apple " * 100, "Apple"), Pair("Name a fruit.", "A fig.", "Apple")])
+    assert (model.cuts.read - before, model.cuts.cut) == (4, 2)
+    assert caplog.text.count("1 of 2 (50 %) are cut: judge-1 reads 400 characters") == 1
+
+
 def test_texts_are_cut_until_they_fit_the_context(fake, caplog):
     model = build(fake, both_orders=False)
     fake.context = 4500

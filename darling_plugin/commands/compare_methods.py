@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from darling_plugin.commands.ending import exit_status
 from darling_plugin.commands.show import TITLE_WIDTH, asked, shortened
-from darling_plugin.errors import DarlingError, options_begin_with
+from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.methods import ComparedGroup, Comparison, compare_methods
 from darling_plugin.log import read_partitions
 from darling_plugin.reward import QUALITY_TRANSFORMS
@@ -127,7 +128,6 @@ def compare(log: Path, groups: int, picture: Path | None, flags: dict[str, Any],
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    options_begin_with("--")
     parser = argparse.ArgumentParser(
         prog="darling-compare-methods",
         description="What each group-diversity method would have made of a logged run's groups: how alike the methods "
@@ -146,12 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     flags = {} if arguments.quality_transform is None else {"quality_transform": arguments.quality_transform}
-    try:
-        compare(arguments.log, max(0, arguments.groups), arguments.picture, flags, Console())
-    except DarlingError as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 2
-    return 0
+    groups = max(0, arguments.groups)
+    return exit_status(lambda: compare(arguments.log, groups, arguments.picture, flags, Console()))
 
 
 if __name__ == "__main__":

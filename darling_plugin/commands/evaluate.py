@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -15,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from darling_plugin.commands.ending import exit_status
 from darling_plugin.config import DarlingConfig, add_flag
-from darling_plugin.errors import DarlingError, options_begin_with
+from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.comparison import Evaluated, check_output, differences, evaluate, summaries_of, write
 from darling_plugin.evaluation.cosine import Cosines
 from darling_plugin.evaluation.measures import Interval
@@ -42,14 +42,7 @@ exit status: 0; 1 if lines were left out; 2 for wrong usage; 130 after Ctrl-C
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    options_begin_with("--")
-    try:
-        return _run(_parser().parse_args(argv))
-    except DarlingError as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return exit_status(lambda: _run(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

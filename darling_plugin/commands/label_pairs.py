@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from darling_plugin.errors import DarlingError, options_begin_with
+from darling_plugin.commands.ending import exit_status
+from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Pair
 from darling_plugin.partition.models.judge import ANSWER_TOKENS, CONCURRENCY, QUESTIONS, Judge, messages_for
 from darling_plugin.training.label import (
@@ -42,15 +43,7 @@ exit status: 0; 1 if pairs were left unanswered; 2 for input, usage or a server 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    options_begin_with("--")
-    arguments = _parser().parse_args(argv)
-    try:
-        return _run(arguments)
-    except DarlingError as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(lambda: _run(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from tqdm import tqdm
 
+from darling_plugin.commands.ending import exit_status
 from darling_plugin.config import DarlingConfig, add_flag
-from darling_plugin.errors import DarlingError, options_begin_with
+from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.agreement import Agreement
 from darling_plugin.partition import (
     Group,
@@ -100,16 +101,10 @@ class Totals:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    options_begin_with("--")
     try:
-        return _run(_parser().parse_args(argv))
-    except DarlingError as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 2
+        return exit_status(lambda: _run(_parser().parse_args(argv)))
     except ReaderGone:
         return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:

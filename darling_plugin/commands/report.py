@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from darling_plugin.commands.ending import exit_status
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.report.page import render
 from darling_plugin.evaluation.report.runs import read_runs
@@ -60,12 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         "-o", "--output", metavar="FILE", type=Path, default=Path("report.html"), help="default: report.html"
     )
     arguments = parser.parse_args(argv)
-    try:
-        report(arguments.runs, arguments.output, Console())
-    except DarlingError as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: report(arguments.runs, arguments.output, Console()))
 
 
 if __name__ == "__main__":

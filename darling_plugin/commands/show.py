@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from darling_plugin.commands.ending import exit_status
 from darling_plugin.errors import DarlingError
 from darling_plugin.log import read_groups
 from darling_plugin.queries import asked
@@ -102,13 +103,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--groups", type=int, default=3, help="how many groups of the last step; default: 3")
     arguments = parser.parse_args(argv)
     console = Console()
-    try:
+
+    def run() -> None:
         show(arguments.log_dir, arguments.groups, console)
         console.print(f"darling-report {arguments.log_dir} makes a page of all of it", markup=False, highlight=False)
-    except DarlingError as error:
-        print(f"\n{error}\n", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from arms import ARMS, RUNS, UNTRAINED
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 STUDY = Path(__file__).resolve().parent
 EXAMPLES = STUDY.parent
@@ -26,7 +26,7 @@ RESULTS = STUDY / "results"
 
 sys.path.insert(0, str(EXAMPLES))
 
-from demo import STEP  # noqa: E402
+from demo import STEP, follow  # noqa: E402
 from reward_named_answer import named_answers  # noqa: E402
 
 from darling_plugin.log import append_partitions, read_partitions  # noqa: E402
@@ -70,30 +70,15 @@ def train(arm: str, seed: int, model: Path, out: Path, console: Console) -> floa
     out.mkdir(parents=True, exist_ok=True)
     argv, environment = command(arm, seed, model, out)
     log, began = out / "train.log", time.monotonic()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-    )
-    with (
-        log.open("wb") as sink,
-        Progress(*columns, TimeElapsedColumn(), console=console) as progress,
-        subprocess.Popen(argv, stdout=sink, stderr=subprocess.STDOUT, env=environment) as process,
-    ):
-        task = progress.add_task(f"{arm}, seed {seed}", total=STEPS)
-        try:
-            while process.poll() is None:
-                done = STEP.findall(log.read_text(errors="replace"))
-                progress.update(task, completed=max(map(int, done), default=0))
-                time.sleep(2)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode:
+
+    def update(progress: Progress, task: TaskID, output: str) -> None:
+        progress.update(task, completed=max(map(int, STEP.findall(output)), default=0))
+
+    status = follow(argv, environment, log, f"{arm}, seed {seed}", STEPS, update, console)
+    if status:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-40:])
         console.print(tail, markup=False, highlight=False)
-        sys.exit(f"{arm}, seed {seed}, ended with status {process.returncode}; its output is in {log}")
+        sys.exit(f"{arm}, seed {seed}, ended with status {status}; its output is in {log}")
     return time.monotonic() - began
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel, describe, encodable
+from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.options import Between, OneOf, check_options
 from darling_plugin.registry import register_partition_model
 
@@ -124,12 +125,17 @@ class Judge(PairwiseModel):
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": ANSWER_TOKENS}
         self._options |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         self._warned_of_overflow = False
+        self.cuts = Cuts()
         self.model = model or self._only_model()
         # A wrong key or name, or a judge that does not keep to the form, shows now and not an hour into a run.
         self.similarity([Pair("Name a fruit.", "An apple.", "Apple")])
 
     def similarity(self, pairs: Sequence[Pair]) -> list[float]:
         """(M,); one or two requests a pair, CONCURRENCY at a time."""
+        cut = sum(max(len(pair.first), len(pair.second)) > self.max_chars for pair in pairs)
+        self.cuts.count(
+            len(pairs), cut, f"{self.model} reads {self.max_chars} characters of a response, not its middle"
+        )
         orders = 2 if self.both_orders else 1
         asked = [each for p, a, b in pairs for each in (Pair(p, a, b), Pair(p, b, a))[:orders]]
         with ThreadPoolExecutor(CONCURRENCY) as threads:
