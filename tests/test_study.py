@@ -58,7 +58,7 @@ def made_up(tmp_path, monkeypatch):
         lines = []
         for record in held_out:
             first, second, *_ = record["answers"].split("|")
-            texts = [first, second, "nonsense", "nothing"] * 8
+            texts = [first, second, f"{first}, and what nobody accepts", "nothing"] * 8  # the third is not paid
             line = {"step": 12, "split": "eval", "prompt": f"<|user|>{record['input']}", "responses": texts}
             lines.append(line | {"quality": [1, 1, 0, 0] * 8, "labels": [0, 1, 2, 2] * 8})
             lines.append({**lines[-1], "step": 3, "split": "train", "diversity": [0.5] * 32})
@@ -76,7 +76,9 @@ def test_results_are_counted_from_the_logs(made_up):
     assert (figures.mean, figures.low, figures.high) == (0.5, 0.5, 0.5), "the same in both seeds"
     assert tables.of_arm(runs, "distinct_32").mean == pytest.approx(2)
     assert 1.5 < tables.of_arm(runs, "distinct_8").mean < 2
-    assert tables.of_arm(runs, "by_default_8").mean > tables.of_arm(runs, "distinct_8").mean, "nonsense is a class too"
+    assert tables.of_arm(runs, "by_default_8").mean > tables.of_arm(runs, "distinct_8").mean, (
+        "what is not valid is a class too"
+    )
     assert runs[0]["training"] == [
         {"step": 3, "quality": 0.5, "diversity": 0.5, "classes": 3.0, "distinct_valid": 2.0},
     ]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darling_plugin.evaluation import measures
+from darling_plugin.evaluation import measures, pictures
 from darling_plugin.evaluation.measures import (
     darling_utility,
     expected_distinct,
@@ -142,3 +142,21 @@ def test_real_groups_have_the_diversity_of_their_labels():
     for line in path.read_text(encoding="utf-8").splitlines()[::25]:
         labels = json.loads(line)["labels"]
         assert mean_diversity(labels) == pytest.approx(class_diversity(torch.tensor(labels)).mean().item(), abs=1e-6)
+
+
+def test_the_curve_of_pass_at_k_ends_where_prompts_have_too_few_samples():
+    drawn = {}
+
+    class Axis:
+        def plot(self, ks, values, *rest, label, **options):
+            drawn[label] = list(ks), list(values)
+
+        def __getattr__(self, name):
+            return lambda *arguments, **options: None
+
+    def of(k, prompts):
+        return measures.Interval(k / 10, 0.0, 1.0, prompts)
+
+    found = {"pass@1": of(1, 10), "pass@4": of(4, 10), "pass@8": of(8, 1)}
+    pictures._passes(Axis(), {"a": found, "b": {"pass@8": of(8, 3)}, "c": {}})
+    assert drawn == {"a": ([1, 4], [0.1, 0.4]), "b": ([8], [0.8])}

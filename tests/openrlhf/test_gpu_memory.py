@@ -75,6 +75,24 @@ def test_a_model_sleeps_between_steps_and_wakes_before_the_next_group(configured
     assert seen == ["0", "0", "0", "sleep", "wake", "1", "1", "1", "sleep"]
 
 
+def test_a_group_that_came_meanwhile_puts_the_rest_off(configured, monkeypatch):
+    monkeypatch.setattr(batching, "REST_AFTER", 1000.0)
+    register_partition_model("sleeper")(Sleeper)
+    actor = make_actor(configured, partition_model="sleeper", partition_sleep=True)
+
+    async def two_groups():
+        for k in range(2):
+            await actor.score(responses("a", "b", prompt=f"{k}"), k, "train", 1000)
+            await actor._batcher._measuring
+        batching.REST_AFTER = 0.0
+        await actor._batcher._rest_after(1)  # the time of the first group is over
+        assert actor._model.seen == ["0", "1"]
+        await actor._batcher._rest_after(2)
+        assert actor._model.seen == ["0", "1", "sleep"]
+
+    asyncio.run(two_groups())
+
+
 def test_a_group_that_comes_while_the_model_falls_asleep_waits_and_wakes_it(configured, monkeypatch):
     monkeypatch.setattr(batching, "REST_AFTER", 0.0)
     falling, go_on = threading.Event(), threading.Event()
