@@ -13,11 +13,11 @@ ifdef TORCH_INDEX
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
 endif
 # DeepSpeed compiles its CPU Adam at the first run and looks for ninja on the path.
-demo study test check-recipes bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
+demo study test check-recipes bench bench-gpu: export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help install demo study test check-recipes compat lint bench default-model clean
+.PHONY: help install demo study test check-recipes compat lint bench bench-gpu default-model clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -60,6 +60,10 @@ lint: $(INSTALLED) ## ruff, as pre-commit runs it
 
 bench: $(INSTALLED) $(MODEL)/config.json ## every benchmark, and benchmarks/README.md with their tables
 	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(INSTALLED) ## the GPU's tables alone, in under four minutes, and benchmarks/README.md with them
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/report.py
 
 default-model: $(INSTALLED) ## the partition model `default` again, from PAIRS and GROUPS, NoveltyBench's labelled ones
 	rm -rf runs/default-model

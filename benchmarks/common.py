@@ -7,7 +7,7 @@ import platform
 import random
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -151,24 +151,40 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def save(name: str, title: str, doc: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Prints the rows as a table, and writes them to results/<name>.json with the machine, versions and commit.
+def save(
+    name: str, title: str, doc: str, rows: Iterable[dict[str, Any]], *, folder: Path | None = None, **more: Any
+) -> None:
+    """Writes the rows to results/<name>.json with the machine, versions and commit, then prints them as a table.
+
+    The file is written anew after each row, marked as unfinished until the last: a run that is stopped leaves a table
+    of the rows that it had.
 
     Args:
         doc: the benchmark's docstring; its second paragraph is the command, its third says what is compared and how.
-        rows: with the same keys, the columns.
+        rows: with the same keys, the columns; measured as they are asked for.
+        folder: in place of results/.
         more: a "goal"; a "picture" beside the JSON; the "server" with its flags and environment.
     """
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column, justify="right")
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    command, about = (" ".join(part.split()) for part in doc.split("\n\n")[1:3])
+    result = {"title": title, "about": about, "command": command, **more, **this_run()}
+
+    def write(more: dict[str, Any]) -> None:
+        text = json.dumps(result | more, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+    done: list[dict[str, Any]] = []
     for row in rows:
+        done.append(row)
+        write({"unfinished": True, "rows": done})
+    write({"rows": done})
+    table = Table(title=title)
+    for column in done[0]:
+        table.add_column(column, justify="right")
+    for row in done:
         table.add_row(*map(shown, row.values()))
     console.print(table)
-    RESULTS.mkdir(exist_ok=True)
-    command, about = (" ".join(part.split()) for part in doc.split("\n\n")[1:3])
-    result = {"title": title, "about": about, "command": command, **more, **this_run(), "rows": rows}
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def shown(value: Any) -> str:

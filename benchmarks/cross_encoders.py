@@ -3,11 +3,12 @@
     python benchmarks/cross_encoders.py
 
 - `minilm`: all-MiniLM-L6-v2's encoder (6 layers, hidden 384) under a classification head, fine-tuned on NoveltyBench's
-  human-labelled pairs where ../shared/data has them, else with a random head. 200 pairs are held out: no base to train
-  on these pairs again.
+  human-labelled pairs where ../shared/data has them, on the GPU where there is one. 200 pairs are held out: no base to
+  train on these pairs again. For what depends on the decisions.
+- `minilm-random`: the same under a random head, made at once. For timings.
 - `modernbert-base`: answerdotai/ModernBERT-base's architecture (22 layers, hidden 768) with random weights.
 
-Both read a pair as the official code writes it, CLS first SEP second SEP, without segment ids, through MiniLM's
+All read a pair as the official code writes it, CLS first SEP second SEP, without segment ids, through MiniLM's
 tokenizer. They are kept in models/benchmarks/, and made again when that folder is gone.
 """
 
@@ -16,6 +17,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +34,7 @@ def path_of(name: str) -> Path:
     """The folder of the model `name`, a key of MAKERS; it is made where it is missing."""
     folder = MODELS / name
     if not (folder / "config.json").exists():
-        Console().print(f"making {folder.relative_to(ROOT)}")
+        Console().print(f"making models/benchmarks/{name}")
         MODELS.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=MODELS) as unfinished:
             MAKERS[name](Path(unfinished))
@@ -49,14 +51,14 @@ def tokenizer():
     )
 
 
-def make_minilm(folder: Path) -> None:
+def make_minilm(folder: Path, *, tuned: bool = True) -> None:
     from transformers import AutoModelForSequenceClassification, set_seed
 
     set_seed(0)
     words = tokenizer()
     model = AutoModelForSequenceClassification.from_pretrained(_default_model_path(), num_labels=2)
     words.model_max_length = model.config.max_position_embeddings
-    if PAIRS.exists():
+    if tuned and PAIRS.exists():
         fine_tune(model, words)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
@@ -74,12 +76,13 @@ def fine_tune(model, words) -> None:
     weight = torch.tensor([1.0, sum(1 - row["similar"] for row in rows) / sum(row["similar"] for row in rows)])
 
     def loss(outputs, labels, num_items_in_batch=None):
-        return torch.nn.functional.cross_entropy(outputs["logits"].float(), labels, weight)
+        return torch.nn.functional.cross_entropy(outputs["logits"].float(), labels, weight.to(labels.device))
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, num_train_epochs=1, per_device_train_batch_size=16, learning_rate=1e-4, warmup_steps=10,
-            use_cpu=True, bf16=True, seed=0, save_strategy="no", report_to="none", logging_steps=20,
+            use_cpu=not torch.cuda.is_available(), bf16=True, seed=0, save_strategy="no", report_to="none",
+            logging_steps=20,
         )  # fmt: skip
         trainer = Trainer(
             model, arguments, data_collator=DataCollatorWithPadding(words), train_dataset=train,
@@ -98,7 +101,8 @@ def example(words, row: dict, order: int) -> dict:
     return {**words(first, second, truncation="longest_first", max_length=TOKENS), "labels": row["similar"]}
 
 
-def make_modernbert(folder: Path) -> None:
+def make_modernbert(folder: Path, **shape: int) -> None:
+    """Args: shape: what of ModernBertConfig is to be other than ModernBERT-base's."""
     from transformers import ModernBertConfig, ModernBertForSequenceClassification, set_seed
 
     set_seed(0)
@@ -111,12 +115,18 @@ def make_modernbert(folder: Path) -> None:
         "eos_token_id": words.sep_token_id,
     }
     # The defaults of ModernBertConfig are ModernBERT-base's; its published configuration pools by the mean.
-    model = ModernBertForSequenceClassification(ModernBertConfig(**special, classifier_pooling="mean", num_labels=2))
+    model = ModernBertForSequenceClassification(
+        ModernBertConfig(**special, **shape, classifier_pooling="mean", num_labels=2)
+    )
     model.save_pretrained(folder)
     words.save_pretrained(folder)
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {"minilm": make_minilm, "modernbert-base": make_modernbert}
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "minilm": make_minilm,
+    "minilm-random": partial(make_minilm, tuned=False),
+    "modernbert-base": make_modernbert,
+}
 
 if __name__ == "__main__":
     for name in MAKERS:
