@@ -1,4 +1,4 @@
-"""One GPU in under four minutes: torch.compile, limit and kernels, batches, libraries, precision, whole groups.
+"""One GPU in under four minutes: compiling, the limit, kernels, batches, libraries, precision, whole groups.
 
     python benchmarks/gpu.py [section ...]
 
@@ -20,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,84 +31,20 @@ import precision
 import torch
 from common import NOVELTYBENCH, RESULTS, ROOT, all_pairs, console, make_groups, save
 from cross_encoders import make_modernbert, path_of, tokenizer
+from gpu_sizes import FULL, TINY, Sizes, Work
+from kernel_times import kernels
 from transformers import AutoModelForSequenceClassification, Qwen3Config
 
 from darling_plugin.partition import Group, load_partition_model, measure
 from darling_plugin.partition.engine import attention
 from darling_plugin.partition.engine.compiling import COMPILE_AFTER, compile_layers, linear_weights
 from darling_plugin.partition.engine.device import device_and_dtype
+from darling_plugin.partition.engine.kernels import choose, try_out
 from darling_plugin.partition.models import cross_encoder
 from darling_plugin.partition.models.cross_encoder import CrossEncoder
 
 ENCODER = "modernbert-base"
 REAL = NOVELTYBENCH.with_name("groups_odd.jsonl")
-Work = tuple[int, int, int]  # prompts, responses of each, tokens of each
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured.
-
-    Args:
-        encoder: what of its shape is other than ModernBERT-base's.
-        causal: Qwen3Config's arguments.
-        limit, encoder_compiled, causal_compiled, batches: prompts, responses of each, tokens of each.
-        budgets: tokens of a batch.
-        libraries: tokens of a response at most -> groups.
-        precision, groups: how many groups; precision_tokens: of a response at most.
-    """
-
-    encoder: dict[str, int]
-    causal: dict[str, int]
-    limit: Sequence[Work]
-    encoder_compiled: Work
-    causal_compiled: Work
-    batches: Work
-    budgets: Sequence[int]
-    libraries: dict[int, int]
-    precision: int
-    precision_tokens: int
-    groups: int
-
-
-FULL = Sizes(
-    encoder={},
-    causal={  # Qwen3-Embedding-4B's
-        "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-    },
-    limit=[(64, 8, 400), (64, 8, 75)],
-    encoder_compiled=(16, 8, 400),
-    causal_compiled=(4, 8, 1500),
-    batches=(64, 8, 400),
-    budgets=[16384, 32768, 65536, 131072, 262144],
-    libraries={75: 32, 400: 8},
-    precision=24,
-    precision_tokens=200,
-    groups=500,
-)  # fmt: skip
-TINY = Sizes(
-    encoder={
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-        "local_attention": 16,
-    },
-    causal={
-        "vocab_size": 30522, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    },
-    limit=[(1, 3, 40)],
-    encoder_compiled=(1, 3, 20),
-    causal_compiled=(1, 3, 20),
-    batches=(1, 3, 20),
-    budgets=[64, 128],
-    libraries={10: 1},
-    precision=1,
-    precision_tokens=10,
-    groups=2,
-)  # fmt: skip
-
-
-# ---- models
 
 
 @contextmanager
@@ -142,9 +77,6 @@ def inputs_of(model: CrossEncoder, work: Work) -> tuple[list[Any], int]:
     return inputs, int(forward._token_counts([inputs[k] for k in forward._order(inputs)])[-1])
 
 
-# ---- measures
-
-
 def seconds(run: Callable[[], Any], times: int = 3) -> float:
     """The median. What is timed ends with its result on the CPU, after all kernels."""
     taken = []
@@ -163,57 +95,6 @@ def reset_peak() -> None:
 def peak() -> float | None:
     """GiB of GPU memory that torch held at the most since `reset_peak`."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-
-
-KINDS = ("matrix products", "attention, global", "attention, windowed", "copies", "the rest")
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise", "mkl::_mkl_linear")
-
-
-def kernels(run: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of each of KINDS in one run, after torch.profiler: of GPU kernels; without a GPU of the operators.
-
-    A kernel counts by the operator that started it. What attention copies beforehand counts as copies; what
-    torch.compile made (norms, GeGLU, RoPE, sums) is the rest.
-    """
-    chosen = attention.choose_attention
-
-    def choose_named(*arguments: Any, **options: Any) -> Any:
-        attend = chosen(*arguments, **options) or attention.sdpa_by_piece
-
-        def named(query: Any, key: Any, value: Any, pieces: Any, scaling: float, window: int | None) -> torch.Tensor:
-            with torch.profiler.record_function(KINDS[1] if window is None else KINDS[2]):
-                return attend(query, key, value, pieces, scaling, window)
-
-        return named
-
-    on_gpu = torch.cuda.is_available()
-    devices = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])]
-    with patch.object(attention, "choose_attention", choose_named), torch.profiler.profile(activities=devices) as seen:
-        run()
-    total, of_kind = 0.0, dict.fromkeys(KINDS, 0.0)
-    for event in seen.events():
-        if event.device_type != torch.autograd.DeviceType.CPU:
-            total += 0 if event.is_user_annotation else event.time_range.elapsed_us() / 1e6
-            continue
-        own = sum(kernel.duration for kernel in event.kernels) if on_gpu else event.self_cpu_time_total
-        of_kind[_kind(event)] += own / 1e6
-        total += 0 if on_gpu else own / 1e6
-    of_kind["the rest"] = total - sum(of_kind[kind] for kind in KINDS[:-1])
-    return of_kind
-
-
-def _kind(event: Any) -> str:
-    if event.name == "aten::copy_":
-        return "copies"
-    above = event
-    while above is not None:
-        if above.name in KINDS:
-            return above.name
-        above = above.cpu_parent
-    return "matrix products" if event.name in PRODUCTS else "the rest"
-
-
-# ---- sections
 
 
 def compiling(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -294,6 +175,26 @@ def against_limit(sizes: Sizes) -> Iterator[dict[str, Any]]:
             of_kind = kernels(lambda inputs=inputs: model._forward(inputs))
             row |= {"forward pass, s": forward, "its kernels, s": sum(of_kind.values())}
             yield row | {f"{kind}, s": taken for kind, taken in of_kind.items()}
+
+
+def attention_kernels(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Attention kernels
+
+    Each that may be installed, on the sample that the package tries them on when a model is loaded: milliseconds a
+    call, or why it is not used. The fastest exact one is chosen.
+    """
+    device, dtype = device_and_dtype("bfloat16")
+    causal = [sizes.causal[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim")]
+    for model, shape in {
+        "encoder, global": attention.Shape(12, 12, 64, None, False, dtype),
+        "encoder, window of 128": attention.Shape(12, 12, 64, 64, False, dtype),
+        "causal": attention.Shape(*causal, None, True, dtype),
+    }.items():
+        if device == "cuda":
+            choice = choose(shape)
+        else:
+            choice = try_out(shape, {"torch's SDPA": lambda: attention.sdpa_by_piece}, device)
+        yield {"layers": model, "chosen (tried)": str(choice)}
 
 
 def batches(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -385,6 +286,7 @@ def real_groups(count: int) -> list[Group]:
 SECTIONS: dict[str, Callable[[Sizes], Iterator[dict[str, Any]]]] = {
     "compiling": compiling,  # first: it would find the compiler's processes started
     "limit": against_limit,
+    "attention": attention_kernels,
     "batches": batches,
     "libraries": against_libraries,
     "precision": precise,

@@ -14,6 +14,7 @@ ORDER = (
     "official_protocol",
     "libraries",
     "gpu_limit",
+    "gpu_attention",
     "gpu_compiling",
     "gpu_batches",
     "gpu_libraries",

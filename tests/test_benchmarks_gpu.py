@@ -12,16 +12,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the benchma
 import common
 import cross_encoders
 import gpu
+import kernel_times
 import limit
 import report
+
+from darling_plugin.partition.engine import kernels
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Compiling, a large matrix product and quiet rounds take half a minute for what says nothing."""
+    """Compiling, large products and samples, and quiet rounds take half a minute for what says nothing."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setitem(limit.MATRIX, "cpu", 256)
     monkeypatch.setattr(common, "TRIES", 1)
+    monkeypatch.setattr(kernels, "ENCODED", ([60, 12], [60, 12]))
+    monkeypatch.setattr(kernels, "SHARED", ([12, 12], [12, 24]))
 
 
 def rows_of(folder, name):
@@ -37,15 +42,17 @@ def test_the_whole_command_runs_with_tiny_shapes(tmp_path, capsys):
     assert row["share of the limit"] > 0
     for kind in ("matrix products", "attention, global", "attention, windowed"):
         assert 0 < row[f"{kind}, s"] < row["its kernels, s"]
-    assert row["its kernels, s"] == pytest.approx(sum(row[f"{kind}, s"] for kind in gpu.KINDS))
+    assert row["its kernels, s"] == pytest.approx(sum(row[f"{kind}, s"] for kind in kernel_times.KINDS))
     assert [row["model"] for row in rows_of(tmp_path, "compiling")] == ["encoder", "causal"]
+    assert all(row["chosen (tried)"].startswith("torch's SDPA") for row in rows_of(tmp_path, "attention"))
     assert [row["tokens at once"] for row in rows_of(tmp_path, "batches")] == list(gpu.TINY.budgets)
     assert {row["dtype"] for row in rows_of(tmp_path, "precision")} == {"float32", "bfloat16"}
     assert [row["model"] for row in rows_of(tmp_path, "groups")] == ["default", "embedding"]
     assert rows_of(tmp_path, "libraries")[0]["largest score difference"] < 0.03
     said = capsys.readouterr().out
     assert json.dumps(row) in said, "each row is in the log, too"
-    assert report.render({path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}).count("## ") == 6
+    tables = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert report.render(tables).count("## ") == len(gpu.SECTIONS)
 
 
 def test_causal_tokens_are_those_that_are_read_once():
@@ -59,7 +66,7 @@ def test_causal_tokens_are_those_that_are_read_once():
 
 def test_copies_and_products_are_told_apart():
     a, b = torch.randn(2, 200, 200)
-    found = gpu.kernels(lambda: (a @ b).t().contiguous())
+    found = kernel_times.kernels(lambda: (a @ b).t().contiguous())
     assert found["matrix products"] > 0 and found["copies"] > 0
     assert found["attention, global"] == found["attention, windowed"] == 0
 

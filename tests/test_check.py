@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from darling_plugin import check
 from darling_plugin.check import NEEDS_GPU, NOT_HERE, OK, SLOW, WRONG
 from darling_plugin.config import DarlingConfig
-from darling_plugin.partition.engine import attention, selftest
+from darling_plugin.partition.engine import attention, kernels, selftest
 
 CONFIG = DarlingConfig(enable=True)
 
@@ -55,10 +56,22 @@ def test_a_batch_that_is_wrong_is_told(monkeypatch):
 
 
 def test_without_a_kernel_for_packed_rows_it_is_slow(monkeypatch):
-    monkeypatch.setattr(selftest, "kernel_errors", dict)
+    monkeypatch.setattr(selftest, "choose_attention", lambda device, shape: None)
     monkeypatch.setattr(selftest, "packed_errors", dict)
     lines = list(check.kernels(CONFIG))
     assert [line.verdict for line in lines] == [SLOW] * 3 and "flash-attn" in lines[0].do
+
+
+def test_the_attention_in_use_is_named_with_what_else_was_tried(monkeypatch):
+    choice = kernels.Choice("vLLM's flash-attn 3", max, {"torch's": "0.712 ms", "vLLM's flash-attn 3": "0.3 ms"})
+    monkeypatch.setattr(selftest, "can_pack", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(selftest, "choose", lambda shape: choice)
+    shape = attention.Shape(8, 8, 64, 64, False, torch.bfloat16)
+    assert selftest._in_use("cuda", shape) == "vLLM's flash-attn 3 (torch's: 0.712 ms, vLLM's flash-attn 3: 0.3 ms)"
+    assert "none" in selftest._in_use("cuda", replace(shape, dtype=torch.float32))
+    monkeypatch.setattr(selftest, "packed_errors", dict)
+    monkeypatch.setattr(selftest, "_in_use", lambda device, shape: str(choice))
+    assert all(str(choice) in line.found and line.verdict == OK for line in check.kernels(CONFIG))
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.03, SLOW), (0.4, OK)])

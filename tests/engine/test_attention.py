@@ -1,11 +1,7 @@
-"""Attention within pieces: by the formula, and as CUDA's kernels would be given it."""
-
-import sys
-from types import SimpleNamespace
+"""Attention within pieces, by the formula."""
 
 import pytest
 import torch
-from tiny_classifiers import PAIRS
 
 from darling_plugin.partition.engine import attention
 
@@ -46,81 +42,3 @@ def test_attention_of_pieces_matches_the_formula(queries, keys, causal, window, 
                 expected = scores.softmax(0) @ torch.stack([value[k + j, own] for j in seen])
                 assert torch.allclose(found[q + i, head], expected, atol=1e-5)
         q, k = q + n, k + m
-
-
-@pytest.mark.parametrize("library", ["torch", "flash-attn"])
-@pytest.mark.parametrize("kind", ["modernbert", "qwen3"], scope="function")
-def test_what_cuda_would_be_given_says_the_same(of_kind, kind, library, monkeypatch):
-    """The kernel's arguments, as documented for torch's varlen_attn and flash-attn, played back by a plain one."""
-    model = of_kind(kind)
-    expected = model.similarity(PAIRS)
-    plain, calls = attention.sdpa_by_piece, []
-
-    def kernel(query, key, value, query_starts, key_starts, max_query, max_key, scale, window, causal):
-        assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
-        assert query_starts.dtype == key_starts.dtype == torch.int32
-        queries, keys = query_starts.diff().tolist(), key_starts.diff().tolist()
-        assert (max(queries), max(keys)) == (max_query, max_key)
-        calls.append(window)
-        return plain(query, key, value, pieces_of(queries, keys, causal), scale, None if window[0] < 0 else window[0])
-
-    def of_torch_kernel(query, key, value, *lengths, scale, window_size, enable_gqa=False):
-        assert enable_gqa == (query.shape[1] != key.shape[1])
-        return kernel(query, key, value, *lengths, scale, window_size, window_size[1] == 0)
-
-    def of_flash_attn(query, key, value, *lengths, softmax_scale, causal, window_size):
-        return kernel(query, key, value, *lengths, softmax_scale, window_size, causal)
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", of_torch_kernel)
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=of_flash_attn))
-    attention._varlen_attention.cache_clear()
-    varlen = (
-        attention._varlen_attention(shared_heads=kind == "qwen3")
-        if library == "torch"
-        else attention._flash_attention()
-    )
-    attention._varlen_attention.cache_clear()
-    monkeypatch.setattr(attention, "sdpa_by_piece", varlen)
-    assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
-    assert set(calls) == ({(-1, -1), (8, 8)} if kind == "modernbert" else {(-1, 0)})
-
-
-@pytest.mark.parametrize("flash", [False, True])
-def test_torchs_varlen_attention_without_windows_is_not_taken(flash, monkeypatch):
-    """Its signature in torch 2.10."""
-
-    def old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
-        pass
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", old)
-    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: flash or None)
-    monkeypatch.setattr(attention, "_flash_attention", lambda: "flash")
-    attention._varlen_attention.cache_clear()
-    assert attention._varlen_attention(shared_heads=False) == ("flash" if flash else None)
-    attention._varlen_attention.cache_clear()
-
-
-@pytest.mark.parametrize("flash", [False, True])
-def test_torchs_varlen_attention_without_shared_heads_packs_encoders_all_the_same(flash, monkeypatch):
-    """Its signature in torch 2.11, and a GPU."""
-
-    def old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
-        pass
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", old)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: flash or None)
-    monkeypatch.setattr(attention, "_flash_attention", lambda: "flash")
-    attention._varlen_attention.cache_clear()
-    encoder = attention.choose_attention("cuda", torch.bfloat16)
-    assert encoder.__name__ == "torch_varlen"
-    assert attention.choose_attention("cuda", torch.bfloat16, shared_heads=True) == ("flash" if flash else None)
-    attention._varlen_attention.cache_clear()
-
-
-@pytest.mark.parametrize(("capability", "packs"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
-def test_gpus_before_ampere_get_padded_batches(capability, packs, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    for kind in (torch.float16, torch.bfloat16):
-        assert (attention.choose_attention("cuda", kind) is not None) == packs
-    assert attention.choose_attention("cuda", torch.float32) is None

@@ -8,7 +8,7 @@ import torch
 from tiny_classifiers import CAUSAL, KINDS, PAIRS, TEXTS, WORDS, load, make_classifier, make_tokenizer
 
 from darling_plugin.partition import Group, Pair, load_partition_model
-from darling_plugin.partition.engine import attention, forward
+from darling_plugin.partition.engine import attention, forward, kernels
 from darling_plugin.partition.engine.compiling import layers_of
 from darling_plugin.partition.engine.forward import CausalForward, PackedForward, PaddedForward, choose_forward
 from darling_plugin.partition.engine.inputs import ModelInput
@@ -210,8 +210,9 @@ class OnCuda:
 
     def __init__(self, model_type, dtype):
         self.device, self.dtype = torch.device("cuda"), dtype
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2 if model_type == "qwen3" else 4}
-        self.config = type("Config", (), {"model_type": model_type, **heads})()
+        shape = {"num_attention_heads": 4, "num_key_value_heads": 2 if model_type == "qwen3" else 4}
+        shape |= {"hidden_size": 32, "local_attention": 16}
+        self.config = type("Config", (), {"model_type": model_type, **shape})()
 
     def modules(self):
         return []
@@ -237,11 +238,10 @@ class OnCuda:
     ],
 )
 def test_on_cuda_packing_needs_half_precision_and_a_kernel(kind, dtype, kernel, expected, monkeypatch):
-    asked = []
-    monkeypatch.setattr(attention, "_varlen_attention", lambda shared: asked.append(shared) or (kernel or None))
+    chosen = kernels.Choice("a", max, {}) if kernel else kernels.Choice(None, None, {})
+    monkeypatch.setattr(kernels, "choose", lambda shape: chosen)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert type(choose_forward(None, OnCuda(kind, dtype), 0)) is expected
-    assert asked in ([], [kind == "qwen3"])
 
 
 def test_a_sliding_window_of_a_causal_model_is_not_packed():

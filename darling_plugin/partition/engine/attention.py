@@ -6,13 +6,11 @@ transformers' registry of attention functions; transformers' own SDPA would atte
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -76,19 +74,42 @@ class Attention(Protocol):
         """
 
 
-def choose_attention(device: str, dtype: torch.dtype, *, shared_heads: bool = False) -> Attention | None:
-    """The fastest exact attention that is installed for that device and dtype; None: rows cannot be packed there.
-
-    On CUDA that is half precision on GPUs from Ampere on: FlashAttention's kernels need compute capability 8.0.
+@dataclass(frozen=True)
+class Shape:
+    """What an attention kernel is chosen for.
 
     Args:
-        shared_heads: whether several query heads share a key head, as Llama's and Qwen's do.
+        heads, key_heads, head_size: of the model; `heads` is a multiple of `key_heads`.
+        window: how many places away a token sees, on both sides; None: all.
+        causal: whether a token sees only what comes before it.
+        dtype: of query, key and value.
+    """
+
+    heads: int
+    key_heads: int
+    head_size: int
+    window: int | None
+    causal: bool
+    dtype: torch.dtype
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this GPU may have a kernel for rows in that dtype: FlashAttention's need compute capability 8.0."""
+    return dtype != torch.float32 and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def choose_attention(device: str, shape: Shape) -> Attention | None:
+    """The fastest exact attention that is installed for that device; None: rows cannot be packed there.
+
+    On CUDA that is half precision on GPUs from Ampere on; which kernel, :func:`kernels.choose` finds out.
     """
     if device != "cuda":
         return sdpa_by_piece
-    if dtype == torch.float32 or torch.cuda.get_device_capability() < (8, 0):
+    if not can_pack(shape.dtype):
         return None
-    return _varlen_attention(shared_heads)
+    from darling_plugin.partition.engine.kernels import choose
+
+    return choose(shape).attend
 
 
 def exchange_attention(base: Any) -> None:
@@ -146,9 +167,10 @@ def _attend_to_row(
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))  # (T, heads, head size)
     if pieces.seen is not None:
         key, value = key[pieces.seen], value[pieces.seen]
-    shared_heads = query.shape[1] != key.shape[1]
-    attend = choose_attention(query.device.type, query.dtype, shared_heads=shared_heads) or sdpa_by_piece
-    return attend(query, key, value, pieces, scaling, None if window < 0 else window)[None]
+    side = None if window < 0 else window
+    shape = Shape(query.shape[1], key.shape[1], query.shape[2], side, pieces.causal, query.dtype)
+    attend = choose_attention(query.device.type, shape) or sdpa_by_piece
+    return attend(query, key, value, pieces, scaling, side)[None]
 
 
 @_attend_to_row.register_fake
@@ -232,63 +254,3 @@ def _mask(block: Block, like: torch.Tensor) -> torch.Tensor | None:
         # A query that sees nothing at all would make a NaN, which spreads: in a window padding sees itself.
         sees = real if sees is None else (sees & real) | (distance == 0)
     return None if sees is None else torch.zeros_like(sees, dtype=like.dtype).masked_fill_(~sees, -torch.inf)
-
-
-@cache
-def _varlen_attention(shared_heads: bool) -> Attention | None:
-    """CUDA's in half precision, all pieces in one kernel: torch's own where it ships one, else flash-attn's."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        varlen_attn = None
-    # Up to torch 2.10 it had no windows, up to 2.11 no shared key heads, which encoders do not have either.
-    needed = {"scale", "window_size"} | ({"enable_gqa"} if shared_heads else set())
-    if varlen_attn is None or not needed <= inspect.signature(varlen_attn).parameters.keys():
-        return _flash_attention() if importlib.util.find_spec("flash_attn") else None
-    gqa = {"enable_gqa": True} if shared_heads else {}
-
-    def torch_varlen(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Pieces, scaling: float, window: int | None
-    ) -> torch.Tensor:
-        return varlen_attn(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
-            pieces.query_starts,
-            pieces.key_starts,
-            max(pieces.queries),
-            max(pieces.keys),
-            scale=scaling,
-            window_size=_window_sides(pieces.causal, window),
-            **gqa,
-        )
-
-    return torch_varlen
-
-
-def _flash_attention() -> Attention:
-    from flash_attn import flash_attn_varlen_func
-
-    def flash_varlen(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Pieces, scaling: float, window: int | None
-    ) -> torch.Tensor:
-        return flash_attn_varlen_func(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
-            pieces.query_starts,
-            pieces.key_starts,
-            max(pieces.queries),
-            max(pieces.keys),
-            softmax_scale=scaling,
-            causal=pieces.causal,
-            window_size=_window_sides(pieces.causal, window),
-        )
-
-    return flash_varlen
-
-
-def _window_sides(causal: bool, window: int | None) -> tuple[int, int]:
-    """How far to the left and to the right a token sees; -1: all the way."""
-    side = -1 if window is None else window
-    return (side, 0) if causal else (side, side)

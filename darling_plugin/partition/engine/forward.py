@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,7 +19,13 @@ import numpy as np
 import torch
 
 from darling_plugin.partition.base import out_of_memory
-from darling_plugin.partition.engine.attention import Pieces, attending_within, choose_attention, exchange_attention
+from darling_plugin.partition.engine.attention import (
+    Pieces,
+    Shape,
+    attending_within,
+    choose_attention,
+    exchange_attention,
+)
 from darling_plugin.partition.engine.compiling import CompileLater, tokens_before_compiling
 from darling_plugin.partition.engine.inputs import ModelInput
 
@@ -55,18 +61,27 @@ def choose_forward(
     """
     compile_later = CompileLater(base, tokens_before_compiling(base, compile_after))
     kind = base.config.model_type
-    heads = getattr(base.config, "num_attention_heads", None)
-    shared_heads = getattr(base.config, "num_key_value_heads", heads) != heads
-    packs = choose_attention(base.device.type, base.dtype, shared_heads=shared_heads) is not None
     # A window that is smaller than a pair would need its own check: the classifiers meant here have none.
     causal = kind in CAUSAL and not getattr(base.config, "use_sliding_window", False)
-    if packs and (kind in ENCODERS or causal):
+    if (kind in ENCODERS or causal) and all(
+        choose_attention(base.device.type, shape) for shape in _shapes(base.config, base.dtype, causal)
+    ):
         forward = (CausalForward if causal else PackedForward)(run, base, pad_id, compile_later)
     else:
         forward = PaddedForward(run, base, pad_id)
     if token_budget is not None:
         forward.token_budget = forward.full_budget = token_budget
     return forward
+
+
+def _shapes(config: Any, dtype: torch.dtype, causal: bool) -> Iterator[Shape]:
+    """Of the attention in the layers of a model with that configuration."""
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    yield Shape(heads, key_heads, head_size, None, causal, dtype)
+    if config.model_type == "modernbert":
+        yield Shape(heads, key_heads, head_size, config.local_attention // 2, causal, dtype)
 
 
 class Forward(ABC):

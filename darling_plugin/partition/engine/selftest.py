@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import transformers
 
-from darling_plugin.partition.engine.attention import Pieces, choose_attention, sdpa_by_piece
+from darling_plugin.partition.engine.attention import Pieces, Shape, can_pack, choose_attention, sdpa_by_piece
 from darling_plugin.partition.engine.compiling import linear_weights
 from darling_plugin.partition.engine.device import device_and_dtype
 from darling_plugin.partition.engine.forward import Forward, PaddedForward, choose_forward
 from darling_plugin.partition.engine.inputs import ModelInput
+from darling_plugin.partition.engine.kernels import choose
 
 VOCABULARY = 1000
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
@@ -43,25 +44,30 @@ SHAPES = {"cuda": ("ModernBERT-base", 512, 803), "cpu": ("MiniLM", 48, 200)}
 MATRIX = {"cuda": 8192, "cpu": 2048}
 
 
-def kernel_errors() -> dict[str, float]:
-    """Largest difference of each attention kernel that is in use from the float32 formula, on values near 1.
-
-    Empty where rows cannot be packed: batches are padded there, and attention is torch's own.
+def kernel_errors() -> dict[str, tuple[str, float | None]]:
+    """Of each of KERNELS which attention is in use, with what else was tried, and its largest difference from the
+    float32 formula, on values near 1; None where rows cannot be packed: batches are padded there.
     """
     device, dtype = device_and_dtype(None)
     generator = torch.Generator().manual_seed(0)
     errors = {}
     for name, (queries, keys, causal, window, key_heads) in KERNELS.items():
-        attend = choose_attention(device, dtype, shared_heads=key_heads != 8)
-        if attend is None:
-            continue
-        query = torch.randn(sum(queries), 8, 64, generator=generator).to(device, dtype)
-        key, value = torch.randn(2, sum(keys), key_heads, 64, generator=generator).to(device, dtype)
-        pieces = [Pieces(queries, keys, [0] * len(queries), torch.device(device), causal=causal) for _ in range(2)]
-        exact = sdpa_by_piece(query.float(), key.float(), value.float(), pieces[0], 0.125, window)
-        found = attend(query, key, value, pieces[1], 0.125, window)
-        errors[name] = (found.float() - exact).abs().max().item()
+        shape = Shape(8, key_heads, 64, window, causal, dtype)
+        attend, error = choose_attention(device, shape), None
+        if attend is not None:
+            query = torch.randn(sum(queries), 8, 64, generator=generator).to(device, dtype)
+            key, value = torch.randn(2, sum(keys), key_heads, 64, generator=generator).to(device, dtype)
+            pieces = [Pieces(queries, keys, [0] * len(queries), torch.device(device), causal=causal) for _ in range(2)]
+            exact = sdpa_by_piece(query.float(), key.float(), value.float(), pieces[0], 0.125, window)
+            error = (attend(query, key, value, pieces[1], 0.125, window).float() - exact).abs().max().item()
+        errors[name] = _in_use(device, shape), error
     return errors
+
+
+def _in_use(device: str, shape: Shape) -> str:
+    if device != "cuda":
+        return "torch's SDPA, piece by piece"
+    return str(choose(shape)) if can_pack(shape.dtype) else "none for this GPU and dtype"
 
 
 def packed_errors() -> dict[str, tuple[str, float]]:
