@@ -43,7 +43,7 @@ def install(monkeypatch):
     return of
 
 
-def played(calls):
+def played(calls, apart):
     """A kernel with the arguments of flash-attn's, computed by the reference."""
 
     def flash_attn_varlen_func(
@@ -53,6 +53,7 @@ def played(calls):
         queries, keys = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
         assert (max(queries), max(keys)) == (max_seqlen_q, max_seqlen_k)
         calls.append((window_size, more))
+        apart.add(tuple(not each.is_contiguous() for each in (q, k, v)))
         pieces = Pieces(queries, keys, [0] * len(queries), torch.device("cpu"), causal=causal)
         return sdpa_by_piece(q, k, v, pieces, softmax_scale, None if window_size[0] < 0 else window_size[0])
 
@@ -63,9 +64,9 @@ def played(calls):
 @pytest.mark.parametrize("kind", ["modernbert", "qwen3"], scope="function")
 def test_what_cuda_would_be_given_says_the_same(of_kind, kind, library, install, monkeypatch):
     """The kernel's arguments, as its library documents them, played back by a plain one."""
-    model, calls = of_kind(kind), []
+    model, calls, apart = of_kind(kind), [], set()
     expected = model.similarity(PAIRS)
-    flash = played(calls)
+    flash = played(calls, apart)
 
     def varlen_attn(
         query, key, value, query_starts, key_starts, most, most_keys, *, scale, window_size, enable_gqa=False
@@ -85,13 +86,22 @@ def test_what_cuda_would_be_given_says_the_same(of_kind, kind, library, install,
     shape = SHARED if kind == "qwen3" else ENCODER
     attend = kernels.candidates(shape, (9, 0))[library]()
     monkeypatch.setattr(attention, "choose_attention", lambda device, shape: attend)
-    assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    found = model.similarity(PAIRS)
+    assert torch.allclose(found, expected, atol=2e-4)
+    if kind == "modernbert":  # one linear layer gives all three: what is apart stays so, and is not copied
+        assert apart == {(False, False, True)}
+
+    def contiguous(device, shape):
+        return lambda query, key, value, *how: attend(query.contiguous(), key.contiguous(), value.contiguous(), *how)
+
+    monkeypatch.setattr(attention, "choose_attention", contiguous)
+    assert torch.equal(model.similarity(PAIRS), found)
     assert {window for window, _ in calls} == ({(-1, -1), (8, 8)} if kind == "modernbert" else {(-1, 0)})
     assert {options.get("fa_version") for _, options in calls} == {3 if library.startswith("vLLM") else None}
 
 
 def test_an_early_flash_attn_3_gives_the_logsumexp_too(monkeypatch):
-    flash = played([])
+    flash = played([], set())
     both = SimpleNamespace(flash_attn_varlen_func=lambda *arguments, **options: (flash(*arguments, **options), None))
     monkeypatch.setitem(sys.modules, "flash_attn_interface", both)
     found = kernels.try_out(WINDOWED, {"3": lambda: kernels._flash_varlen("flash_attn_interface")}, "cpu")
@@ -126,6 +136,15 @@ class Clock:
             return attend(*arguments)
 
         return lambda: timed
+
+
+def test_a_kernel_that_needs_its_rows_together_is_not_used_where_they_lie_apart():
+    def together(query, key, value, *how):
+        assert value.is_contiguous(), "value must be contiguous"
+        return sdpa_by_piece(query, key, value, *how)
+
+    found = kernels.try_out(ENCODER, {"together": lambda: together}, "cpu")
+    assert found.attend is None and "value must be contiguous" in found.tried["together"]
 
 
 @pytest.mark.parametrize("shape", [ENCODER, WINDOWED, SHARED])

@@ -69,7 +69,8 @@ class Attention(Protocol):
         """(T, heads, head size).
 
         Args:
-            query: (T, heads, head size). key, value: (K, key heads, head size), the tokens that each piece sees.
+            query: (T, heads, head size). key, value: (K, key heads, head size), the tokens that each piece sees. Only
+                the last dimension must be contiguous: none is copied for a kernel, which all take rows that lie apart.
             window: how many places away a token sees, on both sides; None: all.
         """
 
@@ -170,7 +171,8 @@ def _attend_to_row(
     side = None if window < 0 else window
     shape = Shape(query.shape[1], key.shape[1], query.shape[2], side, pieces.causal, query.dtype)
     attend = choose_attention(query.device.type, shape) or sdpa_by_piece
-    return attend(query, key, value, pieces, scaling, side)[None]
+    # As declared below; a copy only of what a kernel gives otherwise, and so far none does.
+    return attend(query, key, value, pieces, scaling, side)[None].contiguous()
 
 
 @_attend_to_row.register_fake
