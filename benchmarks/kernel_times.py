@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -45,6 +46,20 @@ def kernels(run: Callable[[], Any]) -> dict[str, float]:
         total += 0 if on_gpu else own / 1e6
     of_kind["the rest"] = total - sum(of_kind[kind] for kind in KINDS[:-1])
     return of_kind
+
+
+def host_waits(run: Callable[[], Any]) -> int | None:
+    """How often the host waits for the GPU in one run, as torch sees it; the result's way back is one of them."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(each.message) for each in seen)
 
 
 def _kind(event: Any) -> str:

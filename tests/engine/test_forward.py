@@ -10,6 +10,7 @@ from tiny_classifiers import CAUSAL, KINDS, PAIRS, TEXTS, WORDS, load, make_clas
 from darling_plugin.partition import Group, Pair, load_partition_model
 from darling_plugin.partition.engine import attention, forward, kernels
 from darling_plugin.partition.engine.compiling import layers_of
+from darling_plugin.partition.engine.device import to_device
 from darling_plugin.partition.engine.forward import CausalForward, PackedForward, PaddedForward, choose_forward
 from darling_plugin.partition.engine.inputs import ModelInput
 
@@ -265,3 +266,89 @@ def test_a_text_is_an_input_too_and_pairs_beside_it_change_nothing(of_kind, kind
     assert torch.allclose(model._forward(texts), model._forward(pairs), atol=2e-4)
     mixed = [each for two in zip(texts, pairs, strict=True) for each in two]
     assert torch.allclose(model._forward(mixed), model._forward(pairs).repeat_interleave(2, 0), atol=2e-4)
+
+
+class OnePerInput(PaddedForward):
+    """A stand-in for a GPU's: what is asked of it is noted, and each input's row is its length."""
+
+    def __init__(self, events, part):
+        base = OnCuda("bert", torch.float32)
+        base.device = torch.device("cpu")
+        super().__init__(None, base, 0)
+        self.events, self.part, self.token_budget = events, part, 10
+
+    def _batch(self, inputs):
+        self.events.append(f"queue {len(inputs)}")
+        return torch.tensor([[float(len(each))] for each in inputs])
+
+
+def test_a_part_is_queued_before_the_next_is_tokenised_and_nothing_waits_before_the_end(monkeypatch):
+    """On a GPU queued is not computed: it is at one part while the next is tokenised."""
+    events, back = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda rows: events.append("wait") or back(rows))
+
+    def tokenise(lengths):
+        events.append(f"tokenise {lengths}")
+        return [ModelInput(np.ones(length, dtype=np.int64)) for length in lengths]
+
+    rows = OnePerInput(events, part=2).of([3, 9, 5, 5, 1], tokenise)
+    assert rows[:, 0].tolist() == [3, 9, 5, 5, 1]
+    first, second, third = "tokenise [3, 9]", "tokenise [5, 5]", "tokenise [1]"
+    assert events == [first, "queue 1", "queue 1", second, "queue 2", third, "queue 1", "wait"]
+
+
+def test_what_tokenising_raises_comes_out_and_the_next_call_is_as_ever():
+    def tokenise(lengths):
+        if 5 in lengths:
+            raise ValueError("no such token")
+        return [ModelInput(np.ones(length, dtype=np.int64)) for length in lengths]
+
+    forward = OnePerInput([], part=2)
+    with pytest.raises(ValueError, match="no such token"):
+        forward.of([3, 9, 5], tokenise)
+    assert forward.of([3, 9, 4], tokenise)[:, 0].tolist() == [3, 9, 4]
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen3"], scope="function")
+@pytest.mark.parametrize("part", [1, 4, 7])
+def test_scores_in_parts_are_those_of_all_at_once_to_the_bit(of_kind, kind, part):
+    model = of_kind(kind, token_budget=1)  # one input a batch: what shares one may round otherwise
+    whole = model.similarity(PAIRS)
+    model._forward.part = part
+    assert torch.equal(model.similarity(PAIRS), whole)
+    model._forward.token_budget = model._forward.full_budget = 300
+    assert torch.allclose(model.similarity(PAIRS), whole, atol=2e-4)
+
+
+def test_parts_count_for_the_compiler_like_calls(of_kind, monkeypatch):
+    model = of_kind("bert", compile_after=1)
+    seen = []
+    monkeypatch.setattr(model._forward.compile_later, "before_scoring", seen.append)
+    model._forward.part = 4
+    model.similarity(PAIRS)
+    lengths = [len(each) for each in model._pair_tokens(PAIRS)]
+    assert seen == [sum(lengths[k : k + 4]) for k in range(0, len(lengths), 4)]
+
+
+def test_on_a_cpu_everything_is_one_part_and_a_gpu_has_several():
+    assert forward.PART["cpu"] > 10**9 and forward.PART["cuda"] < 10**4
+
+
+def test_what_goes_to_a_gpu_comes_from_pinned_memory_and_nobody_waits(monkeypatch):
+    done = []
+
+    class Host:
+        def pin_memory(self):
+            done.append("pin")
+            return self
+
+        def to(self, device, non_blocking):
+            done.append((device.type, non_blocking))
+
+    monkeypatch.setattr(torch, "from_numpy", lambda array: Host())
+    to_device(np.arange(3), torch.device("cuda"))
+    to_device(np.arange(3), torch.device("cpu"))
+    assert done == ["pin", ("cuda", True), ("cpu", True)]
+    pieces = attention.Pieces([2, 3], [2, 3], [0, 0], torch.device("cuda"))
+    assert pieces.query_starts is None and pieces.key_starts is None
+    assert done[3:] == ["pin", ("cuda", True)] * 2

@@ -19,6 +19,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from darling_plugin.partition.engine.device import to_device
+
 ATTENTION = "darling_packed"  # its name in transformers' registry
 BLOCK = 128  # queries, where torch's SDPA computes a sliding window
 
@@ -47,11 +49,11 @@ class Pieces:
 
     @cached_property
     def query_starts(self) -> torch.Tensor:
-        return torch.tensor(np.cumsum([0, *self.queries]), dtype=torch.int32, device=self.device)
+        return to_device(np.cumsum([0, *self.queries]).astype(np.int32), self.device)
 
     @cached_property
     def key_starts(self) -> torch.Tensor:
-        return torch.tensor(np.cumsum([0, *self.keys]), dtype=torch.int32, device=self.device)
+        return to_device(np.cumsum([0, *self.keys]).astype(np.int32), self.device)
 
 
 class Attention(Protocol):
@@ -92,6 +94,16 @@ class Shape:
     window: int | None
     causal: bool
     dtype: torch.dtype
+
+
+def shapes_of(config: Any, dtype: torch.dtype, causal: bool) -> Iterator[Shape]:
+    """Of the attention in the layers of an encoder or causal model with that configuration."""
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    yield Shape(heads, key_heads, head_size, None, causal, dtype)
+    if config.model_type == "modernbert":
+        yield Shape(heads, key_heads, head_size, config.local_attention // 2, causal, dtype)
 
 
 def can_pack(dtype: torch.dtype) -> bool:

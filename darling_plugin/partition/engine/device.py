@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from darling_plugin.errors import DarlingError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -22,6 +23,20 @@ def device_and_dtype(dtype: str | None) -> tuple[str, torch.dtype]:
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise DarlingError("a floating-point dtype of torch, such as bfloat16 or float32", repr(dtype), "correct it")
     return device, kind
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on that device; nobody waits for a GPU.
+
+    From memory that is not pinned, CUDA may begin to copy only when all is computed that was queued before, and the
+    caller waits with it.
+    """
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _native_dtype(device: str) -> torch.dtype:

@@ -8,12 +8,13 @@ layers and classification head run as transformers has them, the layers through 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,17 +22,19 @@ import torch
 from darling_plugin.partition.base import out_of_memory
 from darling_plugin.partition.engine.attention import (
     Pieces,
-    Shape,
     attending_within,
     choose_attention,
     exchange_attention,
+    shapes_of,
 )
 from darling_plugin.partition.engine.compiling import CompileLater, tokens_before_compiling
+from darling_plugin.partition.engine.device import to_device
 from darling_plugin.partition.engine.inputs import ModelInput
 
 logger = logging.getLogger(__name__)
 
 Run = Callable[..., torch.Tensor]
+Item = TypeVar("Item")
 
 # Architectures in which attention goes through transformers' registry and nothing else depends on where in a row a
 # token lies; each is compared with one pair at a time in tests/engine/test_forward.py.
@@ -43,6 +46,8 @@ MULTIPLE, ROW_SHARE = 16, 16
 
 # Of a batch; on a CPU larger ones gain nothing.
 TOKENS = {"cuda": 65536, "cpu": 4096}
+# Texts or pairs that are tokenised at once: a GPU computes meanwhile what came before, a CPU can only take turns.
+PART = {"cuda": 512, "cpu": sys.maxsize}
 # Batches after a shortage of memory until larger ones are tried again: what took the memory may be training's backward
 # pass on the same GPU, which comes and goes.
 TRY_AGAIN = 64
@@ -64,7 +69,7 @@ def choose_forward(
     # A window that is smaller than a pair would need its own check: the classifiers meant here have none.
     causal = kind in CAUSAL and not getattr(base.config, "use_sliding_window", False)
     if (kind in ENCODERS or causal) and all(
-        choose_attention(base.device.type, shape) for shape in _shapes(base.config, base.dtype, causal)
+        choose_attention(base.device.type, shape) for shape in shapes_of(base.config, base.dtype, causal)
     ):
         forward = (CausalForward if causal else PackedForward)(run, base, pad_id, compile_later)
     else:
@@ -72,16 +77,6 @@ def choose_forward(
     if token_budget is not None:
         forward.token_budget = forward.full_budget = token_budget
     return forward
-
-
-def _shapes(config: Any, dtype: torch.dtype, causal: bool) -> Iterator[Shape]:
-    """Of the attention in the layers of a model with that configuration."""
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    yield Shape(heads, key_heads, head_size, None, causal, dtype)
-    if config.model_type == "modernbert":
-        yield Shape(heads, key_heads, head_size, config.local_attention // 2, causal, dtype)
 
 
 class Forward(ABC):
@@ -98,6 +93,7 @@ class Forward(ABC):
 
     def __init__(self, run: Run, base: Any, pad_id: int) -> None:
         self._run, self._base, self._pad_id = run, base, pad_id
+        self.part = PART[base.device.type]
         self.token_budget = self.full_budget = TOKENS[base.device.type]
         self._since_shortage = 0  # batches
         self._least_budget = self.token_budget
@@ -108,12 +104,25 @@ class Forward(ABC):
         Raises what the model raises; a shortage of memory halves the budget, down to one input a batch. It doubles
         again, up to what it was, each TRY_AGAIN batches without one.
         """
-        order = self._order(inputs)
-        waiting = [inputs[k] for k in order]
+        return self._rows([inputs])
+
+    def of(self, items: Sequence[Item], tokenise: Callable[[Sequence[Item]], Sequence[ModelInput]]) -> torch.Tensor:
+        """Those of tokenise(items), called with `part` of the items at a time, in order.
+
+        A GPU only has its work queued here: it computes one part while the next is tokenised, without a thread.
+        """
+        return self._rows(tokenise(items[k : k + self.part]) for k in range(0, len(items), self.part))
+
+    def _rows(self, parts: Iterable[Sequence[ModelInput]]) -> torch.Tensor:
+        order: list[int] = []
         batches: list[torch.Tensor] = []  # on the device until the last one is under way: one transfer
-        while waiting:
-            batches.append(self._next_batch(waiting))
-            waiting = waiting[len(batches[-1]) :]
+        for inputs in parts:
+            begun, own_order = len(order), self._order(inputs)
+            order += [begun + k for k in own_order]
+            waiting = [inputs[k] for k in own_order]
+            while waiting:
+                batches.append(self._next_batch(waiting))
+                waiting = waiting[len(batches[-1]) :]
         ordered_rows = torch.cat(batches).float().cpu()
         rows = torch.empty_like(ordered_rows)
         rows[order] = ordered_rows
@@ -163,7 +172,7 @@ class Forward(ABC):
         return self._run(**inputs)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._base.device, non_blocking=True)
+        return to_device(array, self._base.device)
 
 
 def pad(rows: Sequence[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
@@ -229,9 +238,12 @@ class RowForward(Forward):
         # BERT pools inside of its base model, after the encoder.
         getattr(base, "encoder", base).register_forward_hook(self._take_answers)
 
-    def __call__(self, inputs: Sequence[ModelInput]) -> torch.Tensor:
+    def _rows(self, parts: Iterable[Sequence[ModelInput]]) -> torch.Tensor:
+        return super()._rows(map(self._counted, parts))
+
+    def _counted(self, inputs: Sequence[ModelInput]) -> Sequence[ModelInput]:
         self.compile_later.before_scoring(sum(map(len, inputs)))
-        return super().__call__(inputs)
+        return inputs
 
     @abstractmethod
     def _lay_out(self, inputs: Sequence[ModelInput]) -> Row: ...

@@ -148,7 +148,7 @@ class CrossEncoder(PairwiseModel):
         self.model.to(self._device)
 
     def _probabilities(self, pairs: Sequence[Pair]) -> torch.FloatTensor:
-        return probability_equivalent(self._forward(self._pair_tokens(pairs)), self._logit_shift)
+        return probability_equivalent(self._forward.of(pairs, self._pair_tokens), self._logit_shift)
 
 
 def load_classifier(path: str, tokenizer_path: str, dtype: str | None) -> tuple[Any, Any]:

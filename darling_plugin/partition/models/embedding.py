@@ -82,7 +82,7 @@ class Embedding(EmbeddingModel):
         # Not normalized here: EmbeddingModel divides by the length for every model.
         if self._forward is None:
             return self.model.encode(list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True).float()
-        return self._forward(self._inputs(texts))
+        return self._forward.of(texts, self._inputs)
 
     def token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The whole texts, (t,) int64 each, without special tokens; see :meth:`embed_ids`."""
