@@ -42,13 +42,13 @@ FULL = Sizes(
     },
     limit=[(64, 8, 400), (64, 8, 75)],
     encoder_compiled=(16, 8, 400),
-    causal_compiled=(4, 8, 1500),
-    batches=(64, 8, 400),
+    causal_compiled=(2, 8, 1500),
+    batches=(32, 8, 400),
     budgets=[16384, 32768, 65536, 131072, 262144],
     libraries={75: 32, 400: 8},
     precision=24,
     precision_tokens=200,
-    groups=500,
+    groups=200,
 )  # fmt: skip
 TINY = Sizes(
     encoder={

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the benchmarks import what lies beside them
 
@@ -69,6 +72,34 @@ def test_copies_and_products_are_told_apart():
     found = kernel_times.kernels(lambda: (a @ b).t().contiguous())
     assert found["matrix products"] > 0 and found["copies"] > 0
     assert found["attention, global"] == found["attention, windowed"] == 0
+
+
+def test_a_gpus_kernels_count_by_the_operator_that_started_them(monkeypatch):
+    """What torch.profiler gives of a GPU, played: operators with their kernels, the kernels again, and ranges."""
+
+    def operator(name, kernel=0, parent=None):
+        kernels_of = [SimpleNamespace(duration=kernel)] if kernel else []
+        return SimpleNamespace(
+            name=name, device_type=DeviceType.CPU, kernels=kernels_of, self_cpu_time_total=1e9, cpu_parent=parent
+        )
+
+    def on_gpu(microseconds, is_range=False):
+        span = SimpleNamespace(elapsed_us=lambda: microseconds)
+        return SimpleNamespace(device_type=DeviceType.CUDA, is_user_annotation=is_range, time_range=span)
+
+    attend = operator("attention, windowed")
+    clone = operator("aten::clone", parent=attend)
+    operators = [
+        *(operator("aten::addmm", 500_000), attend, clone, operator("aten::copy_", 20_000, clone)),
+        *(operator("flash::varlen", 200_000, attend), operator("triton_norm", 10_000)),
+    ]
+    # 40,000 were started by no operator that is known: a graph of torch.compile's.
+    on_card = [on_gpu(each) for each in (500_000, 20_000, 200_000, 10_000, 40_000)] + [on_gpu(220_000, is_range=True)]
+    seen = nullcontext(SimpleNamespace(events=lambda: [*operators, *on_card]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: seen)
+    expected = {"matrix products": 0.5, "attention, global": 0, "attention, windowed": 0.2, "copies": 0.02}
+    assert kernel_times.kernels(lambda: None) == pytest.approx({**expected, "the rest": 0.05})
 
 
 def test_a_section_that_fails_keeps_its_rows_and_the_others_go_on(tmp_path, monkeypatch):
