@@ -4,13 +4,21 @@ import pytest
 from tiny_classifiers import some_texts
 from training_inputs import story, trainable
 
-from darling_plugin.training import report
+from darling_plugin.training import head, report
 
 
 @pytest.fixture
 def few_resamples(monkeypatch):
     """The bootstrap of a report takes seconds, and test_report.py tests it."""
     monkeypatch.setattr(report, "RESAMPLES", 20)
+
+
+@pytest.fixture
+def few_packaged_pairs(tmp_path, monkeypatch):
+    """An eighth of the pairs of short answers and sentences: for what does not depend on how well they are told."""
+    lines = head.PACKAGED.read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "packaged.jsonl").write_text("".join(lines[::8]), encoding="utf-8")
+    monkeypatch.setattr(head, "PACKAGED", tmp_path / "packaged.jsonl")
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ def test_the_threshold_for_balanced_accuracy_does_not_move_with_the_base_rate():
 
 
 @pytest.mark.usefixtures("few_resamples")
+@pytest.mark.usefixtures("few_packaged_pairs")
 def test_a_head_from_pairs_and_groups_reports_on_both(story_pairs, tmp_path, capsys):
     rows = []
     for k in range(12):

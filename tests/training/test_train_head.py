@@ -46,6 +46,7 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
         assert model.partition([Group("Say something.", list(group))])[0].tolist() == [0, 0, 1]
 
 
+@pytest.mark.usefixtures("few_packaged_pairs")
 def test_a_head_that_was_killed_goes_on_with_the_folds_that_are_left(story_pairs, tmp_path, monkeypatch):
     fitted, fit = [], HeadTrainer.fit
 
@@ -84,6 +85,7 @@ def short_pairs(tmp_path):
     return str(path)
 
 
+@pytest.mark.usefixtures("few_packaged_pairs")
 def test_a_head_with_a_few_long_pairs_among_short_ones(short_pairs, tmp_path, caplog):
     long = [story(name, "slept") for name in ("cook", "fox", "poet")]
     rows = [
@@ -118,6 +120,7 @@ def test_packaged_pairs_of_a_prompt_that_is_tested_on_are_not_trained_on():
     assert {pair.prompt for pair in trainer.packaged} == {pair.prompt for pair in packaged} - {prompt}
 
 
+@pytest.mark.usefixtures("few_packaged_pairs")
 def test_another_encoder_in_a_folder_is_found_from_anywhere(story_pairs, tmp_path, monkeypatch):
     (tmp_path / "encoder").symlink_to(_default_model_path())
     monkeypatch.chdir(tmp_path)
@@ -126,6 +129,7 @@ def test_another_encoder_in_a_folder_is_found_from_anywhere(story_pairs, tmp_pat
     assert load_partition_model(f"head:{tmp_path / 'head'}").partition([Group("p", ["one", "two"])])
 
 
+@pytest.mark.usefixtures("few_packaged_pairs")
 def test_one_seed_gives_one_head(story_pairs, tmp_path):
     weights = []
     for name in ("one", "two"):
