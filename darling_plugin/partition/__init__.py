@@ -11,6 +11,7 @@ from darling_plugin.partition.base import (
 from darling_plugin.partition.clustering import CLUSTERINGS
 from darling_plugin.partition.measure import Measurement, check_diversity, measure, measure_each
 from darling_plugin.partition.options import Between, OneOf
+from darling_plugin.partition.progress import alive
 from darling_plugin.partition.spec import check_partition_spec, load_partition_model
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "PairwiseModel",
     "PartitionModel",
     "SimilarityModel",
+    "alive",
     "check_diversity",
     "check_partition_spec",
     "load_partition_model",

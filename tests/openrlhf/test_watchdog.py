@@ -1,6 +1,10 @@
 """What the watchdog writes down and what the next process reads of it; test_partition_faults.py has real hangs."""
 
 import json
+import subprocess
+import sys
+
+import pytest
 
 from darling_plugin.openrlhf.watchdog import Watchdog
 
@@ -21,3 +25,33 @@ def test_what_a_process_learns_of_the_one_before(tmp_path):
     with watchdog.over([2]):
         assert json.loads(journal.read_text()) == [[1, 3], [], [2]]
     assert watchdog.suspects == set() and not journal.exists()
+
+
+WORK = """
+import contextvars, sys, time
+from darling_plugin.openrlhf.watchdog import Watchdog
+from darling_plugin.partition import alive
+
+with Watchdog({journal!r}, 1.0).over([7, 8]):
+    for _ in range(6):
+        time.sleep(0.4)
+        if sys.argv[1] == "slow":
+            alive()
+    begun_in_the_batch = contextvars.copy_context()
+begun_in_the_batch.run(alive)  # a late answer, say: nobody waits for it any more
+time.sleep(1.5)
+print("lives")
+"""
+
+
+@pytest.mark.parametrize("kind", ["slow", "silent"])
+def test_a_slow_model_lives_and_is_told_from_one_that_hangs(tmp_path, kind):
+    journal = tmp_path / "journal"
+    command = [sys.executable, "-c", WORK.format(journal=str(journal)), kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if kind == "slow":
+        assert done.returncode == 0 and done.stdout == "lives\n", done.stderr
+        assert "it is slow, and does not hang" in done.stderr and not journal.exists()
+    else:
+        assert done.returncode != 0 and not done.stdout
+        assert Watchdog(str(journal), 60).suspects == {7, 8}

@@ -15,6 +15,7 @@ from small_servers import (
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import Pair
 from darling_plugin.partition.models.served import Served
+from darling_plugin.partition.progress import heard_by
 from darling_plugin.partition.servers import pool as pool_module
 from darling_plugin.partition.servers import server as server_module
 
@@ -31,6 +32,13 @@ def test_many_pairs_go_in_few_requests_and_longest_first(start_server, tokenizer
     longest = sorted((max(map(len, body["input"])) for body in server.bodies), reverse=True)
     shortest = sorted((min(map(len, body["input"])) for body in server.bodies), reverse=True)
     assert all(low >= high for low, high in zip(shortest, longest[1:], strict=False))
+
+
+def test_each_answer_is_a_sign_of_life_in_the_calling_threads_context(start_server):
+    model, heard = Served(start_server("tei", batch_size=5).url), []
+    with heard_by(lambda: heard.append(None)):
+        model.similarity(some_pairs(20))
+    assert len(heard) == 4
 
 
 def test_few_pairs_are_shared_by_the_servers(start_server):

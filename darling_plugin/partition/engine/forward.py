@@ -30,6 +30,7 @@ from darling_plugin.partition.engine.attention import (
 from darling_plugin.partition.engine.compiling import CompileLater, tokens_before_compiling
 from darling_plugin.partition.engine.device import to_device
 from darling_plugin.partition.engine.inputs import ModelInput
+from darling_plugin.partition.progress import alive
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ class Forward(ABC):
                 with torch.inference_mode():
                     rows = self._batch(waiting[:count])
                 self._count_success()
+                alive()
                 return rows
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if count == 1 or not out_of_memory(error):

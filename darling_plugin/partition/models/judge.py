@@ -17,6 +17,7 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Pair, PairwiseModel, describe, encodable
 from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.options import Between, OneOf, check_options
+from darling_plugin.partition.progress import alive
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -138,8 +139,11 @@ class Judge(PairwiseModel):
         )
         orders = 2 if self.both_orders else 1
         asked = [each for p, a, b in pairs for each in (Pair(p, a, b), Pair(p, b, a))[:orders]]
+        answers = []
         with ThreadPoolExecutor(CONCURRENCY) as threads:
-            answers = list(threads.map(self.probability_same, asked))  # an error cancels what is not asked yet
+            for answer in threads.map(self.probability_same, asked):  # an error cancels what is not asked yet
+                answers.append(answer)
+                alive()
         return [sum(answers[k : k + orders]) / orders for k in range(0, len(answers), orders)]
 
     def probability_same(self, pair: Pair) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from darling_plugin.errors import DarlingError
+from darling_plugin.partition.progress import alive
 from darling_plugin.partition.servers.server import WRONG_FORM, BadAnswer, Server, Unavailable
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ class ServerPool:
     often, and takes part again once that succeeds, also between calls and where it was down when the pool was made.
 
     `patience` is how long a call bears with silence, not how long it may take: while one server answers, a call waits
-    as long as its work takes. `--darling.partition_timeout` bounds the whole call, and ends the partition actor's
-    process; keep the patience well below it, so that the error which names the servers comes first. After a failed
-    call each of its groups is tried alone, and waits as long once more.
+    as long as its work takes. `--darling.partition_timeout` ends the partition actor's process when no answer came
+    for that long; keep the patience well below it, so that the error which names the servers comes first. After a
+    failed call each of its groups is tried alone, and waits as long once more.
 
     Args:
         urls: of the servers, with commas between them; slashes at their ends are dropped.
@@ -177,6 +178,7 @@ class ServerPool:
                     read = _read(dialect, answer, [items[i] for i in batch.positions], server)
                     for position, result in zip(batch.positions, read, strict=True):
                         results[position] = result
+                    alive()
                 todo.task_done()
 
         async def watch() -> None:

@@ -11,6 +11,7 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import Group, SimilarityModel
 from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.options import DTYPES, Between, OneOf
+from darling_plugin.partition.progress import alive
 from darling_plugin.registry import register_partition_model
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Head(SimilarityModel):
             place = torch.tensor([list(distinct).index(each.text) for each in read], dtype=torch.long)
             similarities = probability(self._weights, encoded[group.prompt], list(distinct.values()))
             found.append(similarities[place][:, place])
+            alive()
         return found
 
     def _beginnings(self, group: Group) -> Group:
