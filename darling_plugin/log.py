@@ -29,7 +29,7 @@ VERSIONED = (
 
 OF_A_RESPONSE = ("labels", "quality", "diversity", "reward", "advantage", "response_length", "truncated", "similarity")
 OF_A_GROUP = ("step", "split", "prompt", "responses", "labels", "quality", "diversity", "reward")  # always there
-
+NUMBERS = ("labels", "quality", "diversity", "reward")  # one each, none missing
 
 NOT_LOGGED = "(not logged)"  # what a reader gets for a response that --darling.log_responses left out
 
@@ -96,20 +96,39 @@ def read_groups(log_dir: str | Path) -> list[dict[str, Any]]:
     """
     records = read_partitions(log_dir)
     for number, record in enumerate(records, start=1):
-        missing = [key for key in OF_A_GROUP if not (isinstance(record, dict) and key in record)]
-        if missing:
-            wrong = f"without {', '.join(missing)}"
-        else:
-            n = len(record["responses"])
-            values = {key: record[key] for key in OF_A_RESPONSE if record.get(key) is not None}
-            wrong = ", ".join(f"{len(each)} {key} of {n} responses" for key, each in values.items() if len(each) != n)
+        wrong = _wrong_with(record)
         if wrong:
+            path = Path(log_dir) if Path(log_dir).is_file() else Path(log_dir) / "partitions.jsonl"
             raise DarlingError(
                 "a partitions.jsonl, as --darling.log_dir writes it",
-                f"{Path(log_dir) / 'partitions.jsonl'}, line {number}, {wrong}",
+                f"{path}, line {number}, {wrong}",
                 "name the log_dir of a run; what darling-partition writes is not shown here",
             )
     return records
+
+
+def _wrong_with(record: Any) -> str:
+    """What makes a line no group; nothing where it is one."""
+    missing = [key for key in OF_A_GROUP if not (isinstance(record, dict) and key in record)]
+    if missing:
+        return f"without {', '.join(missing)}"
+    if not isinstance(record["responses"], list):
+        return f"{type(record['responses']).__name__} as responses, not a list"
+    n = len(record["responses"])
+    values = {key: record[key] for key in OF_A_RESPONSE if record.get(key) is not None}
+    no_lists = [key for key, each in values.items() if not isinstance(each, list)]
+    if no_lists:
+        return f"{', '.join(no_lists)} not as a list"
+    wrong = [f"{len(each)} {key} of {n} responses" for key, each in values.items() if len(each) != n]
+    wrong += [f"{key} not in numbers" for key in NUMBERS if key in values and not _are_numbers(values[key])]
+    rows = values.get("similarity", [])
+    if not all(isinstance(row, list) and len(row) == n and _are_numbers(row) for row in rows):
+        wrong.append(f"a similarity that is not {n} times {n} numbers")
+    return ", ".join(wrong)
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def rewind_partitions(log_dir: str, step: int, *, evaluates_again: bool) -> None:

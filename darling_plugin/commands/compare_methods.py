@@ -17,7 +17,7 @@ from darling_plugin.commands.ending import exit_status
 from darling_plugin.commands.show import TITLE_WIDTH, asked, shortened
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.methods import ComparedGroup, Comparison, compare_methods
-from darling_plugin.log import read_partitions
+from darling_plugin.log import read_groups
 from darling_plugin.reward import QUALITY_TRANSFORMS
 
 RESPONSE_WIDTH = 120
@@ -109,14 +109,8 @@ def _flags(log_dir: Path) -> dict[str, Any]:
 
 def compare(log: Path, groups: int, picture: Path | None, flags: dict[str, Any], console: Console) -> None:
     """Prints the tables, and writes the picture. Raises DarlingError where there is nothing to compare."""
-    records = read_partitions(log)
+    records = read_groups(log)
     log_dir = log.parent if log.is_file() else log
-    keys = ("step", "split", "prompt", "responses", "labels", "quality", "diversity")
-    for number, record in enumerate(records, start=1):
-        missing = [key for key in keys if not (isinstance(record, dict) and key in record)]
-        if missing:
-            found = f"{log}, line {number}, without {', '.join(missing)}"
-            raise DarlingError("a partitions.jsonl, as --darling.log_dir writes it", found, "name the log of a run")
     comparison = compare_methods(records, {**_flags(log_dir), **flags})
     console.print(correlation_table(comparison))
     for group in comparison.groups[:groups]:

@@ -13,7 +13,7 @@ def line(quality=(1.0, 1.0, 0.5, 0.0), labels=(0, 0, 1, 2), **more):
     return {
         **{"step": 3, "split": "train", "prompt": "<|user|>Name a bird<|end|>"},
         "responses": [f"a bird of {label}" for label in labels],
-        **{"labels": list(labels), "quality": list(quality), "diversity": diversity},
+        **{"labels": list(labels), "quality": list(quality), "diversity": diversity, "reward": list(quality)},
         **more,
     }
 
@@ -79,6 +79,12 @@ def test_a_picture(command, tmp_path):
     ("lines", "run", "expected"),
     [
         ([{"prompt": "p"}], None, "line 1, without step"),
+        ([line(), line(quality=(1.0, 1.0))], None, "line 2, 2 quality of 4 responses"),
+        ([line(), line(quality=(1.0, 1.0, None, 0.0))], None, "line 2, quality not in numbers"),
+        ([line(labels=(0, 0, 1, "b"))], None, "labels not in numbers"),
+        ([{**line(), "quality": 1.0}], None, "line 1, quality not as a list"),
+        ([{**line(), "responses": "abcd"}], None, "line 1, str as responses"),
+        ([line(similarity=[[1.0] * 4] * 3 + [[1.0]])], None, "line 1, a similarity that is not 4 times 4"),
         ([line(split="eval")], None, "training groups with classes"),
         ([], None, "training groups with classes"),
         ([line()], "{", "a run.json"),

@@ -30,7 +30,7 @@ def records(steps):
             quality = [round(0.1 * k + 0.01 * step, 4)] * 3
             yield group(step, labels, quality, prompt=f"Question {k} of colours", similarity=SIMILAR)
     unlogged = group(steps, [0, 0, 1], [0.0, 0.1, 0.2], prompt="Left out", signs={})
-    yield unlogged | {"responses": [None] * 3}
+    yield unlogged | {"responses": [None] * 3, "similarity": SIMILAR}
     yield group(steps, [0, 1, 1], [0.5] * 3, split="eval", prompt=HOSTILE, responses=[HOSTILE, "same", "same"])
 
 
@@ -159,11 +159,23 @@ def test_a_highlight_shows_its_group_and_a_curve_its_step(tab):
     assert after(tab, "change({})")[0] == 10
 
 
+def test_the_methods_correlations_are_there_and_a_group_on_which_they_disagree_is_shown(tab):
+    assert tab.evaluate("document.querySelectorAll('#compared .heat').length") == 2
+    assert tab.evaluate("document.querySelectorAll('#compared .heat')[0].querySelectorAll('td').length") == 8 * 9
+    tab.evaluate("document.querySelector('#compared details').open = true")
+    table = tab.evaluate(later("document.querySelector('.advantages').innerText"))
+    assert "marginal_relevance" in table and "answer 0 of 0" in table
+    tab.evaluate("document.querySelector('#compared .still button').click()")
+    chosen = "index.runs[0].methods.groups[0].group"
+    assert tab.evaluate(later(f"[matching.length, matching[0] === {chosen}]")) == [1, True]
+
+
 def test_a_run_that_is_unticked_is_gone(tab):
     box = "document.querySelectorAll('#runs input')[1]"
     tab.evaluate(f"{box}.click()")
     assert after(tab, "showGroups()")[0] == 152
     assert tab.evaluate("document.querySelectorAll('#chart-quality path.smooth').length") == 2
+    assert tab.evaluate("document.querySelectorAll('#compared .heat').length") == 1
     tab.evaluate(f"{box}.click()")
     assert after(tab, "showGroups()")[0] == 254
 

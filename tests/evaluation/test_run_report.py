@@ -14,6 +14,7 @@ from made_up_runs import run as made_up
 from darling_plugin.commands.report import main
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.methods import METHODS, compare_methods
 from darling_plugin.evaluation.report import page
 from darling_plugin.evaluation.report.curves import curves
 from darling_plugin.evaluation.report.runs import as_groups, read_runs
@@ -244,3 +245,40 @@ def test_every_colour_of_text_stands_out_from_its_ground_light_and_dark(scheme):
             if name not in ("ground", "raised", "warn-ground"):
                 dark, light = sorted((luminance(colour), luminance(colours[ground])))
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
+
+
+ALIKE = [[1.0, 0.9, 0.2], [0.9, 1.0, 0.1], [0.2, 0.1, 1.0]]
+
+
+def test_the_methods_are_compared_as_by_their_command_with_the_pages_own_numbers(tmp_path):
+    records = [
+        group(1, [0, 0, 1], [1.0, 0.5, 0.25], similarity=ALIKE),
+        group(1, [0, 0, 1], [0.5] * 3, split="eval"),
+        group(2, [0, 0, 1], [1.0] * 3, similarity=ALIKE),
+    ]
+    other = write(tmp_path / "other", [group(1, [0, 1], [1.0, 0.0])])
+    index, _ = made(other, write(tmp_path / "run", records))
+    compared = compare_methods([records[0], records[2]], FLAGS)
+    methods = index["runs"][1]["methods"]
+    assert methods["names"] == list(METHODS) and methods["count"] == 2
+    assert methods["correlation"][1][0] == pytest.approx(compared.rank_correlation[1, 0], abs=1e-4)
+    assert methods["silent"] == list(compared.silent.values())
+    steps = [index["groups"]["step"][each["group"]] for each in methods["groups"]]
+    assert steps == [each.record["step"] for each in compared.groups]
+    assert {index["groups"]["run"][each["group"]] for each in methods["groups"]} == {1}
+    first = dict(zip(methods["names"], methods["groups"][0]["advantages"], strict=True))
+    assert first["redundancy"] == pytest.approx(compared.groups[0].advantage["redundancy"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([group(1, [0, 1], [1.0, 0.0])], "no similarities"),
+        ([group(1, [0, 1], [1.0, 0.0], similarity=[[1, 0], [0, 1]]), group(1, [0, 1], [1.0, 0.0])], "not of all"),
+        ([group(1, [0, 1], [1.0, 0.0], split="eval")], "training groups with classes"),
+        ([group(1, [0, 1], [-1.0, 0.0], similarity=[[1, 0], [0, 1]])], "quality_transform"),
+    ],
+)
+def test_where_the_methods_cannot_be_compared_the_page_says_why(tmp_path, records, said):
+    index, _ = made(write(tmp_path / "run", records))
+    assert said in index["runs"][0]["methods"]["missing"]

@@ -83,6 +83,7 @@ const slider = document.getElementById("smooth");
 function redraw() {
   document.getElementById("smooth-value").textContent = `${slider.value} step${slider.value === "1" ? "" : "s"}`;
   drawCharts(+slider.value, showStep);
+  drawMethods();
   showGroups(page);
 }
 

@@ -12,17 +12,20 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation import monitor
+from darling_plugin.evaluation.methods import METHODS, compare_methods
 from darling_plugin.evaluation.report.curves import Curves, curves
 from darling_plugin.evaluation.report.runs import Run, Step
 from darling_plugin.log import NOT_LOGGED
 from darling_plugin.queries import asked
 
 HERE = Path(__file__).parent
-SCRIPTS = ("data.js", "charts.js", "groups.js", "main.js")
+SCRIPTS = ("data.js", "charts.js", "groups.js", "methods.js", "main.js")
 PART = 16  # groups that are unpacked together: twenty groups of anywhere on the page are then a few megabytes
 FIRST = 2  # parts before the script: the twenty groups that are shown at first
 HIGHLIGHTS = 4  # most gained, most lost
+DISAGREEMENTS = 5  # groups on which the methods disagree most
 
 
 def render(runs: list[Run]) -> str:
@@ -96,7 +99,7 @@ def _index(runs: list[Run], groups: list[tuple[int, Step, int]]) -> dict[str, An
         for name, value in values.items():
             columns[name].append(value)
     return {
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run) | {"methods": _methods(run, place, groups)} for place, run in enumerate(runs)],
         "prompts": list(prompts),
         "groups": columns,
         "part": PART,
@@ -115,6 +118,36 @@ def _run(run: Run) -> dict[str, Any]:
         "curves": {split: _curve(each) for split, each in made.items() if each.steps},
         "warnings": [(step, name, said) for step, name, said in made["train"].warnings],
         "gain": any(step.gain is not None for step in run.steps),
+    }
+
+
+def _methods(run: Run, place: int, groups: list[tuple[int, Step, int]]) -> dict[str, Any]:
+    """What the methods make of the run's training groups; or why that cannot be said, as `missing`."""
+    number = {id(step.records[k]): g for g, (of, step, k) in enumerate(groups) if of == place}
+    try:
+        compared = compare_methods([record for step in run.steps for record in step.records], run.settings)
+    except DarlingError as error:
+        needed, found, do = error.args
+        return {"missing": f"Not compared: it needs {needed}; found: {found}. To do: {do}."}
+    if not compared.of_similarities:
+        return {
+            "missing": "Not known: the log has no similarities, or not of all groups. A method of similarities, "
+            "another --darling.diversity, or a gate has them logged. darling-compare-methods makes them of classes."
+        }
+    return {
+        "names": list(METHODS),
+        "count": len(compared.groups),
+        "correlation": [[_short(value) for value in row] for row in compared.rank_correlation.tolist()],
+        "silent": list(compared.silent.values()),
+        "groups": [
+            {
+                "group": number[id(each.record)],
+                "agreement": _short(each.agreement),
+                "advantages": [[_short(value) for value in values] for values in each.advantage.values()],
+            }
+            for each in compared.groups[:DISAGREEMENTS]
+            if not math.isnan(each.agreement)
+        ],
     }
 
 
