@@ -1,6 +1,7 @@
 """The launcher under `ray job submit`, on a Ray cluster that was there before."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,13 +36,24 @@ def cluster():
                 head.terminate()
 
 
-def test_the_pages_own_model_under_ray_job_submit_with_a_runtime_env(inputs, tied_model, cluster):
-    example = REPOSITORY / "examples" / "own_partition_model.py"
+def test_files_named_relative_to_the_working_dir_of_a_ray_job(inputs, tied_model, cluster):
+    job = inputs / "job"
+    job.mkdir()
+    shutil.copy(REPOSITORY / "examples" / "own_partition_model.py", job)
+    (job / "compared.py").write_text("def lower(prompt, response):\n    return response.strip().lower()\n")
     run = [sys.executable, "-m", "darling_plugin", *launching.command(inputs, tied_model, data__max_samples="4")]
     run += ["--darling.enable", "--darling.cpu", "--darling.log_dir", str(inputs / "log")]
-    run += ["--darling.import_path", str(example), "--darling.partition_model", "opening"]
-    submit = [RAY, "job", "submit", "--address", cluster, "--runtime-env-json", '{"env_vars": {"MINE": "1"}}', "--"]
+    run += ["--darling.import_path", "own_partition_model.py"]
+    run += [
+        "--darling.partition_model",
+        "own_partition_model.py:Opening",
+        "--darling.partition_text",
+        "compared.py:lower",
+    ]
+    submit = [RAY, "job", "submit", "--address", cluster, "--runtime-env-json", '{"env_vars": {"MINE": "1"}}']
+    submit += ["--working-dir", str(job), "--"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # From another folder: what is not in the job's own is nowhere.
     done = subprocess.run(
         [*submit, *run], capture_output=True, text=True, timeout=400, env=environment, cwd=inputs, check=False
     )
@@ -49,8 +61,11 @@ def test_the_pages_own_model_under_ray_job_submit_with_a_runtime_env(inputs, tie
     records = recompute.check(inputs / "log")
     assert [record["step"] for record in records] == [1] * 4
     for record in records:
-        texts = [text.strip() for text in record["responses"]]
-        first_words = [(text.split() or [""])[0].lower() for text in texts]
+        lowered = [text.strip().lower() for text in record["responses"]]
+        assert record["compared"] == [
+            None if low == text else low for low, text in zip(lowered, record["responses"], strict=True)
+        ]
+        first_words = [(text.split() or [""])[0] for text in lowered]
         for a, b in zip(first_words, record["labels"], strict=True):
             for c, d in zip(first_words, record["labels"], strict=True):
                 assert (a == c) == (b == d)
