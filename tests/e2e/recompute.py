@@ -186,3 +186,19 @@ def close(found: list[float], expected: list[float]) -> None:
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE), (found, expected)
+
+
+def check_experiences(records: list[dict], steps: list[list[dict]]) -> None:
+    """The samples that spy.py saw on their way to the trainer, by step, have the log's rewards and advantages."""
+    for number, samples in enumerate(steps, start=1):
+        logged = [r for r in records if (r["split"], r["step"]) == ("train", number)]
+        n = len(logged[0]["responses"])
+        samples.sort(key=lambda sample: sample["place"])
+        assert [sample["place"] for sample in samples] == list(range(n * len(logged)))
+        for place, sample in enumerate(samples):
+            record, k = logged[place // n], place % n
+            assert sample["prompt"] == record["prompt"]
+            assert math.isclose(sample["reward"], record["reward"][k], abs_tol=1e-6)
+            for token in sample["advantages"]:
+                assert math.isclose(token, record["advantage"][k], abs_tol=1e-6)
+    assert any(abs(token) > 0.01 for samples in steps for sample in samples for token in sample["advantages"])

@@ -216,7 +216,54 @@ class Vowels(PartitionModel):
 """
 
 
-def test_a_multi_turn_agent_with_dynamic_filtering_on_the_raw_quality(inputs, tied_model):
+# CPU mode drops both flags, for flash-attn has no CPU build. What OpenRLHF takes of it for them is padding, and sdpa,
+# which it would exchange for flash-attn's kernels, keeps the texts of a packed row apart by their positions.
+PACKING = """
+import wrapt
+from darling_plugin.openrlhf import cpu
+
+cpu.DROP_FLAGS = tuple(set(cpu.DROP_FLAGS) - {"--ds.packing_samples", "--train.dynamic_batch_enable"})
+without_padding = cpu.stand_in_for_flash_attn
+
+def unpad_input(rows, mask):
+    import torch
+
+    at, lengths = mask.flatten().nonzero().flatten(), mask.sum(-1)
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    return rows.flatten(0, 1)[at], at, starts, lengths.max().item(), lengths
+
+def pad_input(rows, at, batch, length):
+    padded = rows.new_zeros(batch * length, *rows.shape[1:])
+    padded[at] = rows
+    return padded.unflatten(0, (batch, length))
+
+def stand_in():
+    import einops
+
+    without_padding()
+    import flash_attn.bert_padding as padding
+
+    padding.unpad_input, padding.pad_input = unpad_input, pad_input
+    padding.index_first_axis, padding.rearrange = lambda rows, at: rows[at], einops.rearrange
+
+def with_sdpa(wrapped, actor, args, kwargs):
+    assert kwargs["packing_samples"]
+    return wrapped(*args, **{**kwargs, "attn_implementation": "sdpa"})
+
+def wrap(module):
+    wrapt.wrap_function_wrapper(module, "Actor.__init__", with_sdpa)
+
+cpu.stand_in_for_flash_attn = stand_in
+wrapt.register_post_import_hook(wrap, "openrlhf.models.actor")
+"""
+
+
+def test_a_multi_turn_agent_with_dynamic_filtering_on_the_raw_quality_packed_in_dynamic_batches(
+    inputs, tied_model, monkeypatch
+):
+    (inputs / "sitecustomize.py").write_text(PACKING)
+    monkeypatch.setenv("PYTHONPATH", str(inputs))
+    monkeypatch.setenv("DARLING_TEST_SPY", str(inputs / "spied.jsonl"))
     (inputs / "agent.py").write_text(AGENT)
     (inputs / "vowels.py").write_text(VOWELS)
     launching.write_inputs(inputs, prompts=24)
@@ -225,6 +272,10 @@ def test_a_multi_turn_agent_with_dynamic_filtering_on_the_raw_quality(inputs, ti
         inputs,
         tied_model,
         *["--darling.partition_model", "vowels.py:Vowels"],
+        *["--darling.import_path", str(Path(__file__).with_name("spy.py"))],
+        ds__packing_samples="",
+        train__dynamic_batch_enable="",
+        train__max_tokens_per_gpu="160",
         reward__remote_url=None,
         train__agent_func_path=str(inputs / "agent.py"),
         data__max_len="96",
@@ -234,6 +285,11 @@ def test_a_multi_turn_agent_with_dynamic_filtering_on_the_raw_quality(inputs, ti
         train__batch_size="8",
     )
     assert len(steps(records)) >= 4
+    # By length and not by prompt: a batch's samples come from several groups, in another order than they went out.
+    spied = [json.loads(line) for line in (inputs / "spied.jsonl").read_text().splitlines()]
+    assert any([each["place"] for each in step] != sorted(each["place"] for each in step) for step in spied)
+    recompute.check_experiences(records, spied)
+    assert "without --train.dynamic_batch_enable" not in output and "without --ds.packing_samples" not in output
     assert "Filtered out: avg_reward" in output
     assert logged["train/turns"][1] > 1, "some took a second turn"
     assert not [text for record in records for text in record["responses"] if "AND ANOTHER" in text]

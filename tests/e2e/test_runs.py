@@ -68,19 +68,8 @@ def test_every_line_of_partitions_jsonl_recomputed(darling_run):
 
 def test_the_rewards_that_reach_the_trainer_are_those_of_the_log(darling_run):
     folder, _, steps = darling_run
-    records, _ = recompute.read(folder / "log")
     assert len(steps) == 2
-    for number, samples in enumerate(steps, start=1):
-        logged = [r for r in records if (r["split"], r["step"]) == ("train", number)]
-        samples.sort(key=lambda sample: sample["place"])
-        assert [sample["place"] for sample in samples] == list(range(16))
-        for place, sample in enumerate(samples):
-            record, k = logged[place // 4], place % 4
-            assert sample["prompt"] == record["prompt"]
-            assert math.isclose(sample["reward"], record["reward"][k], abs_tol=1e-6)
-            for token in sample["advantages"]:
-                assert math.isclose(token, record["advantage"][k], abs_tol=1e-6)
-    assert any(abs(token) > 0.01 for samples in steps for sample in samples for token in sample["advantages"])
+    recompute.check_experiences(recompute.read(folder / "log")[0], steps)
 
 
 def test_every_metric_is_in_tensorboard_and_agrees_with_the_log(darling_run):
