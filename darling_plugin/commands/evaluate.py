@@ -17,15 +17,26 @@ from tqdm import tqdm
 from darling_plugin.commands.ending import exit_status
 from darling_plugin.config import DarlingConfig, add_flag
 from darling_plugin.errors import DarlingError
-from darling_plugin.evaluation.comparison import Evaluated, check_output, differences, evaluate, summaries_of, write
+from darling_plugin.evaluation.comparison import (
+    SAMPLES,
+    Evaluated,
+    check_output,
+    check_scores,
+    differences,
+    evaluate,
+    summaries_of,
+    write,
+)
 from darling_plugin.evaluation.cosine import Cosines
-from darling_plugin.evaluation.measures import Interval
+from darling_plugin.evaluation.measures import Interval, in_order
 from darling_plugin.evaluation.quality import by_function, by_model, fill_in
 from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
 from darling_plugin.partition import load_partition_model
 from darling_plugin.user_code import import_user_code
 
 FLAGS = ("partition_model", "threshold", "import_path")
+AGAIN = ("classes", "quality")
+SAMPLING = ("model", "url", "model_name", "prompts", "prompts_split", "n", "temperature", "max_tokens")
 
 EXAMPLE = """\
   darling-evaluate generations.jsonl --reward_func reward_math.py -o results
@@ -36,7 +47,7 @@ An input is FILE or NAME=FILE; what a file holds is told from its contents: Nove
 scores, lm-eval's samples, verl's, TRL's (parquet) and ms-swift's dumps, a run's partitions.jsonl, darling-partition's
 lines. Quality and classes that a file has are taken as they are, unless --again.
 
-exit status: 0; 1 if lines were left out; 2 for wrong usage; 130 after Ctrl-C
+exit status: 0; 1 if lines or prompts were left out; 2 for wrong usage; 130 after Ctrl-C
 """
 
 
@@ -85,9 +96,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--k", type=_count, nargs="*", help="for the figures of k responses; default: powers of two")
     parser.add_argument("--no_cosine", action="store_true", help="leave out the cosine of embeddings")
-    parser.add_argument("--again", action="store_true", help="make classes and quality anew, whatever the file has")
+    parser.add_argument(
+        "--again",
+        nargs="?",
+        type=_again,
+        const=AGAIN,
+        default=(),
+        metavar="classes|quality",
+        help="make classes or quality anew, whatever the file has; without a word both; files go before it",
+    )
     parser.add_argument("--seed", type=_seed, default=0, help="of the bootstrap and of --model's samples; default: 0")
     return parser
+
+
+def _again(text: str) -> tuple[str, ...]:
+    if text not in AGAIN:
+        raise argparse.ArgumentTypeError(f"takes classes, quality or nothing, found {text}; name files before it")
+    return (text,)
 
 
 def _count(text: str) -> int:
@@ -111,17 +136,20 @@ def _seed(text: str) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     _check_quality(arguments)
     inputs = dict(_named(text) for text in arguments.inputs)
+    samples_itself, refused = bool(arguments.model or arguments.url), 0
     if arguments.output:
-        check_output(arguments.output, inputs)
-    if arguments.model or arguments.url:
-        name, path = _sample(arguments)
+        check_output(arguments.output, inputs, sampled=samples_itself)
+    if samples_itself:
+        name, path, refused = _sample(arguments)
         inputs[name] = path
     if not inputs:
         raise DarlingError("samples to evaluate", "neither a file nor --model nor --url", "name one; see --help")
-    if len(inputs) < len(arguments.inputs) + bool(arguments.model or arguments.url):
+    if len(inputs) < len(arguments.inputs) + samples_itself:
         raise DarlingError("inputs with different names", ", ".join(arguments.inputs), "write NAME=FILE")
     read, bad_lines = _read(inputs, arguments)
     _fill_in_quality(read, arguments)
+    if arguments.output:
+        check_scores(arguments.output, read)
     evaluated = evaluate(
         read,
         lambda: load_partition_model(
@@ -131,7 +159,7 @@ def _run(arguments: argparse.Namespace) -> int:
         {name: classes_of(path, read[name]) for name, path in inputs.items()},
         ks=arguments.k,
         extra=None if arguments.no_cosine else Cosines(),
-        again=arguments.again,
+        again="classes" in arguments.again,
     )
     summaries = summaries_of(evaluated, arguments.seed)
     compared = differences(evaluated, arguments.seed)
@@ -146,14 +174,18 @@ def _run(arguments: argparse.Namespace) -> int:
         from darling_plugin.evaluation.pictures import draw
 
         settings = {
-            name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(arguments).items())
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in sorted(vars(arguments).items())
+            if samples_itself or name not in SAMPLING
         }
-        write(arguments.output, evaluated, summaries, compared, settings, bad_lines)
+        write(arguments.output, evaluated, summaries, compared, settings, bad_lines, inputs)
         drawn = draw(arguments.output / "summary.png", summaries)
         console.print(
             f"{arguments.output}/ holds the files, summary.json" + " and summary.png" * drawn, soft_wrap=True
         )
-    return int(any(bad_lines.values()))
+    if refused:
+        console.print(f"{_prompts(refused)} of {arguments.prompts} missing, as said above", style="bold red")
+    return int(any(bad_lines.values()) or refused > 0)
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -164,7 +196,8 @@ def _named(text: str) -> tuple[str, Path]:
     return (path.parent.name if path.stem in ("partitions", "generations", "scores") else path.stem) or text, path
 
 
-def _sample(arguments: argparse.Namespace) -> tuple[str, Path]:
+def _sample(arguments: argparse.Namespace) -> tuple[str, Path, int]:
+    """The model's name, the file of its samples, and how many prompts it refused."""
     from darling_plugin.evaluation.sampling import OwnVllm, Server, Settings, read_prompts, sample
 
     if not (arguments.prompts and arguments.output) or (arguments.model and arguments.url):
@@ -179,9 +212,8 @@ def _sample(arguments: argparse.Namespace) -> tuple[str, Path]:
     settings = Settings(arguments.n, arguments.temperature, arguments.max_tokens, arguments.seed)
     generate: Any = OwnVllm(arguments.model) if arguments.model else Server(arguments.url, arguments.model_name)
     name = Path(arguments.model).name if arguments.model else generate.model
-    path = arguments.output / "samples.jsonl"
-    sample(prompts, generate, settings, path, name)
-    return name, path
+    path = arguments.output / SAMPLES
+    return name, path, sample(prompts, generate, settings, path, name)
 
 
 def _read(inputs: dict[str, Path], arguments: argparse.Namespace) -> tuple[dict[str, list[Samples]], dict[str, int]]:
@@ -220,7 +252,7 @@ def _fill_in_quality(read: dict[str, list[Samples]], arguments: argparse.Namespa
         name = Path(arguments.reward_model).name + (", deciles" if arguments.deciles else "")
     else:
         return
-    fill_in([each for samples in read.values() for each in samples], score, name, again=arguments.again)
+    fill_in([each for samples in read.values() for each in samples], score, name, again="quality" in arguments.again)
 
 
 def _table(summaries: dict[str, dict[str, Interval]], evaluated: list[Evaluated]) -> Table:
@@ -237,7 +269,7 @@ def _table(summaries: dict[str, dict[str, Interval]], evaluated: list[Evaluated]
         first = each.samples[0]
         of_run = f"\n{first.split}, step {first.step}" if first.split is not None else ""
         table.add_column(Text(f"{each.name}\n{_prompts(len(each.samples))}{of_run}"), justify="right")
-    for name in dict.fromkeys(name for found in summaries.values() for name in found):
+    for name in in_order(name for found in summaries.values() for name in found):
         cells = zip(summaries.values(), evaluated, strict=True)
         table.add_row(name, *(_shown(found.get(name), of=len(each.samples)) for found, each in cells))
     return table

@@ -77,6 +77,7 @@ class Totals:
     pairs: int = 0
     classes: int = 0
     diversity: float = 0.0
+    compared: int = 0  # responses with others in their group: the mean diversity is theirs
     bad_lines: int = 0
 
     def add(self, labels: list[int], diversity: list[float]) -> None:
@@ -85,7 +86,9 @@ class Totals:
         self.responses += n
         self.pairs += n * (n - 1) // 2
         self.classes += len(set(labels))
-        self.diversity += sum(diversity)
+        if n > 1:
+            self.compared += n
+            self.diversity += sum(diversity)
 
     def report(self, line: int, fault: str) -> None:
         self.bad_lines += 1
@@ -93,8 +96,9 @@ class Totals:
 
     def __str__(self) -> str:
         parts = [f"{self.groups} groups", f"{self.responses} responses", f"{self.pairs} pairs"]
+        if self.compared:
+            parts.append(f"mean diversity {self.diversity / self.compared:.3f}")
         if self.groups:
-            parts.append(f"mean diversity {self.diversity / self.responses:.3f}")
             parts.append(f"{self.classes / self.groups:.2f} classes a group")
         return ", ".join([*parts, f"{self.bad_lines} bad lines"])
 

@@ -28,6 +28,7 @@ Key = tuple[str, int]  # a prompt, and how often it came before: files number th
 Differences = dict[str, tuple[dict[str, Interval], dict[str, Interval]]]  # of all responses, and at matched length
 
 MADE_BY = "darling-evaluate"
+SAMPLES = "samples.jsonl"  # of its own, in the folder of the results
 GROUPS_AT_ONCE = 64
 # At matched length: what does not depend on how many responses are left of each prompt.
 AT_MATCHED_LENGTH = ("quality", "diversity", "words")
@@ -165,8 +166,14 @@ def at_matched_length(first: Evaluated, second: Evaluated, seed: int = 0) -> dic
     return paired(*sides, seed)
 
 
-def check_output(folder: Path, inputs: dict[str, Path]) -> None:
-    """Raises DarlingError where results in this folder would take the place of an input, or of files of others."""
+def check_output(folder: Path, inputs: dict[str, Path], *, sampled: bool = False) -> None:
+    """Raises DarlingError where results in this folder would take the place of an input, or of files of others.
+
+    Those of an earlier call with the same inputs are replaced.
+
+    Args:
+        sampled: whether this call makes samples, in the folder, beside the inputs.
+    """
     if folder.exists() and not folder.is_dir():
         raise DarlingError("a folder for the results", f"the file {folder}", "name another")
     own = [folder_of(name) for name in inputs]
@@ -176,18 +183,40 @@ def check_output(folder: Path, inputs: dict[str, Path]) -> None:
     targets = [
         each / name for each in folders for name in (*map("{}.jsonl".format, noveltybench.FILES), "summary.json")
     ]
-    summary_path = folder / "summary.json"
-    if summary_path.exists() and f'"{MADE_BY}"' in summary_path.read_text(encoding="utf-8", errors="replace"):
-        given = {path.resolve() for path in inputs.values()}
+    given = {path.resolve() for path in (*inputs.values(), *([folder / SAMPLES] if sampled else []))}
+    before = _inputs_of(folder / "summary.json")
+    if before == {str(path) for path in given}:
         there = [path for path in targets if path.resolve() in given]
     else:
         there = [path for path in targets if path.exists()]
     if there:
         raise DarlingError(
             "a folder for the results without files that they would replace",
-            ", ".join(dict.fromkeys(map(str, there))),
+            ", ".join(dict.fromkeys(map(str, there))) + (f", of {', '.join(sorted(before))}" if before else ""),
             "name another",
         )
+
+
+def _inputs_of(summary: Path) -> set[str]:
+    """The files that an earlier call measured; none where the summary is somebody else's."""
+    try:
+        written = json.loads(summary.read_text(encoding="utf-8"))
+        return {model["file"] for model in written["models"].values()} if written["made_by"] == MADE_BY else set()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
+
+
+def check_scores(folder: Path, inputs: dict[str, list[Samples]]) -> None:
+    """Raises DarlingError where an earlier call left scores.jsonl, and this one has no quality to write it anew."""
+    for name, samples in inputs.items():
+        path = (folder if len(inputs) == 1 else folder / folder_of(name)) / "scores.jsonl"
+        have = sum(each.quality is not None for each in samples)
+        if have < len(samples) and path.exists():
+            raise DarlingError(
+                f"a quality for each prompt, as {path} of an earlier call has it",
+                f"{have} of {len(samples)} prompts with one",
+                "give the quality as that call did, or name another folder",
+            )
 
 
 def write(
@@ -197,12 +226,18 @@ def write(
     compared: Differences,
     settings: dict[str, Any],
     bad_lines: dict[str, int],
+    files: dict[str, Path],
 ) -> None:
-    """summary.json, with NoveltyBench's keys too; its other files, of several models in a folder each."""
+    """summary.json, with NoveltyBench's keys too; its other files, of several models in a folder each.
+
+    Args:
+        bad_lines, files: by model, the lines left out, and the file that was read.
+    """
     models = {}
     for each in evaluated:
         models[each.name] = {
             "prompts": len(each.samples),
+            "file": str(files[each.name].resolve()),
             "bad_lines": bad_lines[each.name],
             "split": each.samples[0].split,
             "step": each.samples[0].step,

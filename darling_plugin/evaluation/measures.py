@@ -6,8 +6,9 @@ A figure is of one prompt; a model's is the mean over the prompts that have it, 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,17 @@ from darling_plugin.evaluation.samples import Samples
 PATIENCE = 0.8  # NoveltyBench's: how likely a reader goes on to the next response
 RESAMPLES = 2000
 LEVEL = 0.95
+# How a reader asks: how good, how varied, both; then the rest. Those of k go with their name.
+ORDER = (
+    "quality",
+    "distinct",
+    "diversity",
+    "expected_diversity",
+    "pass",
+    "distinct_correct",
+    "utility",
+    "darling_utility",
+)
 
 
 def none_of(n: int, c: int, k: int) -> float:
@@ -52,9 +64,12 @@ def expected_distinct(k: int, labels: Sequence[int], counts: Sequence[bool] | No
 
 
 def mean_diversity(labels: Sequence[int]) -> float:
-    """Mean over the responses of the share of the others in other classes (arXiv 2509.02534, section 3); 0 for one."""
+    """Mean over the responses of the share of the others in other classes (arXiv 2509.02534, section 3).
+
+    ZeroDivisionError for one response: it has no others. Training, which has to give it a reward, leaves its quality.
+    """
     n = len(labels)
-    return sum(size * (n - size) for size in Counter(labels).values()) / (n * (n - 1)) if n > 1 else 0.0
+    return sum(size * (n - size) for size in Counter(labels).values()) / (n * (n - 1))
 
 
 def utility(labels: Sequence[int], scores: Sequence[float], patience: float = PATIENCE) -> float:
@@ -84,7 +99,9 @@ def figures(samples: Samples, labels: Sequence[int], ks: Sequence[int], *, verif
     """
     n = len(samples.responses)
     ks = [k for k in ks if k <= n]
-    found = {"distinct": float(len(set(labels))), "diversity": mean_diversity(labels)}
+    found = {"distinct": float(len(set(labels)))}
+    if n > 1:
+        found["diversity"] = mean_diversity(labels)
     found |= {f"distinct_{k}": expected_distinct(k, labels) for k in ks if k > 1}
     if samples.quality is not None:
         found["quality"] = math.fsum(samples.quality) / n
@@ -132,9 +149,19 @@ def interval(values: Sequence[float], seed: int = 0) -> Interval:
 
 
 def summary(of_prompts: Sequence[dict[str, float]], seed: int = 0) -> dict[str, Interval]:
-    """The interval of each figure, over the prompts that have it."""
-    names = dict.fromkeys(name for each in of_prompts for name in each)
+    """The interval of each figure, over the prompts that have it; by ORDER."""
+    names = in_order(name for each in of_prompts for name in each)
     return {name: interval([each[name] for each in of_prompts if name in each], seed) for name in names}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names of figures, each once, by ORDER; others as they come, last."""
+
+    def place(name: str) -> int:
+        kind = re.sub(r"[_@]\d+$", "", name)
+        return ORDER.index(kind) if kind in ORDER else len(ORDER)
+
+    return sorted(dict.fromkeys(names), key=place)
 
 
 def paired(

@@ -60,5 +60,3 @@ def write(folder: Path, of_prompts: Sequence[dict[str, dict[str, Any]]]) -> None
         if len(rows) == len(of_prompts):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
-        else:
-            (folder / f"{name}.jsonl").unlink(missing_ok=True)  # an earlier call's

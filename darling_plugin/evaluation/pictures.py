@@ -36,7 +36,7 @@ def draw(path: Path, summaries: dict[str, dict[str, Interval]]) -> bool:
 
 def _frontier(axis, summaries: dict[str, dict[str, Interval]]) -> None:
     for k, (name, found) in enumerate(summaries.items()):
-        if "quality" in found:
+        if "quality" in found and "diversity" in found:
             _point(axis, found["diversity"], found["quality"], f"C{k % 10}", name)
     axis.set(xlabel="diversity", ylabel="quality", title="Quality and variety")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,13 @@ class Settings:
     temperature: float = 1.0
     max_tokens: int = 512
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """In place of a prompt's samples: why the model does not take that prompt, as one that is too long."""
+
+    reason: str
 
 
 def read_prompts(source: str, split: str = "train") -> list[dict[str, Any]]:
@@ -76,19 +84,26 @@ def _rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(loaded, start=1)
 
 
-def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings, kept: Path, name: str) -> None:
+def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings, kept: Path, name: str) -> int:
     """Leaves a line a prompt with `generations` in `kept`; those that are there already are not made again.
 
+    A prompt that the model refuses is named on stderr, and in a file of its own, `kept` with .refused before its
+    ending, which each call writes anew: the next one tries them again. Returns how many there are.
+
     Args:
-        generate: prompts' texts, settings -> a list of n texts each.
+        generate: prompts' texts, settings -> of each a list of n texts, or Refused.
         kept: a JSONL file that is appended to as samples come, so that a run that is stopped goes on.
         name: of the model.
 
-    Raises DarlingError where `kept` has samples of another model, other settings or other prompts.
+    Raises DarlingError where `kept` has samples of another model, other settings or other prompts, and where all
+    prompts are refused.
     """
     done = _done(kept, {each["id"]: each["prompt"] for each in prompts}, name, settings)
     missing = [prompt for prompt in prompts if prompt["id"] not in done]
     kept.parent.mkdir(parents=True, exist_ok=True)
+    refused: list[dict[str, Any]] = []
+    refused_file = kept.with_suffix(f".refused{kept.suffix}")
+    refused_file.unlink(missing_ok=True)
     with (
         kept.open("a", encoding="utf-8", errors="backslashreplace") as file,
         tqdm(total=len(prompts), initial=len(prompts) - len(missing), unit="prompt", desc=name) as bar,
@@ -96,10 +111,25 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
         for start in range(0, len(missing), PROMPTS_AT_ONCE):
             some = missing[start : start + PROMPTS_AT_ONCE]
             for prompt, texts in zip(some, generate([each["prompt"] for each in some], settings), strict=True):
+                if isinstance(texts, Refused):
+                    refused.append({**prompt, "refused": texts.reason})
+                    tqdm.write(f"prompt {prompt['id']}: refused: {texts.reason}", file=sys.stderr)
+                    _write_lines(refused_file, refused)
+                    continue
                 line = {**prompt, "model": name, "settings": vars(settings), "generations": texts}
                 file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             file.flush()
             bar.update(len(some))
+    if len(refused) == len(prompts):
+        raise DarlingError(
+            f"prompts that {name} takes", f"all refused, the first: {refused[0]['refused']}", "correct them"
+        )
+    return len(refused)
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _done(path: Path, texts: dict[str, str], name: str, settings: Settings) -> set[str]:
@@ -155,7 +185,24 @@ class OwnVllm:
         except (OSError, ValueError, RuntimeError) as error:
             raise DarlingError(f"a model that vLLM loads from {path}", f"{error}", "correct the path") from error
 
-    def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str]]:
+    def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str] | Refused]:
+        try:
+            return self._generate(prompts, settings)
+        except Exception as error:
+            if not self._is_refusal(error):
+                raise DarlingError(
+                    "samples from vLLM", f"{error}", "look at its log; the same command goes on"
+                ) from error
+            if len(prompts) == 1:
+                return [Refused(f"{error}")]
+        return [one for prompt in prompts for one in self([prompt], settings)]  # vLLM does not say which
+
+    @staticmethod
+    def _is_refusal(error: Exception) -> bool:
+        """Of a prompt, not of the engine: a ValueError in older releases of vLLM, a client's error in newer ones."""
+        return isinstance(error, ValueError) or any(each.__name__ == "VLLMClientError" for each in type(error).__mro__)
+
+    def _generate(self, prompts: Sequence[str], settings: Settings) -> list[list[str]]:
         parameters = [
             self._vllm.SamplingParams(
                 n=settings.n,
@@ -165,18 +212,11 @@ class OwnVllm:
             )
             for prompt in prompts
         ]
-        try:
-            if self._llm.get_tokenizer().chat_template is None:
-                outputs = self._llm.generate(list(prompts), parameters, use_tqdm=False)
-            else:
-                chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-                outputs = self._llm.chat(chats, parameters, use_tqdm=False)
-        except Exception as error:  # ValueError in older releases of vLLM, classes of its own in newer ones
-            raise DarlingError(
-                "prompts that the model can read",
-                f"{error}; the longest of {len(prompts)} begins with {max(prompts, key=len)!r:.80}",
-                "shorten it or leave it out; the same command then goes on",
-            ) from error
+        if self._llm.get_tokenizer().chat_template is None:
+            outputs = self._llm.generate(list(prompts), parameters, use_tqdm=False)
+        else:
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            outputs = self._llm.chat(chats, parameters, use_tqdm=False)
         return [[each.text for each in output.outputs] for output in outputs]
 
 
@@ -184,6 +224,7 @@ class Server:
     """Samples from a server with OpenAI's chat completions, several prompts at a time; OPENAI_API_KEY where set."""
 
     CONCURRENCY = 16
+    REFUSALS = (400, 413, 422)  # HTTP statuses of a request that no other one has a part in
     RETRIES = 5  # with growing waits, of half a second up to eight
 
     def __init__(self, url: str, model: str | None) -> None:
@@ -191,7 +232,7 @@ class Server:
             import openai
         except ImportError as error:
             raise DarlingError("openai, for --url", f"{error}", "pip install openai") from error
-        self._failure = openai.OpenAIError
+        self._failure, self._status_error = openai.OpenAIError, openai.APIStatusError
         url = url.rstrip("/")
         url = url if url.endswith("/v1") else f"{url}/v1"
         key = os.environ.get("OPENAI_API_KEY", "none")
@@ -207,7 +248,7 @@ class Server:
             raise DarlingError(f"one model at {url}, or --model_name", f"{served}", "name one")
         return served[0]
 
-    def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str]]:
+    def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str] | Refused]:
         from concurrent.futures import ThreadPoolExecutor
 
         def ask(prompt: str) -> list[str]:
@@ -227,9 +268,17 @@ class Server:
                 texts += [choice.message.content or "" for choice in reply.choices]
             return texts[: settings.n]
 
+        def ask_or_refused(prompt: str) -> list[str] | Refused:
+            try:
+                return ask(prompt)
+            except self._status_error as error:
+                if error.status_code not in self.REFUSALS:
+                    raise
+                return Refused(f"{error}")
+
         with ThreadPoolExecutor(self.CONCURRENCY) as threads:
             try:
-                return list(threads.map(ask, prompts))
+                return list(threads.map(ask_or_refused, prompts))
             except self._failure as error:
                 raise DarlingError(
                     f"samples from {self.model}", f"{error}", "look at the server; the same command goes on"

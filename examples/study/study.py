@@ -93,7 +93,10 @@ def sample_untrained(seed: int, model: Path, out: Path) -> float:
     _, held_out = split(seed)
     prompts = [{"id": str(k), "prompt": record["input"], **record} for k, record in enumerate(held_out)]
     settings = Settings(n=SAMPLES, temperature=1.0, max_tokens=12, seed=seed)
-    samples = sample(prompts, OwnVllm(str(model)), settings, out / "samples.jsonl", "untrained")
+    kept = out / "samples.jsonl"
+    if sample(prompts, OwnVllm(str(model)), settings, kept, "untrained"):
+        raise RuntimeError(f"prompts were refused: {kept.with_suffix('.refused.jsonl')}")
+    samples = [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n")[:-1]]
     groups = [Group(each["prompt"], each["generations"]) for each in samples]
     records = []
     for each, measured in zip(samples, measure(load_partition_model("default"), groups), strict=True):

@@ -145,9 +145,15 @@ def test_results_never_take_the_place_of_an_input_or_of_anothers_file(tmp_path, 
     assert Path(log).read_bytes() == before
     for _ in range(2):  # its own files are replaced
         assert main([log, "-o", str(out), "--no_cosine"]) == 0
-    assert main([other, "-o", str(out), "--no_cosine"]) == 0
-    assert not (out / "scores.jsonl").exists(), "they would be the other model's"
+    scores = (out / "scores.jsonl").read_bytes()
     capsys.readouterr()
+    assert main([other, "-o", str(out), "--no_cosine"]) == 2, "results of other samples"
+    assert f"summary.json, of {log}" in capsys.readouterr().err
+    write(run / "partitions.jsonl", [group("p", SAME, labels=[0] * 4)])
+    assert main([log, "-o", str(out), "--no_cosine"]) == 2, "the same samples, without their quality"
+    assert "0 of 1 prompts with one" in capsys.readouterr().err
+    assert (out / "scores.jsonl").read_bytes() == scores
+    write(run / "partitions.jsonl", [group("p", SAME, labels=[0] * 4, quality=[1, 1, 0, 0])])
     assert main([str(out / "partitions.jsonl"), "-o", str(out), "--no_cosine"]) == 2
 
 
@@ -157,7 +163,7 @@ def test_a_calibrated_model_gives_the_expected_diversity_too(tmp_path):
     model = json.loads((out / "summary.json").read_text())["models"]["x"]
     assert model["classes"] == "by default, greedy"
     assert 0.5 < model["figures"]["expected_diversity"]["mean"] < 1
-    assert model["figures"]["expected_diversity"]["prompts"] == 1 and model["figures"]["diversity"]["prompts"] == 2
+    assert model["figures"]["expected_diversity"]["prompts"] == model["figures"]["diversity"]["prompts"] == 1
 
 
 def test_a_reward_function_that_fails_says_why(tmp_path, capsys):
@@ -252,10 +258,30 @@ def test_mixed_numbers_of_samples_no_quality_and_bad_lines(tmp_path, capsys):
 
 def test_what_a_file_has_is_not_made_again_unless_asked(tmp_path):
     path, out = write(tmp_path / "x.jsonl", [group("p", APART, labels=[0, 0, 0, 0])]), tmp_path / "out"
-    for again, distinct in (([], 1), (["--again"], 4)):
-        assert main([path, "-o", str(out), "--partition_model", "lexical", "--no_cosine", *again]) == 0
-        summary = json.loads((out / "summary.json").read_text())
-        assert summary["models"]["x"]["figures"]["distinct"]["mean"] == distinct
+    write(tmp_path / "x.jsonl", [group("p", APART, labels=[0, 0, 0, 0], quality=[0.25] * 4)])
+    (tmp_path / "rewards.py").write_text(
+        "def reward_func(queries, prompts, labels):\n    return [0.5] * len(queries)\n"
+    )
+    arguments = [path, "-o", str(out), "--partition_model", "lexical", "--no_cosine"]
+    arguments += ["--reward_func", str(tmp_path / "rewards.py")]
+    for again, distinct, quality in (
+        ([], 1, 0.25),
+        (["--again"], 4, 0.5),
+        (["--again", "classes"], 4, 0.25),
+        (["--again", "quality"], 1, 0.5),
+    ):
+        assert main([*arguments, *again]) == 0
+        figures = json.loads((out / "summary.json").read_text())["models"]["x"]["figures"]
+        assert (figures["distinct"]["mean"], figures["quality"]["mean"]) == (distinct, quality)
+    with pytest.raises(SystemExit):
+        main(["--again", path])
+
+
+def test_settings_of_sampling_are_those_of_samples_of_its_own(tmp_path):
+    path, out = write(tmp_path / "x.jsonl", [group("p", APART, labels=[0, 0, 0, 0])]), tmp_path / "out"
+    assert main([path, "-o", str(out), "--no_cosine"]) == 0
+    settings = json.loads((out / "summary.json").read_text())["settings"]
+    assert not {"n", "temperature", "max_tokens", "model", "url"} & settings.keys() and "seed" in settings
 
 
 def test_wrong_usage(tmp_path, capsys):

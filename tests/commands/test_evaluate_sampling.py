@@ -12,7 +12,7 @@ from chat_servers import SMOLLM
 
 from darling_plugin.commands.evaluate import main
 from darling_plugin.errors import DarlingError
-from darling_plugin.evaluation.sampling import OwnVllm, Server, Settings
+from darling_plugin.evaluation.sampling import OwnVllm, Refused, Server, Settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -106,18 +106,73 @@ def test_samples_of_others_are_neither_read_nor_written_to(tmp_path, capsys):
         assert (tmp_path / "samples.jsonl").read_text() == text
 
 
-def test_what_vllm_refuses_is_said_with_the_longest_prompt():
-    class Refusal(Exception):  # newer releases of vLLM raise their own, which are no ValueError
-        pass
+def test_a_prompt_that_the_server_refuses_is_named_and_the_rest_go_on(tmp_path, server, capsys):
+    server.reset()
+    long = "a colour " * 20
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "a colour"}, {"prompt": long}, {"prompt": "a shade"}])
+    arguments = ["--url", server.url, "--prompts", prompts, "--n", "2", "-o", str(tmp_path / "out"), "--no_cosine"]
+    arguments += ["--partition_model", "lexical"]
+    server.context = 100
+    try:
+        for _ in range(2):
+            server.script = [(word, []) for word in ("red", "blue", "red", "green")]
+            assert main(arguments) == 1, "one is missing"
+            said = capsys.readouterr()
+            assert "prompt 2: refused" in said.err and "maximum context length" in said.err
+            assert "1 prompt of" in said.out and "missing" in said.out
+            (line,) = (tmp_path / "out" / "samples.refused.jsonl").read_text().splitlines()
+            assert json.loads(line)["prompt"] == long
+    finally:
+        server.context = None
+    assert len((tmp_path / "out" / "generations.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]["n"] == 2
+    server.script = [("grey", []), ("white", [])]
+    assert main(arguments) == 0, "it is tried again"
+    assert not (tmp_path / "out" / "samples.refused.jsonl").exists()
+    assert len((tmp_path / "out" / "generations.jsonl").read_text().splitlines()) == 3
 
-    def chat(*_, **__):
-        raise Refusal("maximum context length is 8 tokens")
 
+def test_a_server_that_refuses_every_prompt_or_the_key_is_an_error(tmp_path, server, capsys):
+    server.reset()
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "a colour"}, {"prompt": "a shade"}])
+    arguments = ["--url", server.url, "--prompts", prompts, "--n", "2", "-o", str(tmp_path / "out"), "--no_cosine"]
+    server.refuses = {"temperature": "no temperature here"}
+    assert main(arguments) == 2
+    assert "all refused, the first" in capsys.readouterr().err
+    server.reset()
+    server.failures = [401, 401]
+    assert main(arguments) == 2
+    assert "look at the server" in capsys.readouterr().err
+
+
+class VLLMClientError(Exception):  # as newer releases of vLLM name it
+    pass
+
+
+def own_vllm(chat):
     own = object.__new__(OwnVllm)
     own._vllm = SimpleNamespace(SamplingParams=lambda **settings: settings)
     own._llm = SimpleNamespace(get_tokenizer=lambda: SimpleNamespace(chat_template="x"), chat=chat)
-    with pytest.raises(DarlingError, match=r"context length is 8 tokens; the longest of 2 begins with 'a long"):
-        own(["short", "a long prompt"], Settings())
+    return own
+
+
+@pytest.mark.parametrize("refusal", [ValueError, type("VLLMValidationError", (VLLMClientError,), {})])
+def test_a_prompt_that_vllm_refuses_leaves_the_others_their_samples(refusal):
+    def chat(chats, *_, **__):
+        if any(len(messages[0]["content"]) > 8 for messages in chats):
+            raise refusal("maximum context length is 8 tokens")
+        return [SimpleNamespace(outputs=[SimpleNamespace(text=messages[0]["content"] + "!")]) for messages in chats]
+
+    found = own_vllm(chat)(["short", "a long prompt", "other"], Settings())
+    assert found == [["short!"], Refused("maximum context length is 8 tokens"), ["other!"]]
+
+
+def test_an_engine_that_died_is_no_refusal():
+    def chat(*_, **__):
+        raise RuntimeError("the engine is dead")
+
+    with pytest.raises(DarlingError, match="the engine is dead"):
+        own_vllm(chat)(["p", "q"], Settings())
 
 
 def test_a_model_is_sampled_in_vllm(tmp_path):

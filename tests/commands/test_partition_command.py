@@ -137,7 +137,9 @@ def test_old_labels_are_overwritten(command):
 def test_a_group_of_one_response_is_one_class_of_full_diversity(command):
     done = command([{"prompt": "p", "responses": ["alone"]}], *LEXICAL)
     assert (done.records[0]["labels"], done.records[0]["diversity"]) == ([0], [1.0])
-    assert "1 groups, 1 responses, 0 pairs, mean diversity 1.000, 1.00 classes a group" in done.err
+    assert "1 groups, 1 responses, 0 pairs, 1.00 classes a group" in done.err, "it has no others to differ from"
+    both = command([{"prompt": "p", "responses": ["alone"]}, {"prompt": "q", "responses": ["a", "a"]}], *LEXICAL)
+    assert "mean diversity 0.000" in both.err
 
 
 def test_any_text_comes_out_as_it_went_in(command):

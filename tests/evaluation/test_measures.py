@@ -21,6 +21,7 @@ from darling_plugin.evaluation.measures import (
     of_like_length,
     paired,
     pass_at,
+    summary,
     utility,
 )
 from darling_plugin.evaluation.noveltybench import by_first_appearance, lines
@@ -41,8 +42,9 @@ def test_of_k_responses_by_going_through_all_draws(labels, data):
         assert expected_distinct(k, labels, correct) == pytest.approx(sum(of_correct) / len(draws), abs=1e-12)
         passed = [any(correct[i] for i in draw) for draw in draws]
         assert pass_at(k, correct) == pytest.approx(sum(passed) / len(draws), abs=1e-12)
-    others = [sum(a != b for b in labels) / max(n - 1, 1) for a in labels]
-    assert mean_diversity(labels) == pytest.approx(sum(others) / n)
+    if n > 1:
+        others = [sum(a != b for b in labels) / (n - 1) for a in labels]
+        assert mean_diversity(labels) == pytest.approx(sum(others) / n)
 
 
 def test_pass_at_k_of_many_samples_stays_exact():
@@ -70,9 +72,21 @@ def test_the_figures_of_one_prompt():
     assert (found["pass@1"], found["pass@2"], found["quality"], found["words"]) == (0.75, 1.0, 0.75, 2.0)
     assert found["diversity"] == pytest.approx((2 / 3 + 2 / 3 + 1 + 1) / 4)
     without = figures(Samples("1", "p", ["a"]), [0], [1], verifiable=True)
-    assert without["distinct"] == 1 and without["diversity"] == 0 and "quality" not in without
+    assert without["distinct"] == 1 and "diversity" not in without and "quality" not in without
     scored = figures(Samples("1", "p", ["a", "b"], [0.2, 3.0]), [0, 1], [1, 2], verifiable=False)
     assert not any(name.startswith(("pass", "distinct_correct")) for name in scored)
+
+
+def test_quality_comes_first_then_variety_then_the_rest_whatever_prompt_lacks_one():
+    rows = [figures(Samples("1", "p", ["a"]), [0], [1], verifiable=True)]
+    rows.append(
+        figures(Samples("2", "q", ["a b", "c"], [1.0, 0.0]), [0, 1], [1, 2], verifiable=True) | {"cosine": 0.5}
+    )
+    assert list(summary(rows)) == [
+        *("quality", "distinct", "distinct_2", "diversity", "pass@1", "pass@2"),
+        *("distinct_correct_1", "distinct_correct_2", "utility", "utility_1", "utility_2", "darling_utility"),
+        *("words", "compression", "cosine"),
+    ]
 
 
 def test_correctness_is_known_where_all_quality_is_0_or_1():
