@@ -148,7 +148,7 @@ def add_measurement(
             SCORING_SECONDS: scoring_seconds,
         }
         if made is not None:
-            # OpenRLHF keeps NumPy's float16, which is 40 % of a list in Ray's store; a tensor it cuts to one number.
+            # OpenRLHF keeps NumPy's float16, which is 60 % of a list in Ray's store; a tensor it cuts to one number.
             logs[SIMILARITY] = similarity[k].tolist() if made.exact else similarity[k].half().numpy()
             logs[THRESHOLD], logs[CLUSTERING] = float(made.threshold), CLUSTERINGS.index(made.clustering)
         if missing is not None:

@@ -12,6 +12,7 @@ import torch
 from actor_groups import Letters, broken, column, make_actor, responses, score
 
 from darling_plugin import DarlingError
+from darling_plugin.evaluation.methods import METHODS
 from darling_plugin.openrlhf.responses import decode
 from darling_plugin.partition import CLUSTERINGS
 from darling_plugin.partition.cuts import Cuts
@@ -118,6 +119,20 @@ def test_similarities_ride_along_as_float16_where_the_reward_or_the_advantage_al
         assert tensor == torch.float16
     of_labels = score(make_actor(configured, reward="quality", advantage="inverse_class_size"), responses(*texts))
     assert "darling_similarity" not in of_labels[0]["extra_logs"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_of_similarities_alone_carries_them_512_bytes_a_group_of_16(configured, method):
+    actor = make_actor(configured, **METHODS[method])
+    sent = 0
+    for number in range(2):
+        scored = score(actor, responses(*(f"answer {k % 5}" for k in range(16))), number)
+        for response in scored:
+            row = response["extra_logs"].get("darling_similarity")
+            assert row is None or row.dtype == numpy.float16
+            sent += 0 if row is None else row.nbytes
+    asks = ("redundancy", "marginal_relevance", "nearest_neighbour", "reasoning_novelty")
+    assert sent == (2 * 16 * 16 * 2 if method in asks else 0)
 
 
 def test_a_reward_models_gate_is_left_to_the_training_step(configured, temporary_model):
