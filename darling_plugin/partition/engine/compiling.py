@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from darling_plugin.errors import DarlingError
 
@@ -53,8 +54,13 @@ def compile_layers(base: Any) -> None:
     add the biases themselves; other layers share what is compiled for the first of each kind. Where compiling fails,
     all of them go on as they were.
     """
-    options = {"freezing": True} if base.device.type == "cpu" and hasattr(base, "encoder") else None
-    modules = [base.encoder] if options else layers_of(base)
+    on_cpu = base.device.type == "cpu"
+    whole = on_cpu and hasattr(base, "encoder")
+    # The code on a CPU steps by the width of its vectors, and PyTorch's cache on disk (torch 2.13) does not ask for it:
+    # made with AVX-512 and found again where there is AVX2, as in a folder that machines share, it computes nonsense.
+    # Options are part of what it asks for.
+    options = {"freezing": whole, "cpp.simdlen": pick_vec_isa().bit_width()} if on_cpu else None
+    modules = [base.encoder] if whole else layers_of(base)
     plain = {module: module.forward for module in modules}
 
     def or_plain(module: torch.nn.Module) -> Callable[..., Any]:
