@@ -56,7 +56,7 @@ def compile_layers(base: Any) -> None:
     """
     on_cpu = base.device.type == "cpu"
     whole = on_cpu and hasattr(base, "encoder")
-    # The code on a CPU steps by the width of its vectors, and PyTorch's cache on disk (torch 2.13) does not ask for it:
+    # The code on a CPU steps by the width of its vectors, and PyTorch's cache on disk (torch 2.13) does not ask which:
     # made with AVX-512 and found again where there is AVX2, as in a folder that machines share, it computes nonsense.
     # Options are part of what it asks for.
     options = {"freezing": whole, "cpp.simdlen": pick_vec_isa().bit_width()} if on_cpu else None
