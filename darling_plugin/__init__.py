@@ -13,10 +13,10 @@ methods/       the field's other rewards and advantages, which may see similarit
 weight.py      how strongly diversity counts, by the step and the prompt
 shaping.py     the order of it all: gate, quality-only groups, weight, floor, reward, OpenRLHF's penalties, advantage
 metrics.py     what is logged about all of it
-commands/      darling-partition, -show, -compare-methods, -train-partition, -label-pairs
+commands/      darling-partition, -evaluate, -report, -show, -compare-methods, -train-partition, -label-pairs
 queries.py     a prompt and its response in one text -> the response, for reward functions
 training/      partition models from labels, labels from a judge
-evaluation/    how good a measured diversity is
+evaluation/    a model's samples measured, runs as a page, the signs that diversity is gamed, the methods compared
 openrlhf/      the only folder that knows OpenRLHF and Ray: it carries the above into the training loop
 """
 

@@ -3,6 +3,9 @@
 Those of the monitor, the signs of gaming, are defined in `evaluation/monitor.py`.
 
 A function that returns None has nothing to say about this step; its key is then left out.
+
+Another one is a function here, its name in IN_BOTH or IN_TRAINING, and a row in docs/how-it-works.md. To be a curve of
+darling-report it also needs a line in evaluation/report/curves.py and its title in charts.js.
 """
 
 from __future__ import annotations

@@ -10,6 +10,10 @@ reasoning_novelty   reward     2509.15194  EVOL-RL
 similarity (P, n, n), symmetric, in [0, 1], 1 on the diagonal; labels (P, n). They see only what takes part: a response
 that a quality gate left out is like nobody (similarity 0, label -1), and what a function gives for it is not used.
 shaping.py says what such a response gets, and how --darling.weight enters.
+
+Another one is a file here and in the lists above and below, a line in METHODS of evaluation/methods.py, a row in
+docs/methods.md, and a word in the help of --darling.reward or --darling.advantage in config.py; where it scales the
+quality, FOR_POSITIVE_QUALITY in reward.py too. One of your own needs none of that: register_reward.
 """
 
 from darling_plugin.methods import (

@@ -228,7 +228,7 @@ def check_release(version: str) -> None:
     """Raises DarlingError where the release's source has other seams, or breaks the contract."""
     root = releases.source(version) / "openrlhf"
     check_source(str(root), version)
-    broken = contract_in_source.broken(root)
+    broken = contract_in_source.broken(root, version)
     if broken:
         raise DarlingError(
             "OpenRLHF as darling_plugin/openrlhf/contract.py has it",

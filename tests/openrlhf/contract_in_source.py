@@ -5,16 +5,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from darling_plugin.openrlhf import contract
-from darling_plugin.openrlhf.seams import Seam, find_in_source, parameters_in_source
+from darling_plugin.openrlhf.seams import (
+    FIRST,
+    SUPPORTED_OPENRLHF,
+    Seam,
+    find_in_source,
+    parameters_in_source,
+    seams_of,
+)
 
 
-def broken(root: Path) -> list[str]:
-    """A line for each point of the contract that the release in `root`, a folder `openrlhf/`, does not keep."""
+def broken(root: Path, release: str = SUPPORTED_OPENRLHF[-1]) -> list[str]:
+    """A line for each point of the contract that `release` in `root`, a folder `openrlhf/`, does not keep.
+
+    Where a point is of a seam, it is looked up under the seam's name in that release: a renamed seam is one line.
+    """
     lines = []
+    seams = {(seam.module, seam.name): now for seam, now in zip(FIRST, seams_of(release), strict=True)}
     for names in contract.NAMES:
-        where = f"{names.module}.{names.scope}"
+        seam = seams.get((names.module, names.scope))
+        module, scope = (seam.module, seam.name) if seam else (names.module, names.scope)
+        where = f"{module}.{scope}"
         try:
-            there = FORMS[names.form](find_in_source(str(root), names.module, names.scope))
+            there = FORMS[names.form](find_in_source(str(root), module, scope))
         except LookupError as missing:
             lines.append(f"{where}: {missing.args[0]}")
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 import contract_in_source
 import pytest
 
-from darling_plugin.openrlhf import contract
+from darling_plugin.openrlhf import contract, seams
 
 INSTALLED = Path(next(iter(find_spec("openrlhf").submodule_search_locations)))
 CODE = Path(contract.__file__).parent
@@ -95,3 +95,16 @@ def test_a_release_that_breaks_the_contract_is_named(tmp_path, file, before, aft
     (copy / file).write_text(text.replace(before, after))
     (line,) = contract_in_source.broken(copy)
     assert said in line
+
+
+def test_a_renamed_seam_costs_no_line_of_the_contract(tmp_path, monkeypatch):
+    copy = tmp_path / "openrlhf"
+    shutil.copytree(INSTALLED, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / "trainer" / "ppo_utils" / "samples_generator.py"
+    file.write_text(file.read_text().replace("_dispatch_prompts_to_vllm", "_send_prompts"))
+    (line,) = contract_in_source.broken(copy)
+    assert "_dispatch_prompts_to_vllm: " in line
+    monkeypatch.setattr(seams, "SUPPORTED_OPENRLHF", (*seams.SUPPORTED_OPENRLHF, "99.0.0"))
+    renamed = {"dispatch": {"name": "SamplesGenerator._send_prompts"}}
+    monkeypatch.setattr(seams, "CHANGES", seams.CHANGES | {"99.0.0": renamed})
+    assert contract_in_source.broken(copy, "99.0.0") == []
