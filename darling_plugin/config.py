@@ -24,8 +24,8 @@ TAKES_A_PATH = (
     *("head", "embedding", "cross-encoder", "vllm"),
     *("darling-modernbert", "darling-qwen3-math", "noveltybench-deberta"),
 )
+HOLD_DIVERSITY = ("diversity_weighted", "inverse_class_size")  # advantages; most rewards would count it twice
 # Flags of earlier versions, and what to write in their place.
-HOLD_DIVERSITY = ("diversity_weighted", "inverse_class_size")  # advantages
 REPLACED = {"correct_only": "quality_gate above:0"}
 ENVIRONMENT_VARIABLE = "DARLING_PLUGIN_CONFIG"
 
