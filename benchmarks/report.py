@@ -28,6 +28,7 @@ ORDER = (
     "pairs_saved",
     "training",
     "partition_models",
+    "scoring_time",
     "report_page",
 )
 HEAD = """# Benchmarks

@@ -16,6 +16,7 @@ SCRIPTS = (
     "official_protocol",
     "training",
     "partition_models",
+    "scoring_time",
     "report_page",
     "report",
 )

@@ -27,11 +27,16 @@ TAKES_A_PATH = (
 HOLD_DIVERSITY = ("diversity_weighted", "inverse_class_size")  # advantages; most rewards would count it twice
 # Flags of earlier versions, and what to write in their place.
 REPLACED = {"correct_only": "quality_gate above:0"}
+AUTO = "auto"  # --darling.num_partition_actors
 ENVIRONMENT_VARIABLE = "DARLING_PLUGIN_CONFIG"
 
 
 def _flag(default: Any, help: str, *, type: type = str, choices: tuple[str, ...] | None = None) -> Any:
     return field(default=default, metadata={"help": help, "type": type, "choices": choices})
+
+
+def number_or_auto(text: str) -> int | str:
+    return AUTO if text == AUTO else int(text)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,12 @@ class DarlingConfig:
         "above:0 for correct ones), top:SHARE (the best of the group), reference:ALPHA (quality of at least the "
         "group's min + ALPHA * (max - mean)), or yours",
     )
-    num_partition_actors: int = _flag(1, "Ray actors that hold a copy of the partition model", type=int)
+    num_partition_actors: int | str = _flag(
+        1,
+        "Ray actors that hold a copy of the partition model; auto: as many as hide scoring behind generation, by what "
+        "is measured at the start, at most half of the free CPUs, or the free GPUs",
+        type=number_or_auto,
+    )
     gpus_per_partition_actor: float = _flag(0.0, "GPU share of each; 0 partitions on the CPU", type=float)
     partition_sleep: bool = _flag(
         False,
@@ -179,7 +189,7 @@ class DarlingConfig:
             raise _bad_value("diversity_floor", "a number from 0 to 1", self.diversity_floor)
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise _bad_value("threshold", "a finite number", self.threshold)
-        if self.num_partition_actors < 1:
+        if self.num_partition_actors != AUTO and self.num_partition_actors < 1:
             raise _bad_value("num_partition_actors", "at least 1", self.num_partition_actors)
         for name in ("partition_timeout", "start_timeout"):
             seconds = getattr(self, name)

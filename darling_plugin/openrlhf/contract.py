@@ -117,6 +117,8 @@ FLAGS = (
     "eval.n_samples_per_prompt",
     "reward.clip_range",
     "reward.remote_url",
+    "rollout.batch_size",
+    "rollout.max_new_tokens",
     "rollout.n_samples_per_prompt",
     "train.agent_func_path",
     "train.async_enable",

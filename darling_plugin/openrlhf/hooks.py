@@ -29,6 +29,7 @@ from darling_plugin.openrlhf import contract, placement, responses
 from darling_plugin.openrlhf.experiences import Places, as_groups, asked, records, take_measured
 from darling_plugin.openrlhf.group_tables import is_due, log_groups
 from darling_plugin.openrlhf.partition_actor import PartitionPool
+from darling_plugin.openrlhf.scoring_time import Step
 from darling_plugin.openrlhf.seams import installed_seam, installed_seams, is_hooked, wrap
 from darling_plugin.partition.text import read_partition_text
 from darling_plugin.quality_gate import NONE
@@ -81,6 +82,7 @@ def _start(call_original: Callable, generator: Any, arguments: dict[str, Any]) -
         generator.tokenizer,
         quality_expected=contract.comes_with_quality(args),
         colocate_with=placement.shared_group(args, config),
+        step=Step.of(args),
     )
     if config.log_dir:
         write_run(

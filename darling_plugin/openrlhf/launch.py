@@ -56,6 +56,7 @@ def check(config: DarlingConfig, openrlhf_argv: list[str]) -> DarlingConfig:
         config.check()
         model = check_partition_spec(config.partition_model, threshold=config.threshold, clustering=config.clustering)
         check_diversity(model, config.diversity)
+        placement.check_auto(config, model)
         _say_what_partitions(config)
     _refuse_foreign_setup_hook(_job_runtime_env(), "the job's runtime_env")
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():

@@ -10,21 +10,24 @@ import itertools
 import logging
 import os
 import platform
+import sys
 import tempfile
 import time
 import uuid
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray
 import torch
 
-from darling_plugin.config import DarlingConfig
+from darling_plugin.config import AUTO, DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.monitor import text_signs
 from darling_plugin.openrlhf import placement, responses
 from darling_plugin.openrlhf.batching import Batcher
 from darling_plugin.openrlhf.gpu_memory import GpuMemory
+from darling_plugin.openrlhf.scoring_time import Step, Timed, cannot_be_timed, choose, said, time_group
 from darling_plugin.openrlhf.watchdog import Watchdog
 from darling_plugin.partition import Group, Measurement, load_partition_model, measure_each
 from darling_plugin.partition.text import read_partition_text
@@ -42,14 +45,21 @@ class PartitionPool:
     """The run's partition actors, as the sample generator sees them."""
 
     def __init__(
-        self, config: DarlingConfig, tokenizer: Any, *, quality_expected: bool, colocate_with: Any = None
+        self,
+        config: DarlingConfig,
+        tokenizer: Any,
+        *,
+        quality_expected: bool,
+        colocate_with: Any = None,
+        step: Step | None = None,
     ) -> None:
-        """Starts the actors and waits until each has loaded its model.
+        """Starts the actors, waits until each has loaded its model, and says how long a step's scoring will take.
 
         Args:
             quality_expected: whether each response comes with its reward, and not from a reward model later.
             colocate_with: placement group whose bundles lend the actors their GPU share, in turn; None takes it from
                 what the cluster has free.
+            step: of the run; None times nothing.
 
         Raises DarlingError, which names those that are late, when they are not ready within --darling.start_timeout.
         """
@@ -57,19 +67,57 @@ class PartitionPool:
         # Held here: Ray keeps large arguments of an actor in its object store, drops them once the actor has started,
         # and then cannot start it again.
         self._tokenizer = ray.put(tokenizer)
-        actor_class = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(PartitionActor)
-        self._actors = []
-        for k in range(config.num_partition_actors):
+        self._actor_class = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(PartitionActor)
+        self._actors: list[Any] = []
+        self._quality_expected, self._group = quality_expected, colocate_with
+        if config.num_partition_actors == AUTO:
+            config = self._with_number(config, step)
+        self._start(config, config.num_partition_actors)
+        self.description = ray.get(self._actors[0].describe.remote()) | {"actors": len(self._actors)}
+        if step is not None:
+            self._say_how_long(config, step)
+
+    def _start(self, config: DarlingConfig, number: int) -> None:
+        """Starts what is missing of so many actors, and waits for them."""
+        for k in range(len(self._actors), number):
             journal = os.path.join(tempfile.gettempdir(), f"darling-{uuid.uuid4().hex}")
-            resources = placement.actor_options(config, colocate_with, k)
-            actor = actor_class.options(**resources).remote(config, self._tokenizer, quality_expected, journal)
+            resources = placement.actor_options(config, self._group, k)
+            actor = self._actor_class.options(**resources).remote(
+                config, self._tokenizer, self._quality_expected, journal
+            )
             self._actors.append(actor)
         descriptions = [actor.describe.remote() for actor in self._actors]
         _, late = ray.wait(descriptions, num_returns=len(descriptions), timeout=config.start_timeout)
         if late:
             ray.get([each for each in descriptions if each not in late])  # what one of them failed by says more
-            raise placement.no_room(config, colocate_with, [descriptions.index(each) for each in late])
-        self.description = ray.get(descriptions)[0]
+            raise placement.no_room(config, self._group, [descriptions.index(each) for each in late])
+        ray.get(descriptions)
+
+    def _with_number(self, config: DarlingConfig, step: Step) -> DarlingConfig:
+        """The configuration with a number of actors for --darling.num_partition_actors auto, by what one measures."""
+        most = placement.room(config, self._group)
+        self._start(replace(config, num_partition_actors=most), 1)
+        try:
+            timed = self._time(config, step)
+        except Exception as error:
+            raise cannot_be_timed(error) from error
+        number, why = choose(step, timed, most)
+        _say(why)
+        return replace(config, num_partition_actors=number)
+
+    def _say_how_long(self, config: DarlingConfig, step: Step) -> None:
+        try:
+            timed = self._time(config, step)
+        except Exception as error:  # the run does without it
+            _say(f"How long scoring takes could not be measured: {type(error).__name__}: {error}")
+        else:
+            if timed is not None:
+                _say(said(step, timed, len(self._actors)))
+
+    def _time(self, config: DarlingConfig, step: Step) -> Timed | None:
+        """Of the slowest actor, all at work together."""
+        timed = ray.get([actor.time_group.remote(step) for actor in self._actors], timeout=config.start_timeout)
+        return max((each for each in timed if each), key=lambda each: each.seconds, default=None)
 
     def submit(self, generated: ray.ObjectRef, *, split: str, max_len: int) -> ray.ObjectRef:
         """A ref to the same list of response dicts that `generated` will hold, scored."""
@@ -101,7 +149,8 @@ class PartitionActor:
         measure = partial(measure_each, self._model, diversity=config.diversity, with_similarity=with_similarity)
         memory = GpuMemory(self._model, share=config.gpus_per_partition_actor, sleeps=config.partition_sleep)
         watchdog = Watchdog(journal, config.partition_timeout)
-        self._batcher = Batcher(memory.awake(measure), watchdog, memory.give_back if memory.used else None)
+        measure = memory.awake(placement.with_own_cores(measure))
+        self._batcher = Batcher(measure, watchdog, memory.give_back if memory.used else None)
         self._warned = False
 
     async def describe(self) -> dict[str, Any]:
@@ -112,6 +161,10 @@ class PartitionActor:
             "clustering": getattr(self._model, "clustering", None),
             "node": platform.node(),
         }
+
+    async def time_group(self, step: Step) -> Timed | None:
+        """What a group of the run's shape takes here; None where the model is not local: it may cost, or count."""
+        return await time_group(self._model, self._batcher.measure, step) if self._model.local else None
 
     async def score(self, group: list[dict[str, Any]], number: int, split: str, max_len: int) -> list[dict[str, Any]]:
         """The response dicts with what was measured added to their `extra_logs`.
@@ -179,3 +232,7 @@ class PartitionActor:
         if not self._warned:
             self._warned = True
             logger.warning("Trained on quality alone, as are later ones without a word: %s. %s", which_group, cause)
+
+
+def _say(line: str) -> None:
+    print(f"[darling] {line}", file=sys.stderr, flush=True)  # Ray shows it in the driver's output

@@ -13,8 +13,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from darling_plugin.config import DarlingConfig
+from darling_plugin.config import AUTO, DarlingConfig
 from darling_plugin.errors import DarlingError
+
+CPUS = 1  # that an actor reserves, and computes with
 
 
 def job_name(purpose: str) -> str:
@@ -55,14 +57,36 @@ def check_colocation(flags: argparse.Namespace, config: DarlingConfig) -> None:
     colocated = [name for name, is_colocated in models.items() if is_colocated]
     gpus = flags.nodes * flags.gpus_per_node
     free = 1 - 0.2 * len(colocated)
-    actors_per_gpu = -(-config.num_partition_actors // gpus)
+    number = gpus if config.num_partition_actors == AUTO else config.num_partition_actors
+    actors_per_gpu = -(-number // gpus)
     if actors_per_gpu * config.gpus_per_partition_actor > free + 1e-6:
         raise DarlingError(
             f"at most {max(free, 0):.1f} of each GPU for partition actors: under --train.colocate_all {gpus} GPU(s) "
             f"hold {', '.join(colocated)} at 0.2 each",
-            f"{config.num_partition_actors} partition actor(s) of {config.gpus_per_partition_actor:g} GPU, "
-            f"{actors_per_gpu} on one GPU",
+            f"{number} partition actor(s) of {config.gpus_per_partition_actor:g} GPU, {actors_per_gpu} on one GPU",
             "lower --darling.num_partition_actors or --darling.gpus_per_partition_actor (0 partitions on the CPU)",
+        )
+
+
+def check_auto(config: DarlingConfig, model: type) -> None:
+    """Raises DarlingError where --darling.num_partition_actors auto has nothing to choose by, or no bound.
+
+    Args:
+        model: the partition model's class.
+    """
+    if config.num_partition_actors != AUTO:
+        return
+    if not getattr(model, "local", False):
+        raise DarlingError(
+            "a partition model that made-up groups may be timed with, for --darling.num_partition_actors auto",
+            f"{config.partition_model}: it asks a server, or is yours and does not say `local = True`",
+            "give a number",
+        )
+    if config.cpu and not config.gpus_per_partition_actor:
+        raise DarlingError(
+            "CPUs to count, for --darling.num_partition_actors auto",
+            "--darling.cpu, under which Ray's CPUs are there in name only",
+            "give a number",
         )
 
 
@@ -104,12 +128,38 @@ def actor_options(config: DarlingConfig, group: Any, k: int) -> dict[str, Any]:
     """Ray's options for the resources of partition actor `k`; in a placement group its bundles take turns."""
     gpus = {"num_gpus": config.gpus_per_partition_actor}
     if group is None:
-        return {"num_cpus": 1, **gpus}
+        return {"num_cpus": CPUS, **gpus}
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     # OpenRLHF's models hold what there is of a bundle's one CPU.
     bundle = PlacementGroupSchedulingStrategy(group, k % group.bundle_count)
     return {"num_cpus": 0, "scheduling_strategy": bundle, **gpus}
+
+
+def room(config: DarlingConfig, group: Any) -> int:
+    """For how many actors there is room, for --darling.num_partition_actors auto: at most one on each shared GPU.
+
+    Half of the free CPUs are left to reward functions and to what else the run will start.
+
+    Raises DarlingError where nothing is free.
+    """
+    if group is not None:
+        return group.bundle_count
+    import ray
+
+    free, share = ray.available_resources(), config.gpus_per_partition_actor
+    most = int(free.get("CPU", 0) / 2)
+    if share:
+        gpus = free.get("GPU", 0)
+        most = min(int(free.get("CPU", 0)), int(gpus) * int(1 / share) if share <= 1 else int(gpus / share))
+    if most < 1:
+        raise DarlingError(
+            f"room for a partition actor of {share:g} GPU, for --darling.num_partition_actors auto: with CPUs alone "
+            "half of the free ones are left to others",
+            f"free in the cluster: {free}",
+            "give a number, or add resources",
+        )
+    return most
 
 
 def no_room(config: DarlingConfig, group: Any, late: list[int]) -> DarlingError:
@@ -129,6 +179,17 @@ def no_room(config: DarlingConfig, group: Any, late: list[int]) -> DarlingError:
 
 
 # ── In the partition actor ──
+
+
+def with_own_cores(compute: Callable) -> Callable:
+    """`compute`, with as many of torch's threads as the actor reserved CPUs, whatever the job's OMP_NUM_THREADS."""
+    import torch
+
+    def computed(*args: Any) -> Any:
+        torch.set_num_threads(CPUS)  # in this thread: from another it would miss the first operation
+        return compute(*args)
+
+    return computed
 
 
 def compile_within_own_cores(config: DarlingConfig) -> None:

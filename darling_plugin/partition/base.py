@@ -73,6 +73,8 @@ class PartitionModel(ABC):
     """Sorts each group's responses into classes that count as "saying the same".
 
     Attributes:
+        local: set to True where it computes on this machine and nothing else sees what it is given: then made-up
+            groups are timed with it before a run.
         cuts: what was cut; None in a model that reads everything, or cannot know.
         option_limits: of arguments of `__init__`, by their names: Between(least, greatest), OneOf(words). They are
             checked, with the types that `__init__` annotates, before a model is built from a spec. A subclass names
@@ -80,6 +82,7 @@ class PartitionModel(ABC):
     """
 
     option_limits: ClassVar[Mapping[str, Between | OneOf]] = {}
+    local = False
     cuts: Cuts | None = None
 
     @classmethod  # noqa: B027  (a model may have nothing to check)

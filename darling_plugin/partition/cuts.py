@@ -14,6 +14,7 @@ class Cuts:
 
     read: int = 0
     cut: int = 0
+    made_up: bool = False  # what is read now is nobody's response: not counted, not warned of
 
     def count(self, read: int, cut: int, reads: str) -> None:
         """Counts, and warns of the first that are cut: what begins alike for as long as a model reads is one to it.
@@ -21,6 +22,8 @@ class Cuts:
         Args:
             reads: who reads how much, and of what: "BERT reads 256 tokens of a text".
         """
+        if self.made_up:
+            return
         if cut and not self.cut:
             logger.warning(
                 "%d of %d (%.0f %%) are cut: %s, and the rest is not compared. Said once; the metric cut_share "

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 
 from darling_plugin.openrlhf import cpu
 
@@ -16,6 +17,7 @@ def configured(monkeypatch):
     # A partition actor sets these; this way they are put back.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count()))
+    threads = torch.get_num_threads()
 
     def configure(**flags) -> DarlingConfig:
         config = DarlingConfig(enable=True, **{"advantage": "centered", **flags})
@@ -23,7 +25,8 @@ def configured(monkeypatch):
             monkeypatch.setenv(name, value)
         return config
 
-    return configure
+    yield configure
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

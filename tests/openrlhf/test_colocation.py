@@ -19,6 +19,7 @@ COLOCATED = [*ENABLED, "--train.colocate_all", "--actor.num_gpus_per_node", "2",
         # Reward model, reference, policy and vLLM leave 0.2 of each of two GPUs.
         (["0.2", "--darling.num_partition_actors", "3"], 0.2),
         (["0.3"], 0.2),
+        (["0.3", "--darling.num_partition_actors", "auto"], 0.2),
         (["0.2", "--algo.advantage.estimator", "gae"], 0.0),
         (["0.5", "--algo.kl.init_coef", "0"], 0.4),
         (["0.8", "--reward.remote_url", "reward.py", "--train.async_enable"], 0.6),
@@ -34,6 +35,7 @@ def test_a_gpu_share_that_colocated_models_do_not_leave(flags, free):
     [
         ["0.2", "--darling.num_partition_actors", "2"],
         ["0.1", "--darling.num_partition_actors", "4"],
+        ["0.2", "--darling.num_partition_actors", "auto"],
         ["0", "--darling.num_partition_actors", "9"],
         ["0.4", "--algo.kl.init_coef", "0"],
         ["0.4", "--algo.advantage.estimator", "gae", "--train.colocate_critic_reward"],

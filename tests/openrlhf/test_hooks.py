@@ -10,6 +10,7 @@ from training_batches import Tokenizer
 
 from darling_plugin import DarlingError
 from darling_plugin.openrlhf import hooks, placement, seams, worker
+from darling_plugin.openrlhf.scoring_time import Step
 from darling_plugin.openrlhf.seams import installed_seam
 
 
@@ -66,13 +67,15 @@ def test_partition_actors_go_where_the_models_are(configured, monkeypatch, coloc
     args = SimpleNamespace(
         train=SimpleNamespace(colocate_all=colocate_all, agent_func_path=None),
         reward=SimpleNamespace(remote_url=None),
+        rollout=SimpleNamespace(batch_size=32, n_samples_per_prompt=8, max_new_tokens=None),
+        data=SimpleNamespace(max_len=2048),
     )
     hooks.install(samples_generator)
     try:
         samples_generator.SamplesGenerator(SimpleNamespace(args=args), [], None, Tokenizer(), [])
     finally:
         hooks.uninstall(samples_generator)
-    assert started == [{"quality_expected": False, "colocate_with": expected}]
+    assert started == [{"quality_expected": False, "colocate_with": expected, "step": Step(32, 8, 2048)}]
 
 
 @pytest.fixture

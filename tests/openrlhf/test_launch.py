@@ -36,6 +36,12 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.diversity_floor", "1.5", *ENABLED], "a number from 0 to 1"),
         (["--darling.threshold", "nan", *ENABLED], "a finite number"),
         (["--darling.num_partition_actors", "0", *ENABLED], "at least 1"),
+        (["--darling.num_partition_actors", "many", *ENABLED], "invalid number_or_auto value: 'many'"),
+        (["--darling.num_partition_actors", "auto", "--darling.cpu", *ENABLED], "there in name only"),
+        (
+            ["--darling.num_partition_actors", "auto", "--darling.partition_model", "judge:http://j", *ENABLED],
+            "it asks a server",
+        ),
         (["--darling.gpus_per_partition_actor", "-1", *ENABLED], "0 or more"),
         (["--darling.partition_timeout", "0", *ENABLED], "seconds above 0"),
         (["--darling.partition_timeout", "inf", *ENABLED], "seconds above 0"),

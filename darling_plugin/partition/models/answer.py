@@ -39,6 +39,8 @@ class Answer(PartitionModel):
     comparison that fails or takes longer leaves two answers different. Both are counted in a warning.
     """
 
+    local = True
+
     @classmethod
     def check_arguments(cls, *, clustering: str | None = None) -> None:
         clustering = check_clustering(DEFAULT_CLUSTERING if clustering is None else clustering)

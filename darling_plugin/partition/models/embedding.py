@@ -44,6 +44,7 @@ class Embedding(EmbeddingModel):
     """
 
     threshold = 0.84
+    local = True
     option_limits: ClassVar = {"compile_after": Between(0), "token_budget": Between(1), "dtype": OneOf(DTYPES)}
 
     def __init__(

@@ -35,6 +35,7 @@ class Lexical(PairwiseModel):
 
     threshold = 0.5
     is_overlap = True
+    local = True
 
     def __init__(
         self, size: str | None = None, *, threshold: float | None = None, clustering: str | None = None

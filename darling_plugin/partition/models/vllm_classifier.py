@@ -45,6 +45,7 @@ class VLLMClassifier(PairwiseModel):
 
     threshold = 0.5
     calibrated = True
+    local = True
     option_limits: ClassVar = {
         "max_length": Between(1),
         "max_response_length": Between(1),

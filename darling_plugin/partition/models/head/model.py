@@ -46,6 +46,7 @@ class Head(SimilarityModel):
     """
 
     calibrated = True
+    local = True
     option_limits: ClassVar = {"compile_after": Between(0), "token_budget": Between(1), "dtype": OneOf(DTYPES)}
 
     def __init__(
