@@ -26,6 +26,7 @@ import os, re, time
 import ray
 import torch
 from darling_plugin import PartitionModel
+from darling_plugin.partition import alive
 
 with open({starts!r}, "a") as file:
     file.write(f"{{os.getpid()}} {{ray.get_gpu_ids()}}\\n")
@@ -33,6 +34,9 @@ with open({starts!r}, "a") as file:
 class Model(PartitionModel):
     def partition(self, groups):
         for group in groups:
+            for _ in range(12 if "slow" in group.prompt else 0):  # half as long again as the deadline below
+                time.sleep(0.5)
+                alive()
             if "hang" in group.prompt:
                 time.sleep(600)
             if "illegal" in group.prompt:
@@ -132,6 +136,22 @@ def test_a_model_that_hangs_costs_its_own_groups_alone(tmp_path):
     assert 3 <= len(starts(tmp_path)) <= 6, "each hang ends a process: that of a batch, those alone"
     said = "".join(path.read_text(errors="replace") for path in Path(session, "logs").glob("worker-*.err"))
     assert re.search(r"on the groups.*Timeout.*model.py.* in partition", said, re.S), "it says where"
+
+
+def test_a_slow_model_is_let_work_and_one_that_falls_silent_after_it_is_not(tmp_path):
+    config = DarlingConfig(
+        enable=True, partition_model=write_model(tmp_path), partition_timeout=4.0, on_error="quality_only"
+    )
+    with local_ray(config, num_cpus=2):
+        pool = PartitionPool(config, Letters(), quality_expected=True)
+        began = time.monotonic()
+        assert labels(ray.get(submit(pool, "slow", ["a", "b"]), timeout=60)) == [0, 1]
+        assert time.monotonic() - began >= 6 and len(starts(tmp_path)) == 1, "the process that began it ended it"
+        assert labels(ray.get(submit(pool, "slow, then hang", ["a", "b"]), timeout=120)) == [-1, -1]
+        session = ray._private.worker._global_node.get_session_dir_path()
+    assert len(starts(tmp_path)) == 2
+    said = "".join(path.read_text(errors="replace") for path in Path(session, "logs").glob("worker-*.err"))
+    assert "it is slow, and does not hang" in said
 
 
 def test_a_broken_accelerator_costs_its_own_group_alone(tmp_path):
