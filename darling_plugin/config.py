@@ -133,8 +133,9 @@ class DarlingConfig:
     partition_timeout: float = _flag(
         1800.0,
         "seconds that the partition model may be silent over the groups it is given together, of a million characters "
-        "at most (the bundled models show after each batch that they are at work); after longer its process is "
-        "started again and they are tried one by one, and one that takes longer alone cannot be partitioned",
+        "at most (after each batch or server's answer default, head:, embedding, cross-encoder:, served: and judge: "
+        "show that they are at work); after longer its process is started again and they are tried one by one, and "
+        "one that takes longer alone cannot be partitioned",
         type=float,
     )
     start_timeout: float = _flag(
