@@ -19,6 +19,7 @@ from darling_plugin.partition import Group, PartitionModel
 
 # What generation is taken to need; assumed, not measured: an H100 reads the weights of an 8B model in half of it.
 SECONDS_A_TOKEN = 0.01
+LEAST_SECONDS = 1.0  # of a step's generation, its start and the reward included: what is less is not worth an actor
 CHARACTERS_A_TOKEN = 4  # of English in a large vocabulary
 FIRST_LENGTH, LENGTHEN, LONG_ENOUGH = 32, 4, 2.0  # tokens of the first made-up group, times so much, until seconds
 REPEATS = 3  # of each, unless one takes long: the median counts
@@ -48,7 +49,7 @@ class Step:
 
     @property
     def generation_seconds(self) -> float:
-        return self.tokens * SECONDS_A_TOKEN
+        return max(self.tokens * SECONDS_A_TOKEN, LEAST_SECONDS)
 
     def scoring_seconds(self, seconds_a_group: float, actors: int) -> float:
         return -(-self.prompts // actors) * seconds_a_group
@@ -117,7 +118,10 @@ def said(step: Step, timed: Timed, actors: int) -> str:
     )
     if timed.tokens < step.tokens:
         line += f" at {timed.tokens} tokens and extrapolated"
-    line += f". Generating them, taken to need {1000 * SECONDS_A_TOKEN:g} ms a token, hides {hidden:.3g} s of it"
+    line += (
+        f". Generating them, taken to need {1000 * SECONDS_A_TOKEN:g} ms a token and {LEAST_SECONDS:g} s at least, "
+        f"hides {hidden:.3g} s of it"
+    )
     if total <= hidden:
         line += ", that is all"
     elif step.scoring_seconds(timed.seconds, enough) <= hidden:

@@ -185,6 +185,14 @@ def test_what_is_not_exact_is_refused_with_a_warning_however_fast(wrong, monkeyp
     assert found.name == "right" and "refused" in found.tried["wrong"] and "wrong" in caplog.text
     alone = kernels.try_out(WINDOWED, {"wrong": clock.kernel(0.1, wrong)}, "cpu")
     assert alone.name is None and alone.attend is None
+    assert "batches are padded" in caplog.text
+
+
+def test_an_error_of_a_twentieth_is_refused(monkeypatch):
+    def near(*arguments):
+        return sdpa_by_piece(*arguments) + 0.05
+
+    assert kernels.try_out(WINDOWED, {"near": Clock(monkeypatch).kernel(1, near)}, "cpu").name is None
 
 
 def test_what_raises_is_passed_over_and_named(monkeypatch, caplog):

@@ -57,6 +57,11 @@ def test_what_is_said(seconds, actors, expected):
     assert "at 128 tokens and extrapolated" in said(STEP, timed(seconds, 128), actors)
 
 
+def test_of_short_responses_half_a_second_is_not_worth_an_actor():
+    assert "that is all" in said(Step(8, 8, 12), timed(0.06, 12), 1), "as in the demo"
+    assert Step(8, 8, 12).actors(0.06) == 1 and Step(100, 8, 12).actors(0.06) == 7
+
+
 def test_auto_takes_no_more_than_there_is_room_for():
     number, why = choose(STEP, timed(1.0), 64)
     assert number == 4 and "takes 4: as many as hide" in why
@@ -152,7 +157,7 @@ def test_a_pool_chooses_says_so_and_says_how_long_scoring_takes(capfd):
     config = DarlingConfig(enable=True, partition_model="lexical", num_partition_actors="auto")
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
-        # In 0.32 s, that is; half of the CPUs are left to others.
+        # In a second, that is; half of the CPUs are left to others.
         pool = PartitionPool(config, None, quality_expected=True, step=Step(100_000, 8, 32))
         assert pool.description["actors"] == len(pool._actors) == 2
     finally:

@@ -98,7 +98,10 @@ def try_out(shape: Shape, kernels: dict[str, Callable[[], Attention]], device: s
         tried[name] = f"{1000 * own:.3g} ms"
         if best is None or own < FASTER * taken[best]:
             best = name
-    return Choice(best, attends.get(best), tried)
+    choice = Choice(best, attends.get(best), tried)
+    if best is None:
+        logger.warning("attention: no kernel for packed rows, so batches are padded, which is slower: %s", choice)
+    return choice
 
 
 def _sample(shape: Shape, device: str) -> tuple[Any, ...]:
