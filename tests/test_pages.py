@@ -41,3 +41,9 @@ def test_the_listing_of_folders_is_complete():
 def test_the_page_shows_the_example_as_it_is():
     shown = (ROOT / "examples" / "own_partition_model.py").read_text(encoding="utf-8").split('"""')[2].strip()
     assert shown in (ROOT / "docs" / "add-a-partition-model.md").read_text(encoding="utf-8")
+
+
+def test_the_room_that_knows_openrlhf_lists_its_files():
+    room = ROOT / "darling_plugin" / "openrlhf"
+    listing = (room / "__init__.py").read_text(encoding="utf-8")
+    assert {file.name for file in room.glob("[!_]*.py")} == set(re.findall(r"\w+\.py", listing))

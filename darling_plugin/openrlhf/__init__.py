@@ -8,8 +8,13 @@ hooks.py                what stands around the seams
 partition_actor.py      the Ray actors that hold the partition model
   batching.py           which groups they measure together
   watchdog.py           what happens when the model hangs
+  gpu_memory.py         what the model holds of a GPU, and gives back
+  scoring_time.py       how long scoring will take, and how many actors hide it
 placement.py            where they run
 responses.py            OpenRLHF's response dicts: read, and what is added to them
 experiences.py          OpenRLHF's experiences as (P, n) tensors, and back
+group_tables.py         a few groups as tables, in W&B and TensorBoard
+actor_trial.py          a partition model loaded where the actors will run, for `python3 -m darling_plugin.check`
 cpu.py                  --darling.cpu
+  weight_sync.py        the proof that vLLM computes with the trainer's weights
 """
