@@ -1,11 +1,12 @@
 """Starts real runs (Ray, vLLM, DeepSpeed) of OpenRLHF in CPU mode, with a tiny model, and reads what they leave."""
 
 import json
+import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import preloaded
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 REWARD = """
@@ -57,16 +58,27 @@ def command(folder: Path, model: Path, **changed: str | None) -> list[str]:
     return words
 
 
+def runtime_env() -> dict[str, str]:
+    """A job's, whose workers start without importing the libraries."""
+    return {"py_executable": preloaded.python()}
+
+
+def environment() -> dict[str, str]:
+    """Names that runtime_env to a run's driver, in the way of `ray job submit`."""
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": runtime_env()})}
+
+
 def run(folder: Path, arguments: list[str], module: list[str] | None = None, timeout: float = 540) -> tuple[int, str]:
     """(exit status, all output) of the launcher, or of another Python program, with `arguments`."""
     program = module or ["-m", "darling_plugin"]
     with (folder / "output.log").open("w") as log:
         done = subprocess.run(
-            [sys.executable, *program, *arguments],
+            [preloaded.python(), *program, *arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=folder,
+            env={**os.environ, **environment()},
             timeout=timeout,
             check=False,
         )

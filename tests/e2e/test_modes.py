@@ -267,7 +267,7 @@ def test_a_multi_turn_agent_with_dynamic_filtering_on_the_raw_quality_packed_in_
     (inputs / "agent.py").write_text(AGENT)
     (inputs / "vowels.py").write_text(VOWELS)
     launching.write_inputs(inputs, prompts=24)
-    low, high = 0.1, 0.45
+    low, high = 0.15, 0.45
     records, logged, output = train(
         inputs,
         tied_model,

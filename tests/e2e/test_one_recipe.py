@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import launching
 import recompute
 
 _path = Path(__file__).parents[2] / "examples" / "recipes" / "check.py"
@@ -13,7 +14,9 @@ check = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(check)
 
 
-def test_the_wildchat_recipe_trains_a_step(tmp_path):
+def test_the_wildchat_recipe_trains_a_step(tmp_path, monkeypatch):
+    for name, value in launching.environment().items():
+        monkeypatch.setenv(name, value)
     check.make_stand_ins(tmp_path / "stand_ins")
     out = tmp_path / "run"
     check.run("wildchat_llama8b", "darling", tmp_path / "stand_ins", out)

@@ -1,0 +1,162 @@
+"""A Python that has the libraries already: each of a run's six processes would spend nine seconds of a core on them.
+
+`python()` is an executable that takes what Python takes (`-m module`, `-c code`, a script) and has a process forked
+for it, out of one that waits with the libraries imported. Ray starts its workers with it where a job's runtime_env
+names it as `py_executable`, an option of Ray's own, and vLLM its engine. Each process still imports Ray, OpenRLHF and
+this package by itself, with shims and hooks installed as ever. The demo, and the run that is killed, do without this.
+"""
+
+import atexit
+import contextlib
+import functools
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LIBRARIES = (
+    "torch",
+    "transformers.models.auto.auto_factory",
+    "sklearn.metrics",
+    "deepspeed",
+    "vllm.engine.arg_utils",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+    "peft",
+    "datasets",
+    "aiohttp",
+)
+FIRST_FREE = 1000  # above the number of any file that is handed over
+
+
+@functools.cache
+def python() -> str:
+    from darling_plugin.openrlhf import cpu
+
+    folder = Path(tempfile.mkdtemp())
+    path, executable = folder / "socket", folder / "python"
+    executable.write_text(f"""#!{sys.executable} -IS
+import sys
+
+sys.path.append({str(Path(__file__).parent)!r})
+import preloaded
+
+preloaded.ask({str(path)!r})
+""")
+    executable.chmod(0o755)
+    environment = {**os.environ, **cpu.worker_environment()}  # some of it is read as a library is imported
+    environment.pop("PYTHONPATH", None)  # of the test that asks first
+    arguments = [sys.executable, __file__, path, executable]
+    server = subprocess.Popen(arguments, stdin=subprocess.PIPE, env=environment)
+    atexit.register(server.communicate)
+    while not path.exists():
+        assert server.poll() is None, "the process that imports the libraries has ended"
+        time.sleep(0.1)
+    return str(executable)
+
+
+def ask(path: str) -> None:
+    """Stands for the process that it asks for: hands its files over, ends with its status; if killed, kills it."""
+    files = [int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
+    request = {"argv": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd(), "files": files}
+    message = json.dumps(request).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        socket.send_fds(connection, [len(message).to_bytes(8, "big")], files)
+        connection.sendall(message)
+        for file in files[3:]:
+            os.close(file)
+        status = connection.recv(1)
+    os._exit(status[0] if status else 1)
+
+
+def serve(path: str, executable: str) -> None:
+    """Forks a keeper for each that asks, until standard input ends."""
+    import gc
+    import importlib
+
+    gc.disable()
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.enable()
+    assert "ray" not in sys.modules, "Ray keeps the environment that it was imported in: the job, the raylet"
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listener.close()
+                keep(connection, executable)
+                return
+            connection.close()
+
+
+def keep(connection: socket.socket, executable: str) -> None:
+    """Forks the process that `connection` asks for, kills it when nobody asks any more, and tells its status."""
+    length, files, _, _ = socket.recv_fds(connection, 8, 250)
+    with connection.makefile("rb") as stream:
+        request = json.loads(stream.read(int.from_bytes(length, "big")))
+    if (child := os.fork()) == 0:
+        connection.close()
+        become(request, files, executable)
+        return
+    for file in {0, 1, 2, *files}:
+        os.close(file)
+    if connection in select.select([os.pidfd_open(child), connection], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(OSError):
+        connection.sendall(bytes([status if status >= 0 else 128 - status]))
+    os._exit(0)
+
+
+def become(request: dict, files: list[int], executable: str) -> None:
+    import fcntl
+    import multiprocessing.spawn
+    import runpy
+
+    import torch._dynamo
+
+    os.setpgid(0, 0)  # Ray ends a worker with its whole process group
+    above = [fcntl.fcntl(file, fcntl.F_DUPFD, FIRST_FREE) for file in files]
+    for file in files:
+        os.close(file)
+    for file, number in zip(above, request["files"], strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    # The one variable that a library reads as it is imported and a run sets for some of its processes.
+    torch._dynamo.config.disable = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
+    multiprocessing.spawn.set_executable(executable)
+    kind, *rest = itertools.dropwhile(lambda word: word in ("-B", "-u"), request["argv"])
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [folder for folder in folders if folder and folder not in sys.path]
+    with contextlib.suppress(ModuleNotFoundError):
+        import sitecustomize  # noqa: F401  (of that PYTHONPATH, as Python does)
+    if kind == "-c":
+        code, *rest = rest
+        sys.path[0], sys.argv = "", ["-c", *rest]
+        exec(compile(code, "<string>", "exec"), sys.modules["__main__"].__dict__)
+    elif kind == "-m":
+        sys.path[0], sys.argv = os.getcwd(), rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0], sys.argv = os.path.dirname(kind), [kind, *rest]
+        runpy.run_path(kind, run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
