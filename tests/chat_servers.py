@@ -10,11 +10,11 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
@@ -150,7 +150,7 @@ def vllm_url(tmp_path_factory):
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as output:
         server = subprocess.Popen(
-            [sys.executable, *command.split()],
+            [preloaded.python(), *command.split()],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **settings},

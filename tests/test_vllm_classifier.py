@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import preloaded
 import pytest
 import torch
 import transformers
@@ -107,7 +108,7 @@ def in_vllm(tmp_path_factory):
     answer = tmp_path_factory.mktemp("answer") / "answer.json"
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, __file__, str(answer), *paths.values()],
+        [preloaded.python(), __file__, str(answer), *paths.values()],
         env={**os.environ, **settings},
         capture_output=True,
         text=True,

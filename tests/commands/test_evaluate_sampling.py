@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import preloaded
 import pytest
 from chat_servers import SMOLLM
 
@@ -184,7 +184,7 @@ def test_a_model_is_sampled_in_vllm(tmp_path):
     command += ["--max_tokens", "8", "-o", str(tmp_path / "out"), "--no_cosine"]
     command += ["--reward_func", str(EXAMPLES / "reward_named_answer.py")]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=400, env=environment)
+    ran = subprocess.run([preloaded.python(), *command], capture_output=True, text=True, timeout=400, env=environment)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-3000:]
     (line,) = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
     generations = json.loads(line)["generations"]

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import preloaded
+import shared_ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 REWARD = """
@@ -58,18 +59,16 @@ def command(folder: Path, model: Path, **changed: str | None) -> list[str]:
     return words
 
 
-def runtime_env() -> dict[str, str]:
-    """A job's, whose workers start without importing the libraries."""
-    return {"py_executable": preloaded.python()}
+def preloaded_workers() -> dict[str, str]:
+    """Environment of a run whose workers come out of preloaded.py, in the way of `ray job submit`."""
+    from_test = {name: os.environ[name] for name in os.environ if re.match("PYTHONPATH$|DARLING_TEST_", name)}
+    job = {"runtime_env": preloaded.runtime_env() | {"env_vars": from_test}}
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
 
 
-def environment() -> dict[str, str]:
-    """Names that runtime_env to a run's driver, in the way of `ray job submit`."""
-    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": runtime_env()})}
-
-
-def run(folder: Path, arguments: list[str], module: list[str] | None = None, timeout: float = 540) -> tuple[int, str]:
+def run(folder: Path, arguments: list[str], module: list[str] | None = None, own_ray: bool = False) -> tuple[int, str]:
     """(exit status, all output) of the launcher, or of another Python program, with `arguments`."""
+    environment = {**os.environ, **preloaded_workers(), "RAY_ADDRESS": "" if own_ray else shared_ray.address()}
     program = module or ["-m", "darling_plugin"]
     with (folder / "output.log").open("w") as log:
         done = subprocess.run(
@@ -78,8 +77,8 @@ def run(folder: Path, arguments: list[str], module: list[str] | None = None, tim
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=folder,
-            env={**os.environ, **environment()},
-            timeout=timeout,
+            env=environment,
+            timeout=540,
             check=False,
         )
     return done.returncode, (folder / "output.log").read_text(errors="replace")

@@ -14,7 +14,7 @@ original = ray.init
 def init(runtime_env, **kwargs):
     runtime_env["worker_process_setup_hook"] = worker.SETUP_HOOK
     runtime_env["env_vars"].update(DarlingConfig(cpu=True).to_environment() | cpu.worker_environment())
-    return original(runtime_env=runtime_env, **cpu.LOGICAL_RESOURCES, **kwargs)
+    return original(runtime_env=runtime_env, **cpu.logical_resources(), **kwargs)
 
 
 ray.init = init

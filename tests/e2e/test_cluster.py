@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import launching
+import preloaded
 import pytest
 import recompute
 
@@ -51,7 +52,7 @@ def test_files_named_relative_to_the_working_dir_of_a_ray_job(inputs, tied_model
         "--darling.partition_text",
         "compared.py:lower",
     ]
-    job_env = json.dumps(launching.runtime_env() | {"env_vars": {"MINE": "1"}})
+    job_env = json.dumps(preloaded.runtime_env() | {"env_vars": {"MINE": "1"}})
     submit = [RAY, "job", "submit", "--address", cluster, "--runtime-env-json", job_env]
     submit += ["--working-dir", str(job), "--"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -15,7 +15,7 @@ _spec.loader.exec_module(check)
 
 
 def test_the_wildchat_recipe_trains_a_step(tmp_path, monkeypatch):
-    for name, value in launching.environment().items():
+    for name, value in launching.preloaded_workers().items():
         monkeypatch.setenv(name, value)
     check.make_stand_ins(tmp_path / "stand_ins")
     out = tmp_path / "run"

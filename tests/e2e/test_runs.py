@@ -46,6 +46,7 @@ def darling_run(tied_model, tmp_path_factory):
                 ],
                 *["--darling.log_dir", str(folder / "log")],
             ],
+            own_ray=True,
         )
     assert status == 0, output[-5000:]
     return folder, output, [json.loads(line) for line in spied.read_text().splitlines()]

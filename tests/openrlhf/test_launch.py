@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import preloaded
 import pytest
 import ray
 
@@ -325,7 +326,7 @@ def test_cpu_mode_changes_only_what_needs_a_gpu(capsys):
 
 def test_help_shows_ours_beside_openrlhfs():
     done = subprocess.run(
-        [sys.executable, "-m", "darling_plugin", "--help"], capture_output=True, text=True, check=True
+        [preloaded.python(), "-m", "darling_plugin", "--help"], capture_output=True, text=True, check=True
     )
     for flag in DarlingConfig.__dataclass_fields__:
         assert f"--darling.{flag}" in done.stdout

@@ -7,9 +7,12 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
+import preloaded
 import pytest
 import ray
+import shared_ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -72,6 +75,13 @@ def generate(prompt, texts, seconds=0.0):
     ]
 
 
+class Rollouts:
+    """Generates all prompts at once in one process, where a task each would take one each."""
+
+    def generate(self, *args):
+        return generate(*args)
+
+
 def write_model(tmp_path, seconds=0.0):
     (tmp_path / "model.py").write_text(MODEL.format(starts=str(tmp_path / "starts"), seconds=seconds))
     return f"{tmp_path / 'model.py'}:Model"
@@ -84,15 +94,24 @@ def starts(tmp_path):
 
 @contextlib.contextmanager
 def local_ray(config, **kwargs):
-    ray.init(**launch.with_setup_hook({"num_cpus": 4, "include_dashboard": False, **kwargs}, config))
+    own = {"num_cpus": 4, "include_dashboard": False, **kwargs} if kwargs else {}
+    with mock.patch.dict(os.environ, {"RAY_ADDRESS": "" if own else shared_ray.address()}):
+        ray.init(**launch.with_setup_hook({"runtime_env": preloaded.runtime_env(), **own}, config))
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def submit(pool, prompt, texts, seconds=0.0):
-    return pool.submit(ray.remote(num_cpus=0)(generate).remote(prompt, texts, seconds), split="train", max_len=100)
+def submit(pool, prompt, texts):
+    return pool.submit(ray.remote(num_cpus=0)(generate).remote(prompt, texts), split="train", max_len=100)
+
+
+def said_by_workers():
+    """What the job's processes have written so far."""
+    session = ray._private.worker._global_node.get_session_dir_path()
+    files = Path(session, "logs").glob(f"worker-*-{ray.get_runtime_context().get_job_id()}-*.err")
+    return "".join(path.read_text(errors="replace") for path in files)
 
 
 def labels(scored):
@@ -105,7 +124,9 @@ def test_killed_five_times_no_group_is_lost_scored_twice_or_wrong(tmp_path):
         pool = PartitionPool(config, Letters(), quality_expected=True)
         texts = [["ab", "ac", "b"], ["x", "y", "z"], ["q", "q", "q"]] * 8
         # Generation goes on all the while: a new group every second.
-        refs = [submit(pool, f"prompt {k}", each, seconds=1.0 * k) for k, each in enumerate(texts)]
+        rollouts = ray.remote(num_cpus=0, max_concurrency=len(texts))(Rollouts).remote()
+        generated = [rollouts.generate.remote(f"prompt {k}", each, 1.0 * k) for k, each in enumerate(texts)]
+        refs = [pool.submit(ref, split="train", max_len=100) for ref in generated]
         for kills in range(1, 6):
             end = time.monotonic() + 120
             while len(starts(tmp_path)) < kills:
@@ -132,9 +153,8 @@ def test_a_model_that_hangs_costs_its_own_groups_alone(tmp_path):
         assert [group[0]["extra_logs"]["darling_quality_only"] for group in scored] == [0, 1, 0, 1, 0]
         assert [labels(group) for group in scored] == [[0, 1], [-1, -1], [0, 1], [-1, -1], [0, 1]]
         assert labels(ray.get(submit(pool, "later", ["a", "a"]), timeout=30)) == [0, 0]
-        session = ray._private.worker._global_node.get_session_dir_path()
+        said = said_by_workers()
     assert 3 <= len(starts(tmp_path)) <= 6, "each hang ends a process: that of a batch, those alone"
-    said = "".join(path.read_text(errors="replace") for path in Path(session, "logs").glob("worker-*.err"))
     assert re.search(r"on the groups.*Timeout.*model.py.* in partition", said, re.S), "it says where"
 
 
@@ -142,15 +162,14 @@ def test_a_slow_model_is_let_work_and_one_that_falls_silent_after_it_is_not(tmp_
     config = DarlingConfig(
         enable=True, partition_model=write_model(tmp_path), partition_timeout=4.0, on_error="quality_only"
     )
-    with local_ray(config, num_cpus=2):
+    with local_ray(config):
         pool = PartitionPool(config, Letters(), quality_expected=True)
         began = time.monotonic()
         assert labels(ray.get(submit(pool, "slow", ["a", "b"]), timeout=60)) == [0, 1]
         assert time.monotonic() - began >= 6 and len(starts(tmp_path)) == 1, "the process that began it ended it"
         assert labels(ray.get(submit(pool, "slow, then hang", ["a", "b"]), timeout=120)) == [-1, -1]
-        session = ray._private.worker._global_node.get_session_dir_path()
+        said = said_by_workers()
     assert len(starts(tmp_path)) == 2
-    said = "".join(path.read_text(errors="replace") for path in Path(session, "logs").glob("worker-*.err"))
     assert "it is slow, and does not hang" in said
 
 
@@ -163,9 +182,8 @@ def test_a_broken_accelerator_costs_its_own_group_alone(tmp_path):
         scored = ray.get(refs, timeout=120)
         assert [group[0]["extra_logs"]["darling_quality_only"] for group in scored] == [0, 1, 0, 0]
         assert labels(ray.get(submit(pool, "later", ["a", "a"]), timeout=30)) == [0, 0]
-        session = ray._private.worker._global_node.get_session_dir_path()
+        said = said_by_workers()
     assert 2 <= len(starts(tmp_path)) <= 4, "a process ends with its batch, and one with the group alone"
-    said = "".join(path.read_text(errors="replace") for path in Path(session, "logs").glob("worker-*.err"))
     assert re.search(r"This process ends.*an illegal memory access was encountered", said, re.S)
 
 

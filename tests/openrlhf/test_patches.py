@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import patching
+import preloaded
 import pytest
 import ray
 import releases
@@ -102,7 +103,7 @@ def probed(release):
 def probe(folder: Path, questions: dict) -> dict:
     environment = {name: value for name, value in os.environ.items() if name != "OPENRLHF_PLUGIN"}
     done = subprocess.run(
-        [sys.executable, str(PROBE), json.dumps(questions)],
+        [preloaded.python(), str(PROBE), json.dumps(questions)],
         capture_output=True,
         text=True,
         check=False,

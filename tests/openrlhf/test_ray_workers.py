@@ -1,15 +1,19 @@
 """The setup hook and the guard in worker processes of a real, local Ray, which import the real OpenRLHF."""
 
 import contextlib
+import os
 import shutil
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import preloaded
 import pytest
 import ray
+import shared_ray
 
 from darling_plugin.config import DarlingConfig
 from darling_plugin.openrlhf import launch, worker
@@ -51,9 +55,10 @@ class Toy:
 
 @contextlib.contextmanager
 def local_ray(config: DarlingConfig | None, **kwargs):
-    """Ray as the launcher starts it with `config`, or plain."""
-    kwargs = {"num_cpus": 2, "include_dashboard": False, **kwargs}
-    ray.init(**(launch.with_setup_hook(kwargs, config) if config else kwargs))
+    """Ray as the launcher joins it with `config`, or plain."""
+    kwargs["runtime_env"] = {**preloaded.runtime_env(), **kwargs.get("runtime_env", {})}
+    with mock.patch.dict(os.environ, {"RAY_ADDRESS": shared_ray.address()}):
+        ray.init(**(launch.with_setup_hook(kwargs, config) if config else kwargs))
     try:
         yield
     finally:
@@ -120,7 +125,7 @@ def generate(text, seconds):
 
 def test_a_group_is_scored_while_another_is_still_generated():
     config = DarlingConfig(enable=True, partition_model="lexical", num_partition_actors=2)
-    with local_ray(config, num_cpus=4):
+    with local_ray(config):
         pool = PartitionPool(config, Letters(), quality_expected=True)
         refs = [
             pool.submit(ray.remote(generate).remote(text, seconds), split="train", max_len=100)

@@ -5,6 +5,7 @@ import logging
 import re
 from types import SimpleNamespace
 
+import preloaded
 import psutil
 import pytest
 import ray
@@ -155,7 +156,8 @@ def test_an_actor_computes_with_the_core_that_it_reserved(configured, temporary_
 
 def test_a_pool_chooses_says_so_and_says_how_long_scoring_takes(capfd):
     config = DarlingConfig(enable=True, partition_model="lexical", num_partition_actors="auto")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    local = {"address": "local", "num_cpus": 4, "include_dashboard": False, "log_to_driver": False}
+    ray.init(**local, runtime_env=preloaded.runtime_env())
     try:
         # In a second, that is; half of the CPUs are left to others.
         pool = PartitionPool(config, None, quality_expected=True, step=Step(100_000, 8, 32))

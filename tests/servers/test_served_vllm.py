@@ -5,10 +5,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 
+import preloaded
 import pytest
 import torch
 from small_servers import MAX_LENGTH, WORDS, ids, make_tokenizer, some_pairs
@@ -50,8 +50,9 @@ def start_vllm(folder, log, *flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--dtype", "float32"]
-    command += ["--runner", "pooling", "--convert", "classify", "--host", "127.0.0.1", "--port", str(port), *flags]
+    command = [preloaded.python(), "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--dtype", "float32"]
+    command += ["--runner", "pooling", "--convert", "classify", "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port), *flags]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     with open(log, "w") as output:
         process = subprocess.Popen(

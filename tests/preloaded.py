@@ -3,7 +3,7 @@
 `python()` is an executable that takes what Python takes (`-m module`, `-c code`, a script) and has a process forked
 for it, out of one that waits with the libraries imported. Ray starts its workers with it where a job's runtime_env
 names it as `py_executable`, an option of Ray's own, and vLLM its engine. Each process still imports Ray, OpenRLHF and
-this package by itself, with shims and hooks installed as ever. The demo, and the run that is killed, do without this.
+this package by itself, with shims and hooks installed as ever. The demo does without this.
 """
 
 import atexit
@@ -63,6 +63,11 @@ preloaded.ask({str(path)!r})
     return str(executable)
 
 
+def runtime_env() -> dict[str, str]:
+    """A Ray job's, whose workers start without importing the libraries."""
+    return {"py_executable": python()}
+
+
 def ask(path: str) -> None:
     """Stands for the process that it asks for: hands its files over, ends with its status; if killed, kills it."""
     files = [int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
@@ -86,6 +91,7 @@ def serve(path: str, executable: str) -> None:
     gc.disable()
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.freeze()  # or each process would look through all of it, and copy it: four seconds of a core
     gc.enable()
     assert "ray" not in sys.modules, "Ray keeps the environment that it was imported in: the job, the raylet"
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -111,10 +117,12 @@ def keep(connection: socket.socket, executable: str) -> None:
         connection.close()
         become(request, files, executable)
         return
+    with contextlib.suppress(OSError):  # the child does it, too: whoever comes first
+        os.setpgid(child, child)
     for file in {0, 1, 2, *files}:
         os.close(file)
     if connection in select.select([os.pidfd_open(child), connection], [], [])[0]:
-        os.kill(child, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)  # with those whom it has asked for
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(OSError):
         connection.sendall(bytes([status if status >= 0 else 128 - status]))

@@ -1,0 +1,32 @@
+"""One Ray instance for the tests of a process: each start costs seven seconds of a core, and more of waiting.
+
+Each test is a job of its own there, as a run is on a cluster. Those that show a start, or count what is free, start
+their own.
+"""
+
+import atexit
+import functools
+import subprocess
+import sys
+
+from darling_plugin.openrlhf import cpu
+
+PROGRAM = """
+import ray
+
+context = ray.init(address="local", **{resources})
+print("address", context.address_info["gcs_address"], flush=True)
+input()
+"""
+
+
+@functools.cache
+def address() -> str:
+    """What RAY_ADDRESS is to name; it has GPUs in name, as CPU mode needs them."""
+    program = PROGRAM.format(resources=cpu.LOGICAL_RESOURCES)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    head = subprocess.Popen([sys.executable, "-c", program], text=True, **pipes)
+    atexit.register(head.communicate)
+    said = next((line for line in head.stdout if line.startswith("address ")), None)
+    assert said, "the process that starts Ray has ended"
+    return said.split()[1]
