@@ -37,7 +37,8 @@ def records(steps):
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    runs = read_runs([write(folder / name, records(steps)) for name, steps in (("first", 30), ("second", 20))])
+    second = [{**record, "similarity": None} for record in records(20)]
+    runs = read_runs([write(folder / "first", records(30)), write(folder / "second", second)])
     (folder / "page.html").write_text(page.render(runs), encoding="utf-8")
     with chromium.Browser() as opened:
         opened.open(folder / "page.html")
@@ -162,6 +163,8 @@ def test_a_highlight_shows_its_group_and_a_curve_its_step(tab):
 def test_the_methods_correlations_are_there_and_a_group_on_which_they_disagree_is_shown(tab):
     assert tab.evaluate("document.querySelectorAll('#compared .heat').length") == 2
     assert tab.evaluate("document.querySelectorAll('#compared .heat')[0].querySelectorAll('td').length") == 8 * 9
+    said = tab.evaluate("[...document.querySelectorAll('#compared .heat')].map((one) => one.ariaLabel)")
+    assert ["1 within a class and 0 between" in each for each in said] == [False, True], "the second logged none"
     tab.evaluate("document.querySelector('#compared details').open = true")
     table = tab.evaluate(later("document.querySelector('.advantages').innerText"))
     assert "marginal_relevance" in table and "answer 0 of 0" in table

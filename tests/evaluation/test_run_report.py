@@ -260,7 +260,7 @@ def test_the_methods_are_compared_as_by_their_command_with_the_pages_own_numbers
     index, _ = made(other, write(tmp_path / "run", records))
     compared = compare_methods([records[0], records[2]], FLAGS)
     methods = index["runs"][1]["methods"]
-    assert methods["names"] == list(METHODS) and methods["count"] == 2
+    assert methods["names"] == list(METHODS) and methods["count"] == 2 and not methods["of_classes"]
     assert methods["correlation"][1][0] == pytest.approx(compared.rank_correlation[1, 0], abs=1e-4)
     assert methods["silent"] == list(compared.silent.values())
     steps = [index["groups"]["step"][each["group"]] for each in methods["groups"]]
@@ -270,11 +270,18 @@ def test_the_methods_are_compared_as_by_their_command_with_the_pages_own_numbers
     assert first["redundancy"] == pytest.approx(compared.groups[0].advantage["redundancy"], abs=1e-3)
 
 
+def test_without_all_similarities_the_methods_are_compared_by_classes(tmp_path):
+    records = [group(1, [0, 0, 1], [1.0, 0.5, 0.25], similarity=ALIKE), group(2, [0, 1, 1], [1.0, 0.5, 0.25])]
+    index, _ = made(write(tmp_path / "run", records))
+    methods = index["runs"][0]["methods"]
+    compared = compare_methods(records, FLAGS)
+    assert methods["of_classes"] and methods["count"] == 2
+    assert methods["correlation"][1][0] == pytest.approx(compared.rank_correlation[1, 0], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [
-        ([group(1, [0, 1], [1.0, 0.0])], "no similarities"),
-        ([group(1, [0, 1], [1.0, 0.0], similarity=[[1, 0], [0, 1]]), group(1, [0, 1], [1.0, 0.0])], "not of all"),
         ([group(1, [0, 1], [1.0, 0.0], split="eval")], "training groups with classes"),
         ([group(1, [0, 1], [-1.0, 0.0], similarity=[[1, 0], [0, 1]])], "quality_transform"),
     ],

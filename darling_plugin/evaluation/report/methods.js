@@ -10,9 +10,10 @@ function drawMethods() {
   }));
 }
 
-function correlations({ names, correlation, silent, count }) {
+function correlations({ names, correlation, silent, count, of_classes: ofClasses }) {
   const head = el("tr", {}, el("th"), ...names.map((_, k) => el("th", {}, String(k + 1))), el("th", {}, "silent"));
-  const caption = `Rank correlation of the advantages within a group, mean of ${count.toLocaleString("en")} training groups`;
+  const caption = `Rank correlation of the advantages within a group, mean of ${count.toLocaleString("en")} training groups`
+    + (ofClasses ? "; similarities, which were not logged of all, are taken as 1 within a class and 0 between" : "");
   return el("div", {}, el("div", { class: "quiet" }, caption), el("div", { class: "scrolls" }, el("table", { class: "heat", "aria-label": caption },
     head, ...names.map((name, row) => el("tr", {}, el("th", {}, `${row + 1} ${name}`),
       ...correlation[row].map((value, k) => el("td", { title: `${name} and ${names[k]}`, style: { background: shade(value) } }, number(value))),

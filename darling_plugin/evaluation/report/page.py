@@ -129,14 +129,10 @@ def _methods(run: Run, place: int, groups: list[tuple[int, Step, int]]) -> dict[
     except DarlingError as error:
         needed, found, do = error.args
         return {"missing": f"Not compared: it needs {needed}; found: {found}. To do: {do}."}
-    if not compared.of_similarities:
-        return {
-            "missing": "Not known: the log has no similarities, or not of all groups. A method of similarities, "
-            "another --darling.diversity, or a gate has them logged. darling-compare-methods makes them of classes."
-        }
     return {
         "names": list(METHODS),
         "count": len(compared.groups),
+        "of_classes": not compared.of_similarities,
         "correlation": [[_short(value) for value in row] for row in compared.rank_correlation.tolist()],
         "silent": list(compared.silent.values()),
         "groups": [
