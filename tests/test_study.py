@@ -86,10 +86,21 @@ def test_results_are_counted_from_the_logs(made_up):
 
 def test_the_page_gets_a_table_and_a_picture(made_up, monkeypatch):
     monkeypatch.setattr(tables, "DOCS", made_up)
-    monkeypatch.setattr(tables, "PAGE", made_up / "study.md")
-    tables.PAGE.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    for name in ("study.md", "methods.md"):
+        (made_up / name).write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     tables.main()
-    page = tables.PAGE.read_text()
+    page = (made_up / "study.md").read_text()
     assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
     assert "| `classes` | 1, 2 | 0.500 (0.500 to 0.500) |" in page
     assert (made_up / "study" / "frontier.png").stat().st_size > 10_000
+
+
+def test_differences_are_of_the_same_prompts_and_of_the_seeds_that_both_arms_have(made_up):
+    by_arm = tables.read()
+    better = json.loads(json.dumps(by_arm["classes"][0]))
+    for k, prompt in enumerate(better["curve"][-1]["prompts"]):
+        prompt["quality"] += 0.25
+        prompt["distinct_8"] += k % 2
+    by_arm["oracle"] = [better, {**better, "seed": 9}]
+    (row,) = tables.differences(by_arm, ("classes", "oracle", "additive"), "classes").splitlines()[2:]
+    assert row.startswith("| `oracle` | 1 | +0.250 (+0.250 to +0.250) | +0.500 (+0.3"), row

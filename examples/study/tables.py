@@ -1,4 +1,4 @@
-"""Makes the study's table and pictures of examples/study/results: docs/study.md between its marks, docs/study/*.png.
+"""Makes the study's tables and picture of examples/study/results: between marks in docs, and docs/study/*.png.
 
 python examples/study/tables.py
 """
@@ -14,7 +14,6 @@ from darling_plugin.evaluation.measures import Interval, expected_distinct, inte
 
 STUDY = Path(__file__).resolve().parent
 DOCS = STUDY.parents[1] / "docs"
-PAGE = DOCS / "study.md"
 BEGIN, END = "<!-- made by examples/study/tables.py -->", "<!-- end -->"
 FIGURES = {
     "quality": "quality",
@@ -23,6 +22,8 @@ FIGURES = {
     "by_default_8": "classes of 8 by its model",
     "pass@8": "pass@8",
 }
+# The arms that train with another method: docs/methods.md sets them beside DARLING.
+METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
 COLOURS = {"quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
 
 
@@ -57,12 +58,37 @@ def read() -> dict[str, list[dict]]:
 
 
 def of_arm(runs: list[dict], figure: str, at: int = -1) -> Interval:
-    """Over seeds where there are several (their mean, and 1.96 standard errors), else over the run's prompts."""
-    means = [mean(each[figure] for each in run["curve"][at]["prompts"]) for run in runs]
-    if len(means) == 1:
-        return interval([each[figure] for each in runs[0]["curve"][at]["prompts"]])
+    return pooled([[each[figure] for each in run["curve"][at]["prompts"]] for run in runs])
+
+
+def pooled(seeds: list[list[float]]) -> Interval:
+    """Over seeds where there are several (their mean, and 1.96 standard errors), else over the seed's prompts."""
+    if len(seeds) == 1:
+        return interval(seeds[0])
+    means = [mean(prompts) for prompts in seeds]
     error = 1.96 * stdev(means) / math.sqrt(len(means))
-    return Interval(mean(means), mean(means) - error, mean(means) + error, len(runs[0]["curve"][at]["prompts"]))
+    return Interval(mean(means), mean(means) - error, mean(means) + error, len(seeds[0]))
+
+
+def differences(by_arm: dict[str, list[dict]], arms: tuple[str, ...], base: str) -> str:
+    """A table of arms less `base`, at the end, on the same held-out prompts of the seeds that both have."""
+    names = ("quality", "distinct_8", "distinct_32")
+    lines = [f"| less `{base}` | seeds | " + " | ".join(FIGURES[name] for name in names) + " |", "|---" * 5 + "|"]
+    bases = {run["seed"]: run["curve"][-1]["prompts"] for run in by_arm.get(base, [])}
+    for arm in arms:
+        ends = {run["seed"]: run["curve"][-1]["prompts"] for run in by_arm.get(arm, []) if run["seed"] in bases}
+        if arm == base or not ends:
+            continue
+        cells = []
+        for name in names:
+            less = [
+                [mine[name] - its[name] for mine, its in zip(prompts, bases[seed], strict=True)]
+                for seed, prompts in ends.items()
+            ]
+            difference = pooled(less)
+            cells.append(f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})")
+        lines.append(f"| `{arm}` | {', '.join(map(str, ends))} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def table(by_arm: dict[str, list[dict]]) -> str:
@@ -107,10 +133,15 @@ def main() -> None:
     by_arm = read()
     if not by_arm:
         raise SystemExit("no results yet: make study")
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(by_arm)}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    put("study.md", f"{table(by_arm)}\n\n{differences(by_arm, tuple(by_arm), 'quality')}")
+    put("methods.md", differences(by_arm, METHODS, "classes"))
     frontier(by_arm, DOCS / "study" / "frontier.png")
+
+
+def put(name: str, made: str) -> None:
+    """Between the marks of a page of docs/."""
+    before, rest = (DOCS / name).read_text(encoding="utf-8").split(BEGIN)
+    (DOCS / name).write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
