@@ -38,10 +38,10 @@ $(MODEL)/config.json: | $(INSTALLED)
 demo: $(INSTALLED) $(MODEL)/config.json ## train SmolLM2-135M with DARLING on the CPU, and show what it did
 	$(BIN)/python examples/demo.py --model $(MODEL) --out runs/demo
 
-# A file stays in one process, so that its runs and servers start once. PASSIVE: threads that wait for work would spin,
-# and take the cores from the other process (tests/training: 121 s in place of 241 s on two cores).
+# A file stays in one process, so that its runs and servers start once. PASSIVE, and one thread for NumPy's products:
+# threads that wait for work would spin, and take the cores from the other process.
 test: $(INSTALLED) $(MODEL)/config.json ## every test, the end-to-end runs included, in two processes
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=PASSIVE OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 study: $(INSTALLED) $(MODEL)/config.json ## the study of docs/study.md: hours; the same command goes on where it ended
 	$(BIN)/python examples/study/study.py --model $(MODEL) --out runs/study

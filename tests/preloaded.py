@@ -34,7 +34,6 @@ LIBRARIES = (
     "datasets",
     "aiohttp",
 )
-FIRST_FREE = 1000  # above the number of any file that is handed over
 
 
 @functools.cache
@@ -137,7 +136,8 @@ def become(request: dict, files: list[int], executable: str) -> None:
     import torch._dynamo
 
     os.setpgid(0, 0)  # Ray ends a worker with its whole process group
-    above = [fcntl.fcntl(file, fcntl.F_DUPFD, FIRST_FREE) for file in files]
+    free = 1 + max(*files, *request["files"])  # above all numbers that are taken, and those that will be
+    above = [fcntl.fcntl(file, fcntl.F_DUPFD, free) for file in files]
     for file in files:
         os.close(file)
     for file, number in zip(above, request["files"], strict=True):

@@ -196,6 +196,7 @@ def _logistic(
     """Weights and bias for features as they are; (M,) P(similar) of each pair by the other folds' regression."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
+    from threadpoolctl import threadpool_limits
 
     center, spread = x.mean(0), x.std(0)
     spread[spread < 1e-6] = 1.0
@@ -212,8 +213,9 @@ def _logistic(
             found[part] = fitted(strength, np.setdiff1d(everything, part)).predict_proba(x[part])[:, 1]
         return found
 
-    candidates = [(strength, out_of_fold(strength)) for strength in STRENGTHS]
-    strength, out = min(candidates, key=lambda each: log_loss(labels, each[1], sample_weight=sample_weight))
-    model = fitted(strength, everything)
+    with threadpool_limits(1, user_api="blas"):  # thousands of tiny products: a second thread waits, and spins
+        candidates = [(strength, out_of_fold(strength)) for strength in STRENGTHS]
+        strength, out = min(candidates, key=lambda each: log_loss(labels, each[1], sample_weight=sample_weight))
+        model = fitted(strength, everything)
     weights = model.coef_[0] / spread
     return weights, float(model.intercept_[0] - weights @ center), out
