@@ -12,12 +12,15 @@ import functools
 import itertools
 import json
 import os
+import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +44,7 @@ def python() -> str:
     from darling_plugin.openrlhf import cpu
 
     folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
     path, executable = folder / "socket", folder / "python"
     executable.write_text(f"""#!{sys.executable} -IS
 import sys
@@ -131,7 +135,6 @@ def keep(connection: socket.socket, executable: str) -> None:
 def become(request: dict, files: list[int], executable: str) -> None:
     import fcntl
     import multiprocessing.spawn
-    import runpy
 
     import torch._dynamo
 
@@ -149,17 +152,35 @@ def become(request: dict, files: list[int], executable: str) -> None:
     # The one variable that a library reads as it is imported and a run sets for some of its processes.
     torch._dynamo.config.disable = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
     multiprocessing.spawn.set_executable(executable)
-    kind, *rest = itertools.dropwhile(lambda word: word in ("-B", "-u"), request["argv"])
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [folder for folder in folders if folder and folder not in sys.path]
     with contextlib.suppress(ModuleNotFoundError):
         import sitecustomize  # noqa: F401  (of that PYTHONPATH, as Python does)
+    status: int | str | None = 0
+    try:
+        run(*itertools.dropwhile(lambda word: word in ("-B", "-u"), request["argv"]))
+    except SystemExit as ended:
+        status = ended.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    # Python's own end would look through what is frozen, and report of it what it finds alive.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if isinstance(status, str) else (status or 0) & 0xFF)
+
+
+def run(kind: str, *rest: str) -> None:
+    """`-c code`, `-m module` or a script, with the arguments that follow."""
     if kind == "-c":
-        code, *rest = rest
-        sys.path[0], sys.argv = "", ["-c", *rest]
-        exec(compile(code, "<string>", "exec"), sys.modules["__main__"].__dict__)
+        sys.path[0], sys.argv = "", ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), sys.modules["__main__"].__dict__)
     elif kind == "-m":
-        sys.path[0], sys.argv = os.getcwd(), rest
+        sys.path[0], sys.argv = os.getcwd(), list(rest)
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.path[0], sys.argv = os.path.dirname(kind), [kind, *rest]
