@@ -3,7 +3,8 @@
 `python()` is an executable that takes what Python takes (`-m module`, `-c code`, a script) and has a process forked
 for it, out of one that waits with the libraries imported. Ray starts its workers with it where a job's runtime_env
 names it as `py_executable`, an option of Ray's own, and vLLM its engine. Each process still imports Ray, OpenRLHF and
-this package by itself, with shims and hooks installed as ever. The demo does without this.
+this package by itself; shims and hooks of the libraries above come after these. The demo, the run that is killed and
+the run on a cluster start as a user's do. A signal to the process that asks kills the one that it stands for.
 """
 
 import atexit
@@ -21,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 LIBRARIES = (
@@ -45,24 +45,25 @@ def python() -> str:
 
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
-    path, executable = folder / "socket", folder / "python"
+    executable, address = folder / "python", f"darling-tests-{os.getpid()}"
     executable.write_text(f"""#!{sys.executable} -IS
 import sys
 
 sys.path.append({str(Path(__file__).parent)!r})
 import preloaded
 
-preloaded.ask({str(path)!r})
+preloaded.ask({address!r})
 """)
     executable.chmod(0o755)
     environment = {**os.environ, **cpu.worker_environment()}  # some of it is read as a library is imported
     environment.pop("PYTHONPATH", None)  # of the test that asks first
-    arguments = [sys.executable, __file__, path, executable]
-    server = subprocess.Popen(arguments, stdin=subprocess.PIPE, env=environment)
+    arguments = [sys.executable, __file__, address, executable]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    # Out of reach of a Ctrl-C, for it ends by itself, and then those of whom nobody asks any more.
+    server = subprocess.Popen(arguments, text=True, env=environment, start_new_session=True, **pipes)
     atexit.register(server.communicate)
-    while not path.exists():
-        assert server.poll() is None, "the process that imports the libraries has ended"
-        time.sleep(0.1)
+    said = next((line for line in server.stdout if line == "ready\n"), None)
+    assert said, "the process that imports the libraries has ended"
     return str(executable)
 
 
@@ -71,13 +72,14 @@ def runtime_env() -> dict[str, str]:
     return {"py_executable": python()}
 
 
-def ask(path: str) -> None:
+def ask(address: str) -> None:
     """Stands for the process that it asks for: hands its files over, ends with its status; if killed, kills it."""
     files = [int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
+    assert len(files) <= 250, f"{len(files)} open files, of which a message holds 250"
     request = {"argv": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd(), "files": files}
     message = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
+        connection.connect(f"\0{address}")
         socket.send_fds(connection, [len(message).to_bytes(8, "big")], files)
         connection.sendall(message)
         for file in files[3:]:
@@ -86,21 +88,23 @@ def ask(path: str) -> None:
     os._exit(status[0] if status else 1)
 
 
-def serve(path: str, executable: str) -> None:
+def serve(address: str, executable: str) -> None:
     """Forks a keeper for each that asks, until standard input ends."""
     import gc
     import importlib
 
     gc.disable()
     for library in LIBRARIES:
-        importlib.import_module(library)
+        with contextlib.suppress(ImportError):  # who needs it says so
+            importlib.import_module(library)
     gc.freeze()  # or each process would look through all of it, and copy it: four seconds of a core
     gc.enable()
     assert "ray" not in sys.modules, "Ray keeps the environment that it was imported in: the job, the raylet"
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(f"\0{address}")
         listener.listen()
+        print("ready", flush=True)
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             if os.fork() == 0:
@@ -136,6 +140,7 @@ def become(request: dict, files: list[int], executable: str) -> None:
     import fcntl
     import multiprocessing.spawn
 
+    import numpy
     import torch._dynamo
 
     os.setpgid(0, 0)  # Ray ends a worker with its whole process group
@@ -149,11 +154,14 @@ def become(request: dict, files: list[int], executable: str) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    # The one variable that a library reads as it is imported and a run sets for some of its processes.
+    numpy.random.seed()  # as Python's own generator, it would go on alike in all
+    # A variable that a library reads as it is imported and a run sets for some of its processes. Another is
+    # OMP_NUM_THREADS, which the server has as CPU mode sets it.
     torch._dynamo.config.disable = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
     multiprocessing.spawn.set_executable(executable)
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [folder for folder in folders if folder and folder not in sys.path]
+    sys.modules.pop("sitecustomize", None)  # of the system's Python
     with contextlib.suppress(ModuleNotFoundError):
         import sitecustomize  # noqa: F401  (of that PYTHONPATH, as Python does)
     status: int | str | None = 0

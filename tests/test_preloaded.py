@@ -61,6 +61,7 @@ def test_a_signal_ends_both_and_is_the_status(tmp_path):
         assert time.monotonic() < end
         time.sleep(0.05)
     sleeping = psutil.Process(int((tmp_path / "pid").read_text()))
+    assert os.getsid(sleeping.ppid()) != os.getsid(0), "a Ctrl-C reaches us, and not the process that kills it then"
     asking.kill()
     asking.wait()
     psutil.wait_procs([sleeping], timeout=60)

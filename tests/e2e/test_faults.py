@@ -1,7 +1,6 @@
 """Real runs in which real processes are killed, with SIGKILL."""
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -102,11 +101,7 @@ def test_a_run_killed_and_resumed_has_no_gap_and_no_step_twice(inputs, tied_mode
     partitions = inputs / "log" / "partitions.jsonl"
     with (inputs / "killed.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "darling_plugin", *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=inputs,
-            env={**os.environ, **launching.preloaded_workers()},
+            [sys.executable, "-m", "darling_plugin", *arguments], cwd=inputs, stdout=log, stderr=subprocess.STDOUT
         )
         deadline = time.monotonic() + 400
         while not (partitions.exists() and '"step": 3' in partitions.read_text()):

@@ -51,7 +51,7 @@ def start_vllm(folder, log, *flags):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [preloaded.python(), "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--dtype", "float32"]
-    command += ["--runner", "pooling", "--convert", "classify", "--enforce-eager"]
+    command += ["--runner", "pooling", "--convert", "classify"]
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     with open(log, "w") as output:
