@@ -16,7 +16,7 @@ from darling_plugin.openrlhf import cpu
 PROGRAM = """
 import ray
 
-context = ray.init(address="local", **{resources})
+context = ray.init(address="local", log_to_driver=False, **{resources})
 print("address", context.address_info["gcs_address"], flush=True)
 input()
 """
