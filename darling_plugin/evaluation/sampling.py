@@ -180,8 +180,12 @@ class OwnVllm:
         except ImportError as error:
             raise DarlingError("vLLM, for --model", f"{error}", "install it, or use --url of a server") from error
         self._vllm = vllm
+        options = {"enable_prefix_caching": True}
+        if not torch.cuda.is_available():
+            # A prompt that is read in two parts makes vLLM turn its generator back, which a CPU's cannot.
+            options |= {"enforce_eager": True, "enable_chunked_prefill": False}
         try:
-            self._llm = vllm.LLM(path, enforce_eager=not torch.cuda.is_available(), enable_prefix_caching=True)
+            self._llm = vllm.LLM(path, **options)
         except (OSError, ValueError, RuntimeError) as error:
             raise DarlingError(f"a model that vLLM loads from {path}", f"{error}", "correct the path") from error
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import preloaded
 import pytest
 from chat_servers import SMOLLM
+from transformers import AutoTokenizer
 
 from darling_plugin.commands.evaluate import main
 from darling_plugin.errors import DarlingError
@@ -179,15 +180,22 @@ def test_a_model_is_sampled_in_vllm(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     if not (SMOLLM / "config.json").exists():
         pytest.skip("no SmolLM2-135M-Instruct: make models/SmolLM2-135M-Instruct/config.json")
-    prompts = write(tmp_path / "prompts.jsonl", [{"input": "Name a fruit.", "answers": "apple|pear|banana"}])
-    command = ["-m", "darling_plugin.commands.evaluate", "--model", str(SMOLLM), "--prompts", prompts, "--n", "6"]
+    # More tokens than vLLM's CPU build reads at once, 4096, in prompts below one block of its cache.
+    long = ["".join(f" Guest {k}{j} likes it." for j in range(10)) for k in range(8)]
+    rows = [{"input": f"Name a fruit.{each}", "answers": "apple|pear|banana"} for each in long]
+    prompts = write(tmp_path / "prompts.jsonl", rows)
+    command = ["-m", "darling_plugin.commands.evaluate", "--model", str(SMOLLM), "--prompts", prompts, "--n", "10"]
     command += ["--max_tokens", "8", "-o", str(tmp_path / "out"), "--no_cosine"]
     command += ["--reward_func", str(EXAMPLES / "reward_named_answer.py")]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     ran = subprocess.run([preloaded.python(), *command], capture_output=True, text=True, timeout=400, env=environment)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-3000:]
-    (line,) = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
-    generations = json.loads(line)["generations"]
-    assert len(generations) == 6 and len(set(generations)) > 1
+    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM)
+    chats = [[{"role": "user", "content": row["input"]}] for row in rows]
+    lengths = [len(tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]) for chat in chats]
+    assert max(lengths) < 128 and 10 * sum(lengths) > 1.5 * 4096
+    assert len(lines) == len(rows)
+    assert all(len(line["generations"]) == 10 and len(set(line["generations"])) > 1 for line in lines)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert "pass@4" in summary["models"][SMOLLM.name]["figures"]
+    assert "pass@8" in summary["models"][SMOLLM.name]["figures"]
