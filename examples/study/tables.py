@@ -25,6 +25,7 @@ FIGURES = {
 # The arms that train with another method: docs/methods.md sets them beside DARLING.
 METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
 COLOURS = {"quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
+OTHERS = ("C3", "C4", "C5", "C6", "C8", "C9")  # without a second grey
 
 
 def figures_of(group: dict) -> dict[str, float]:
@@ -115,7 +116,7 @@ def frontier(by_arm: dict[str, list[dict]], path: Path) -> None:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
     for k, (arm, runs) in enumerate(by_arm.items()):
-        colour = COLOURS.get(arm.split("-")[0], f"C{3 + k % 7}")
+        colour = COLOURS.get(arm.split("-")[0], OTHERS[k % len(OTHERS)])
         steps = range(min(len(run["curve"]) for run in runs))
         points = [(of_arm(runs, "distinct_8", at), of_arm(runs, "quality", at)) for at in steps]
         axis.plot([x.mean for x, _ in points], [y.mean for _, y in points], "-", color=colour, alpha=0.35)
