@@ -22,16 +22,19 @@ input()
 """
 
 
+def environment() -> dict[str, str]:
+    """Workers inherit the head's: without what the test that asks first has set for its own run."""
+    own = re.compile("DARLING_|OPENRLHF_|PYTHONPATH$|RAY_")
+    return {name: value for name, value in os.environ.items() if not own.match(name)}
+
+
 @functools.cache
 def address() -> str:
     """What RAY_ADDRESS is to name; it has GPUs in name, as CPU mode needs them."""
     program = PROGRAM.format(resources=cpu.LOGICAL_RESOURCES)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    # Its workers inherit the environment: without what the test that asks first has set for its own.
-    own = re.compile("DARLING_|OPENRLHF_|PYTHONPATH$|RAY_")
-    environment = {name: value for name, value in os.environ.items() if not own.match(name)}
     command = [sys.executable, "-c", program]
-    head = subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)
+    head = subprocess.Popen(command, text=True, env=environment(), start_new_session=True, **pipes)
     atexit.register(head.communicate)
     said = next((line for line in head.stdout if line.startswith("address ")), None)
     assert said, "the process that starts Ray has ended"

@@ -9,6 +9,7 @@ import time
 import preloaded
 import psutil
 import pytest
+import shared_ray
 
 SAYS = """
 import atexit, os, sys, threading
@@ -80,3 +81,10 @@ def test_what_an_end_says(code, status, said):
 def test_it_is_this_python_with_these_packages():
     command = [preloaded.python(), "-c", "import sys; print(sys.prefix, sys.version)"]
     assert subprocess.check_output(command, text=True) == f"{sys.prefix} {sys.version}\n"
+
+
+def test_the_shared_ray_starts_without_the_environment_of_the_test_that_asks_first(monkeypatch):
+    for name in ("PYTHONPATH", "DARLING_TEST_SPY", "OPENRLHF_PLUGIN", "RAY_ADDRESS", "PYTHONPATH_OF_MINE"):
+        monkeypatch.setenv(name, "x")
+    assert set(os.environ) - set(shared_ray.environment()) >= {"PYTHONPATH", "DARLING_TEST_SPY", "OPENRLHF_PLUGIN"}
+    assert "RAY_ADDRESS" not in shared_ray.environment() and "PYTHONPATH_OF_MINE" in shared_ray.environment()
