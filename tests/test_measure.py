@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from small_partition_models import FirstLetter, Labels, Listed, Scripted, error
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition import Between, Group, PairwiseModel, SimilarityModel, check_diversity, measure
+from darling_plugin.partition import (
+    Between,
+    Group,
+    PairwiseModel,
+    SimilarityModel,
+    check_diversity,
+    measure,
+    measure_each,
+)
 from darling_plugin.registry import partition_models
 
 # --- measure
@@ -156,3 +164,24 @@ def test_measure_names_the_class_and_the_group_of_bad_labels(result, found):
 
 def test_measure_of_nothing_does_not_ask():
     assert measure(Labels(None), []) == []
+
+
+# --- measure_each
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_error_that_broke_the_accelerator_is_raised_and_no_group_is_asked_for_again(count):
+    class Broken(Labels):
+        calls = 0
+
+        def partition(self, groups):
+            self.calls += 1
+            raise self.result
+
+    groups = [Group("p", ["a", "b"])] * count
+    broken = Broken(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(torch.AcceleratorError):
+        measure_each(broken, groups)
+    assert broken.calls == 1
+    short = Broken(torch.AcceleratorError("CUDA error: out of memory"))
+    assert measure_each(short, groups) == [short.result] * count

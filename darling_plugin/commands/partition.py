@@ -32,7 +32,7 @@ from darling_plugin.partition import (
 )
 from darling_plugin.partition.base import DECIMALS
 from darling_plugin.partition.groups import GroupLine, given_responses, lines_of, read_groups
-from darling_plugin.partition.text import read_partition_text
+from darling_plugin.partition.text import as_logged, read_partition_text
 from darling_plugin.user_code import import_user_code
 
 # Held at a time, so that input without end needs no more memory. A fixed number: where lower precision makes a
@@ -60,7 +60,7 @@ the group's mean: push is how much of a true difference arrives, noise what else
 Lines go out in the order in which they came in, 64 groups at a time. A line that is no group, or on which the
 partition model fails, is named on stderr and left out.
 
-exit status: 0; 1 if lines were left out; 2 for wrong usage; 130 after Ctrl-C
+exit status: 0; 1 if lines were left out; 2 for wrong usage, or where a GPU breaks on the way; 130 after Ctrl-C
 """
 
 
@@ -175,7 +175,14 @@ def _partition(
             bar.total = _count_lines(source)
         while batch := list(islice(group_lines, GROUPS_AT_ONCE)):
             groups = [line.group for line in batch]
-            outcomes = measure_each(model, groups, config.diversity, with_similarity=agreement is not None)
+            try:
+                outcomes = measure_each(model, groups, config.diversity, with_similarity=agreement is not None)
+            except Exception as error:  # all others are given back
+                raise DarlingError(
+                    "an accelerator that goes on working",
+                    f"{_describe(error)}, on the lines {batch[0].number} to {batch[-1].number}; before: {totals}",
+                    f"start again with the lines from {batch[0].number} on: what came before is written",
+                ) from error
             lines = []
             for line, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Measurement):
@@ -209,9 +216,7 @@ def _comparable(
             totals.report(line.number, f"--partition_text failed: {_describe(error)}")
             continue
         if config.partition_text != "whole":
-            record["compared"] = [
-                None if some == response else some for some, response in zip(compared, responses, strict=True)
-            ]
+            record["compared"] = as_logged(compared, responses)
         yield GroupLine(line.number, record, Group(prompt, compared))
 
 

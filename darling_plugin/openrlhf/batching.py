@@ -7,12 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
-
-from darling_plugin.errors import DarlingError
 from darling_plugin.openrlhf.watchdog import Watchdog
 from darling_plugin.partition import Group, Measurement
-from darling_plugin.partition.base import out_of_memory
+from darling_plugin.partition.engine.device import breaks_accelerator
 
 SETTLING = 1.0  # seconds that a process started after a hang waits for the groups at hand
 # How long an idle actor waits for more groups: a burst of finished prompts comes in one by one, and its first group
@@ -44,7 +41,7 @@ class Batcher:
     later call in it would fail.
 
     Args:
-        measure_each: groups -> for each its Measurement, or what was raised for it.
+        measure_each: groups -> for each its Measurement, or what was raised for it; raises what broke the accelerator.
         rest: called, in a thread, when no group has come for REST_AFTER, and never while groups are measured; None:
             there is nothing to give back.
     """
@@ -112,10 +109,9 @@ class Batcher:
                     with self._watchdog.over([each.number for each in batch]):
                         outcomes = await asyncio.to_thread(self._measure_each, [each.group for each in batch])
                 except Exception as error:
+                    if breaks_accelerator(error):
+                        self._watchdog.end([each.number for each in batch], error)
                     outcomes = [error] * len(batch)
-                broken = next((each for each in outcomes if isinstance(each, Exception) and _breaks(each)), None)
-                if broken is not None:
-                    self._watchdog.end([each.number for each in batch], broken)
                 seconds = (time.perf_counter() - started) / len(batch)
                 for each, outcome in zip(batch, outcomes, strict=True):
                     if not each.measured.done():  # OpenRLHF up to 0.11.0 cancels groups that it no longer needs
@@ -133,11 +129,3 @@ def _in_batches(waiting: list[Waiting]) -> Iterator[list[Waiting]]:
         characters += own
     if batch:
         yield batch
-
-
-def _breaks(error: Exception) -> bool:
-    """Whether after this error no call of the accelerator works any more in this process."""
-    if isinstance(error, DarlingError):  # which may quote such a text, of a server say; else it wraps the error itself
-        return isinstance(error.__cause__, Exception) and _breaks(error.__cause__)
-    kinds = getattr(torch, "AcceleratorError", ())  # from torch 2.8; before, a RuntimeError with this text
-    return (isinstance(error, kinds) or "CUDA error:" in str(error)) and not out_of_memory(error)

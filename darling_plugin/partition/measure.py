@@ -12,6 +12,7 @@ from darling_plugin.diversity import class_diversity, compute_diversity
 from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import Group, PartitionModel, SimilarityModel, start, to_tensor
 from darling_plugin.partition.clustering import cluster
+from darling_plugin.partition.engine.device import breaks_accelerator
 
 if TYPE_CHECKING:
     import torch
@@ -116,13 +117,15 @@ def measure_each(
     """What :func:`measure` gives for each group, or what it raised for that one.
 
     All together first. If that fails they are measured one by one, so that only the groups that cause the failure
-    suffer from it. Ctrl-C passes through.
+    suffer from it. Ctrl-C passes through, and so does an error that broke the accelerator: one by one all would fail.
     """
     try:
         return measure(model, groups, diversity, with_similarity=with_similarity)
     except BaseException as error:  # a SystemExit, or a panic in a tokenizer, is no Exception
         if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
             raise  # Ctrl-C reaches the main thread alone; in another one the model itself has raised it
+        if breaks_accelerator(error):
+            raise
         if len(groups) == 1:
             return [error]
     return [measure_each(model, [group], diversity, with_similarity=with_similarity)[0] for group in groups]

@@ -10,6 +10,7 @@ LEXICAL = ("--partition_model", "lexical")
 
 MODELS = """
 import os, time
+import torch
 from darling_plugin import PartitionModel
 
 class ByLength(PartitionModel):
@@ -29,6 +30,9 @@ class Picky(ByLength):
                 raise ZeroDivisionError("no\\nway")
             if group.prompt == "panic":
                 raise SystemExit("panic")
+            if group.prompt == "illegal":
+                os.write(2, b"asked\\n")
+                raise torch.AcceleratorError("CUDA error: an illegal memory access\\nwas encountered")
             if group.prompt == "hang":
                 time.sleep(600)
         return super().partition(groups)

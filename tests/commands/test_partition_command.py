@@ -228,6 +228,22 @@ def test_a_group_that_the_model_fails_on_costs_only_itself(command, models):
     assert done.err.endswith("2 bad lines\n")
 
 
+def test_a_broken_accelerator_ends_it_and_what_came_before_is_written(command, models):
+    """One by one all groups would fail, and each would be named as one on which the model fails."""
+    records = numbered(2 * GROUPS_AT_ONCE + 5)
+    records[GROUPS_AT_ONCE + 3]["prompt"] = "illegal"
+    done = command([b"bad", *records], "--partition_model", f"{models}:Picky")
+    assert done.status == 2
+    assert [each["prompt"] for each in done.records] == [f"prompt {k}" for k in range(GROUPS_AT_ONCE)]
+    said = " ".join(done.err.split())
+    assert "found: AcceleratorError: CUDA error: an illegal memory access was encountered (" in said
+    first, last = GROUPS_AT_ONCE + 2, 2 * GROUPS_AT_ONCE + 1
+    assert f"on the lines {first} to {last}; before: {GROUPS_AT_ONCE} groups" in said
+    assert f"start again with the lines from {first} on" in said
+    assert done.err.count("asked") == 1, "all together, and not one by one after it"
+    assert "the partition model failed" not in done.err and "Traceback" not in done.err
+
+
 def test_labels_that_do_not_fit_are_the_models_failure(command, tmp_path):
     path = tmp_path / "short.py"
     path.write_text(

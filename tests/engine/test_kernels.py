@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_classifiers import PAIRS
 
+from darling_plugin.errors import DarlingError
 from darling_plugin.partition.engine import attention, kernels
 from darling_plugin.partition.engine.attention import Pieces, Shape, sdpa_by_piece
 from darling_plugin.partition.engine.forward import PaddedForward, choose_forward
@@ -211,6 +212,28 @@ def test_what_raises_is_passed_over_and_named(monkeypatch, caplog):
         "ImportError: libcudart" in str(found) and "no kernel image" in str(found) and "right: 9e+03 ms" in str(found)
     )
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_kernel_that_breaks_the_accelerator_is_named_and_not_passed_over(monkeypatch):
+    """The next one would fail by the same error, and the model itself would."""
+    clock, loaded = Clock(monkeypatch), []
+
+    def illegal(*arguments):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def other():
+        loaded.append("other")
+        return sdpa_by_piece
+
+    with pytest.raises(DarlingError, match="(?s)flash-attn 9, tried on a sample.*AcceleratorError.*illegal memory"):
+        kernels.try_out(ENCODER, {"flash-attn 9": clock.kernel(1, illegal), "other": other}, "cpu")
+    assert not loaded
+
+    def not_built_for_it(*arguments):
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
+
+    kernels_here = {"flash-attn 9": clock.kernel(1, not_built_for_it), "other": other}
+    assert kernels.try_out(ENCODER, kernels_here, "cpu").name == "other"
 
 
 @pytest.mark.parametrize("version", ["2.10", "2.11"])

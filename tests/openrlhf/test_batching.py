@@ -212,17 +212,40 @@ def test_a_batch_has_a_million_characters_at_most_and_a_longer_group_is_one_by_i
     assert [column(group, "darling_group")[0] for group in scored] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("error", "breaks"),
-    [
-        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
-        (RuntimeError("CUDA error: device-side assert triggered"), True),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
-        (RuntimeError("CUDA error: out of memory"), False),
-        (RuntimeError("shapes do not match"), False),
-        (ZeroDivisionError(), False),
-        (DarlingError("an answer", "HTTP 400: CUDA error: an illegal memory access", "mend the server"), False),
-    ],
-)
-def test_which_errors_break_the_accelerator(error, breaks):
-    assert batching._breaks(error) == breaks
+class Ended(BaseException):
+    """In place of the process's end."""
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_an_error_that_broke_the_accelerator_ends_the_process_with_the_whole_batch(
+    configured, temporary_model, monkeypatch, wraps
+):
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    calls, ended = [], []
+
+    def illegal(self, groups):
+        calls.append(len(groups))
+        if wraps:
+            raise DarlingError("a similarity", "none", "mend the model") from error
+        raise error
+
+    def end(groups, error):
+        ended.append((groups, error.__cause__ if wraps else error))
+        raise Ended
+
+    temporary_model("illegal", illegal)
+    actor = make_actor(configured, partition_model="illegal", on_error="quality_only")
+    monkeypatch.setattr(actor._batcher._watchdog, "end", end)
+
+    async def burst():
+        scores = [asyncio.create_task(actor.score(responses("a", "b"), k, "train", 1000)) for k in range(3)]
+        while actor._batcher._measuring is None:
+            await PAUSE(0)
+        with pytest.raises(Ended):
+            await actor._batcher._measuring
+        assert not any(each.done() for each in scores), "no group is answered: Ray sends them to the next process"
+        for each in scores:
+            each.cancel()
+
+    asyncio.run(burst())
+    assert ended == [([0, 1, 2], error)] and calls == [3], "and the groups are not tried one by one before"

@@ -23,7 +23,9 @@ from typing import Any
 
 import torch
 
+from darling_plugin.errors import DarlingError
 from darling_plugin.partition.engine.attention import Attention, Pieces, Shape, sdpa_by_piece
+from darling_plugin.partition.engine.device import breaks_accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,10 @@ def candidates(shape: Shape, capability: tuple[int, int]) -> dict[str, Callable[
 
 
 def try_out(shape: Shape, kernels: dict[str, Callable[[], Attention]], device: str) -> Choice:
-    """Each kernel on a sample of that shape: what raises is passed over, what is not exact refused, with a warning."""
+    """Each kernel on a sample of that shape: what raises is passed over, what is not exact refused, with a warning.
+
+    Raises DarlingError, which names the kernel, for one after which the accelerator does not work any more.
+    """
     sample = _sample(shape, device)
     query, key, value, *how = sample
     exact = sdpa_by_piece(query.float(), key.float(), value.float(), *how)
@@ -82,6 +87,13 @@ def try_out(shape: Shape, kernels: dict[str, Callable[[], Attention]], device: s
             attend = load()
             error = (attend(*sample).float() - exact).abs().max().item()
         except Exception as raised:  # whatever a library of another release, or another GPU, makes of the call
+            if breaks_accelerator(raised):
+                raise DarlingError(
+                    f"an attention kernel that this GPU takes, for {shape}",
+                    f"{name}, tried on a sample, after which nothing computes on the GPU in this process: "
+                    f"{type(raised).__name__}: {raised}",
+                    "install another release of the library that brings it, or none",
+                ) from raised
             tried[name] = f"cannot be used ({type(raised).__name__}: {str(raised)[:120]})"
             continue
         if error <= EXACT:  # NaN is not
