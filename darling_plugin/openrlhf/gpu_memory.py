@@ -11,14 +11,21 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.partition import PartitionModel
 
 
+def bind_to_share(share: float) -> None:
+    """Bounds what this process takes of the GPU's memory to `share` of it; 0, and 1 or more, bound nothing.
+
+    Beyond it torch raises OutOfMemoryError here, where batches get smaller, and not in the training's backward pass.
+    Called before the model loads: on the way it may take more than it keeps.
+    """
+    if 0 < share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
 class GpuMemory:
     """What a partition model holds of the GPU that it shares with the models that train.
 
-    The process takes at most `share` of the GPU's memory: beyond it torch raises OutOfMemoryError here, where batches
-    get smaller, and not in the training's backward pass.
-
     Args:
-        share: --darling.gpus_per_partition_actor; 1 or more bounds nothing.
+        share: --darling.gpus_per_partition_actor.
         sleeps: --darling.partition_sleep: whether the weights go too, and not only what torch has cached.
 
     Attributes:
@@ -33,10 +40,7 @@ class GpuMemory:
                 f"{type(model).__name__}, which has no method sleep of its own",
                 "drop the flag, or write sleep and wake",
             )
-        on_gpu = share > 0 and torch.cuda.is_available()
-        self.used = on_gpu or sleeps
-        if on_gpu and share < 1:
-            torch.cuda.set_per_process_memory_fraction(share)
+        self.used = sleeps or (share > 0 and torch.cuda.is_available())
 
     def awake(self, measure: Callable[..., Any]) -> Callable[..., Any]:
         """`measure`, which wakes the model first."""

@@ -26,7 +26,7 @@ from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.monitor import text_signs
 from darling_plugin.openrlhf import placement, responses
 from darling_plugin.openrlhf.batching import Batcher
-from darling_plugin.openrlhf.gpu_memory import GpuMemory
+from darling_plugin.openrlhf.gpu_memory import GpuMemory, bind_to_share
 from darling_plugin.openrlhf.scoring_time import Step, Timed, cannot_be_timed, choose, said, time_group
 from darling_plugin.openrlhf.watchdog import Watchdog
 from darling_plugin.partition import Group, Measurement, load_partition_model, measure_each
@@ -136,6 +136,7 @@ class PartitionActor:
         self._config = config
         self._tokenizer = tokenizer
         self._quality_expected = quality_expected
+        bind_to_share(config.gpus_per_partition_actor)
         self._model = load_partition_model(
             config.partition_model, threshold=config.threshold, clustering=config.clustering
         )

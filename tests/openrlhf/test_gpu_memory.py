@@ -7,11 +7,12 @@ import time
 import pytest
 import torch
 from actor_groups import make_actor, responses
+from tiny_classifiers import make_classifier
 
-from darling_plugin import DarlingError, register_partition_model
+from darling_plugin import DarlingError, PartitionModel, register_partition_model
 from darling_plugin.openrlhf import batching
 from darling_plugin.openrlhf.gpu_memory import GpuMemory
-from darling_plugin.partition import load_partition_model
+from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.partition.models.lexical import Lexical
 
 
@@ -40,12 +41,27 @@ class Sleeper(Lexical):
         self.seen.append("wake")
 
 
-def test_the_process_is_bound_to_its_share_and_gives_back_what_is_cached(gpu):
+def test_what_is_cached_is_given_back(gpu):
     memory = GpuMemory(Lexical(), share=0.25, sleeps=False)
-    assert gpu == [0.25] and memory.used
+    assert memory.used and not gpu
     memory.give_back()
-    assert gpu == [0.25, "empty_cache"]
-    assert GpuMemory(Lexical(), share=1.0, sleeps=False).used and gpu[2:] == [], "a whole GPU is bound by itself"
+    assert gpu == ["empty_cache"]
+    assert GpuMemory(Lexical(), share=1.0, sleeps=False).used
+
+
+@pytest.mark.parametrize(("share", "bound"), [(0.25, [0.25]), (1.0, []), (0.0, [])])
+def test_an_actor_is_bound_to_its_share_of_the_gpu_before_its_model_loads(configured, gpu, monkeypatch, share, bound):
+    class Loads(PartitionModel):
+        def __init__(self):
+            gpu.append("loads")
+
+        def partition(self, groups):
+            raise NotImplementedError
+
+    register_partition_model("loads")(Loads)
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [3])
+    make_actor(configured, partition_model="loads", gpus_per_partition_actor=share)
+    assert gpu == [*bound, "loads"], "a whole GPU is bound by itself, and without a share there is none"
 
 
 def test_on_a_cpu_there_is_nothing_to_give_back():
@@ -119,17 +135,25 @@ def test_a_group_that_comes_while_the_model_falls_asleep_waits_and_wakes_it(conf
     assert actor._model.seen[:4] == ["first", "sleep", "wake", "second"]
 
 
-@pytest.mark.parametrize("spec", ["default", "embedding"])
-def test_the_built_in_models_score_the_same_after_a_sleep(spec):
-    model = load_partition_model(spec)
-    (group,) = [responses_of("Paris is it.", "It is Paris.", "Rome")]
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [("default", None), ("embedding", None), ("cross-encoder", "bert"), ("darling-modernbert", "modernbert")],
+)
+def test_the_built_in_models_leave_their_gpu_for_a_sleep_and_score_the_same_after_it(
+    spec, kind, tmp_path, monkeypatch
+):
+    model = load_partition_model(f"{spec}:{make_classifier(tmp_path, kind)}" if kind else spec)
+    group = Group("Where?", ["the cat sat on the mat and ran", "a dog ran under the tree and sat", "the cat sat"])
     before = model.similarities([group])[0]
+    weights = getattr(model, "encoder", model).model
+    where = ["cuda:1"]
+    with monkeypatch.context() as played:
+        played.setattr(type(weights), "device", property(lambda self: torch.device(where[-1])))
+        played.setattr(type(weights), "to", lambda self, device: where.append(str(device)))
+        model.sleep()
+        assert where == ["cuda:1", "cpu"]
+        model.wake()
+        assert where == ["cuda:1", "cpu", "cuda:1"]
     model.sleep()
     model.wake()
     assert torch.equal(model.similarities([group])[0], before)
-
-
-def responses_of(*texts):
-    from darling_plugin.partition import Group
-
-    return Group("Name a city.", list(texts))
