@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +45,42 @@ def test_without_a_compiler_the_layers_stay_as_they_are(path, expected, graphs, 
     caplog.clear()
     assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
     assert not caplog.text, "it is not tried again"
+
+
+@pytest.fixture
+def layer_by_layer(monkeypatch):
+    """Encoders with biases are compiled as on CUDA."""
+    base = SimpleNamespace(device=torch.device("cuda"), encoder=None)
+    assert not compiling.compiled_whole(base)
+    monkeypatch.setattr(compiling, "compiled_whole", lambda base: False)
+
+
+BERTS = pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"], scope="module")
+
+
+@BERTS
+def test_layers_compiled_one_by_one_as_on_cuda_say_the_same(path, expected, graphs, layer_by_layer):
+    model = load(path, dtype="float32", compile_after=0)
+    encoder = model.model.base_model.encoder
+    assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    assert ["forward" in vars(layer) for layer in encoder.layer] == [True] * 4
+    assert "forward" not in vars(encoder)
+    assert graphs() == 1, "what was made for the first layer serves the others"
+    for some in (PAIRS[:1], PAIRS[3:11], PAIRS[::2]):
+        where = [PAIRS.index(pair) for pair in some]
+        assert torch.allclose(model.similarity(some), expected[where], atol=2e-4)
+    assert graphs() == 1
+
+
+@BERTS
+def test_without_a_compiler_they_too_stay_as_they_are(path, expected, graphs, layer_by_layer, caplog):
+    model = load(path, dtype="float32", compile_after=0)
+    layers = model.model.base_model.encoder.layer
+    plain = [layer.forward for layer in layers]
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        assert torch.allclose(model.similarity(PAIRS), expected, atol=2e-4)
+    assert caplog.text.count("torch.compile failed, going on without it") == 1, "once for all layers"
+    assert [layer.forward for layer in layers] == plain
 
 
 def test_layers_are_compiled_once_enough_tokens_are_scored(of_kind, monkeypatch):

@@ -54,12 +54,11 @@ def compile_layers(base: Any) -> None:
     add the biases themselves; other layers share what is compiled for the first of each kind. Where compiling fails,
     all of them go on as they were.
     """
-    on_cpu = base.device.type == "cpu"
-    whole = on_cpu and hasattr(base, "encoder")
+    whole = compiled_whole(base)
     # The code on a CPU steps by the width of its vectors, and PyTorch's cache on disk (torch 2.13) does not ask which:
     # made with AVX-512 and found again where there is AVX2, as in a folder that machines share, it computes nonsense.
     # Options are part of what it asks for.
-    options = {"freezing": whole, "cpp.simdlen": pick_vec_isa().bit_width()} if on_cpu else None
+    options = {"freezing": whole, "cpp.simdlen": pick_vec_isa().bit_width()} if base.device.type == "cpu" else None
     modules = [base.encoder] if whole else layers_of(base)
     plain = {module: module.forward for module in modules}
 
@@ -79,6 +78,11 @@ def compile_layers(base: Any) -> None:
 
     for module in modules:
         module.forward = or_plain(module)
+
+
+def compiled_whole(base: Any) -> bool:
+    """Whether its encoder is compiled in one piece, and not layer by layer."""
+    return base.device.type == "cpu" and hasattr(base, "encoder")
 
 
 def linear_weights(base: Any) -> int:
