@@ -1,3 +1,5 @@
+"""The released classifiers' names: thresholds, input as their authors made it, short answers."""
+
 import pytest
 import torch
 from tiny_classifiers import make_classifier, make_tokenizer
@@ -68,6 +70,35 @@ def test_the_official_input_is_one_text_cut_in_words_with_its_special_tokens_wri
     assert len(trained._pair_tokens([pair])[0]) == 1 + 4 + 1 + 3 + 1
     with pytest.raises(DarlingError, match="its authors send token ids"):
         load_partition_model(f"noveltybench-deberta:{path}?input=official")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "of_response", "of_pair", "marks"),
+    [
+        ("darling-modernbert", "modernbert", 1022, 2048, ("<cls>", "<sep>")),
+        ("darling-qwen3-math", "qwen3", 2046, 4096, ("<|im_start|>", "<|im_end|>")),
+    ],
+)
+def test_by_default_a_response_is_cut_after_as_many_tokens_in_training_as_words_in_rl(
+    name, kind, of_response, of_pair, marks, tmp_path, caplog
+):
+    path = make_classifier(tmp_path, kind)
+    tokenizer = make_tokenizer(kind)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(path)
+    long = Pair("p", "cat " * 3000, "the dog ran, " * 3000)  # one token a word; four tokens to three words
+
+    trained = load_partition_model(f"{name}:{path}")
+    assert trained.max_length == of_pair == 2 * (of_response + 2)
+    (ids,) = trained._pair_tokens([long])
+    assert (len(ids.beginning), len(ids.own)) == (1 + of_response + 1, of_response + 1)
+
+    official = load_partition_model(f"{name}:{path}?input=official")
+    (ids,) = official._pair_tokens([long])
+    first, second = " ".join(["cat"] * of_response), " ".join(("the dog ran, " * 3000).split()[:of_response])
+    sent = f"{marks[0]} {first} {marks[1]} {second} {marks[1]}"
+    assert ids.ids.tolist() == official.tokenizer(sent)["input_ids"] and len(ids.ids) > 2.3 * of_response
+    assert f"reads {of_response} words of a response" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import ray
 import shared_ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from tiny_classifiers import make_classifier
 
 from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig
@@ -271,6 +272,41 @@ def test_of_actors_that_are_late_and_one_that_failed_the_failure_is_told(tmp_pat
     config = DarlingConfig(enable=True, partition_model=model, num_partition_actors=2, start_timeout=20)
     with local_ray(config), pytest.raises(ray.exceptions.RayError, match="no weights here"):
         PartitionPool(config, Letters(), quality_expected=True)
+
+
+NO_MEMORY_LEFT = """
+import os, sys
+from types import SimpleNamespace
+from darling_plugin.partition.models.vllm_classifier import VLLMClassifier
+
+def load(path, **options):
+    # As vLLM (0.29) says it; what has taken the memory is training, or the process that ended a moment ago.
+    raise ValueError("Free memory on device cuda:0 (1.5/79.2 GiB) on startup is less than desired (0.2, 15.8 GiB)")
+
+class Model(VLLMClassifier):
+    def __init__(self):
+        try:
+            os.mkdir({lock!r})
+        except FileExistsError:
+            sys.modules["vllm"] = SimpleNamespace(LLM=load)
+            super().__init__({path!r})
+
+    def partition(self, groups):
+        os._exit(1)
+"""
+
+
+def test_a_restart_that_finds_its_gpu_memory_taken_says_so_where_the_run_stops(tmp_path):
+    path = make_classifier(tmp_path / "weights", "llama")
+    (tmp_path / "model.py").write_text(NO_MEMORY_LEFT.format(lock=str(tmp_path / "lock"), path=path))
+    config = DarlingConfig(enable=True, partition_model=f"{tmp_path / 'model.py'}:Model")
+    with local_ray(config):
+        pool = PartitionPool(config, Letters(), quality_expected=True)
+        with pytest.raises(ray.exceptions.RayError) as caught:
+            ray.get(submit(pool, "p", ["a", "b"]), timeout=120)
+    said = str(caught.value)
+    assert "needed: a classifier that vLLM loads" in said and "free memory on that GPU or set gpu_memory_util" in said
+    assert "Free memory on device cuda:0 (1.5/79.2 GiB) on startup is less than desired" in said
 
 
 class Full:
