@@ -89,7 +89,7 @@ def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_groups(log_dir: str | Path) -> list[dict[str, Any]]:
+def read_logged_groups(log_dir: str | Path) -> list[dict[str, Any]]:
     """Those lines, each a group with the keys and as many values as it has responses.
 
     Raises DarlingError, which names the first line that is none.
@@ -173,6 +173,26 @@ def write_run(log_dir: str, *, darling: dict[str, Any], partition_model: dict[st
     if path.exists():
         path.rename(path.with_name(f"run.{1 + len(list(path.parent.glob('run.*.json')))}.json"))
     path.write_text(json.dumps(run, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_run(log_dir: Path) -> dict[str, Any]:
+    """The run.json in `log_dir`: the flags under "darling" and, but for old ones, "versions"; {} where there is none.
+
+    Raises DarlingError for one that was not written here.
+    """
+    file = log_dir / "run.json"
+    if not file.exists():
+        return {}
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+        found = "no flags in it"
+    except (OSError, ValueError) as error:
+        run, found = None, f"{error!r}"
+    if not (isinstance(run, dict) and isinstance(run.get("darling"), dict)):
+        raise DarlingError(
+            "a run.json, as --darling.log_dir writes it", f"{file}: {found}", "restore it, or take it away"
+        )
+    return run
 
 
 def installed_versions() -> dict[str, str]:

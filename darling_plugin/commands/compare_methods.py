@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,8 @@ from rich.text import Text
 
 from darling_plugin.commands.ending import exit_status
 from darling_plugin.commands.show import TITLE_WIDTH, asked, shortened
-from darling_plugin.errors import DarlingError
-from darling_plugin.evaluation.methods import ComparedGroup, Comparison, compare_methods
-from darling_plugin.log import read_groups
+from darling_plugin.evaluation.methods import ComparedGroup, Comparison, compare_methods, shown
+from darling_plugin.log import read_logged_groups, read_run
 from darling_plugin.reward import QUALITY_TRANSFORMS
 
 RESPONSE_WIDTH = 120
@@ -44,7 +41,7 @@ def correlation_table(comparison: Comparison) -> Table:
         table.add_column(f"{number}", justify="right")
     table.add_column("silent", justify="right")
     for row, name in enumerate(names):
-        cells = [_number(comparison.rank_correlation[row, column]) for column in range(row)]
+        cells = [shown(comparison.rank_correlation[row, column]) for column in range(row)]
         table.add_row(f"{row + 1} {name}", *cells, *[""] * (len(names) - 1 - row), str(comparison.silent[name]))
     return table
 
@@ -52,7 +49,7 @@ def correlation_table(comparison: Comparison) -> Table:
 def group_tables(group: ComparedGroup) -> tuple[Table, Table]:
     """The responses of a group, by number, and each method's advantages of them."""
     record = group.record
-    title = f"step {record['step']}, agreement {_number(group.agreement)}: "
+    title = f"step {record['step']}, agreement {shown(group.agreement)}: "
     said = Table(title=Text(title + shortened(asked(record["prompt"]), TITLE_WIDTH)), title_justify="left")
     for column in ("", "class", "quality"):
         said.add_column(column, justify="right", min_width=len(column))
@@ -67,56 +64,18 @@ def group_tables(group: ComparedGroup) -> tuple[Table, Table]:
     return said, advantages
 
 
-def draw(comparison: Comparison, file: Path) -> None:
-    """Writes the correlations as a picture, in a format that the file's name ends in, as .png or .svg.
-
-    Raises DarlingError where it cannot be drawn or written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DarlingError("matplotlib, for --picture", f"{error}", "pip install matplotlib") from error
-    names = list(comparison.silent)
-    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
-    plot = figure.add_subplot(title=f"Rank correlation within a group, mean of {len(comparison.groups)}")
-    picture = plot.imshow(comparison.rank_correlation, vmin=-1, vmax=1, cmap="RdBu")
-    plot.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    plot.set_yticks(range(len(names)), names)
-    for row, values in enumerate(comparison.rank_correlation):
-        for column, value in enumerate(values):
-            colour = "white" if abs(value) > 0.6 else "black"
-            plot.text(column, row, _number(value), ha="center", va="center", fontsize=8, color=colour)
-    figure.colorbar(picture, shrink=0.8)
-    try:
-        figure.savefig(file, dpi=120)
-    except (OSError, ValueError) as error:  # another folder, or another ending
-        raise DarlingError("a picture's file, as methods.png", f"{file}: {error}", "name another") from error
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
-
-
-def _flags(log_dir: Path) -> dict[str, Any]:
-    file = log_dir / "run.json"
-    if not file.exists():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["darling"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DarlingError("a run.json, as --darling.log_dir writes it", f"{file}: {error!r}", "restore it") from error
-
-
 def compare(log: Path, groups: int, picture: Path | None, flags: dict[str, Any], console: Console) -> None:
     """Prints the tables, and writes the picture. Raises DarlingError where there is nothing to compare."""
-    records = read_groups(log)
+    records = read_logged_groups(log)
     log_dir = log.parent if log.is_file() else log
-    comparison = compare_methods(records, {**_flags(log_dir), **flags})
+    comparison = compare_methods(records, {**read_run(log_dir).get("darling", {}), **flags})
     console.print(correlation_table(comparison))
     for group in comparison.groups[:groups]:
         console.print(*group_tables(group), sep="\n")
     if picture is not None:
-        draw(comparison, picture)
+        from darling_plugin.evaluation.pictures import draw_correlations
+
+        draw_correlations(picture, comparison)
         console.print(f"{picture}: the same as a picture", highlight=False, markup=False)
 
 

@@ -31,7 +31,7 @@ from darling_plugin.evaluation.cosine import Cosines
 from darling_plugin.evaluation.measures import Interval, in_order
 from darling_plugin.evaluation.quality import by_function, by_model, fill_in
 from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
-from darling_plugin.partition import load_partition_model
+from darling_plugin.partition import CLUSTERINGS, DEFAULT_CLUSTERING, load_partition_model
 from darling_plugin.user_code import import_user_code
 
 FLAGS = ("partition_model", "threshold", "import_path")
@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     classes.add_argument(
         "--clustering",
         default="greedy",
-        choices=("greedy", "union_find", "average"),
-        help="default: greedy, NoveltyBench's; training has union_find",
+        choices=CLUSTERINGS,
+        help=f"default: greedy, NoveltyBench's; training has {DEFAULT_CLUSTERING}",
     )
     parser.add_argument("--k", type=_count, nargs="*", help="for the figures of k responses; default: powers of two")
     parser.add_argument("--no_cosine", action="store_true", help="leave out the cosine of embeddings")

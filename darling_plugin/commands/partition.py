@@ -32,7 +32,7 @@ from darling_plugin.partition import (
 )
 from darling_plugin.partition.base import DECIMALS
 from darling_plugin.partition.groups import GroupLine, given_responses, lines_of, read_groups
-from darling_plugin.partition.text import read_partition_text
+from darling_plugin.partition.text import as_logged, read_partition_text
 from darling_plugin.user_code import import_user_code
 
 # Held at a time, so that input without end needs no more memory. A fixed number: where lower precision makes a
@@ -216,9 +216,7 @@ def _comparable(
             totals.report(line.number, f"--partition_text failed: {_describe(error)}")
             continue
         if config.partition_text != "whole":
-            record["compared"] = [
-                None if some == response else some for some, response in zip(compared, responses, strict=True)
-            ]
+            record["compared"] = as_logged(compared, responses)
         yield GroupLine(line.number, record, Group(prompt, compared))
 
 

@@ -15,14 +15,15 @@ from rich.text import Text
 
 from darling_plugin.commands.ending import exit_status
 from darling_plugin.errors import DarlingError
-from darling_plugin.log import read_groups
+from darling_plugin.log import read_logged_groups
 from darling_plugin.queries import asked
 
 TITLE_WIDTH = 60
 EXAMPLE = """\
   darling-show runs/demo --groups 5
 
-DIR holds the run's partitions.jsonl. Means leave out the groups that could not be partitioned.
+DIR holds the run's partitions.jsonl. Means leave out the groups that could not be partitioned; those of diversity and
+of classes also the responses that a quality gate left out.
 
 exit status: 0; 2 where there is nothing to show
 """
@@ -38,12 +39,22 @@ def steps_table(records: list[dict[str, Any]]) -> Table:
     for column in ("step", "quality", "diversity", "classes per group", "reward"):
         table.add_column(column, justify="right")
     for step, groups in sorted(steps.items()):
-        means = [
-            fmean(value for group in groups for value in group[key]) for key in ("quality", "diversity", "reward")
-        ]
-        classes = fmean(len(set(group["labels"]) - {-1}) for group in groups)
-        table.add_row(str(step), f"{means[0]:.3f}", f"{means[1]:.3f}", f"{classes:.2f}", f"{means[2]:.3f}")
+        quality, reward = (
+            f"{fmean(value for group in groups for value in group[key]):.3f}" for key in ("quality", "reward")
+        )
+        table.add_row(str(step), quality, *_diversity_and_classes(groups), reward)
     return table
+
+
+def _diversity_and_classes(groups: list[dict[str, Any]]) -> tuple[str, str]:
+    """As `diversity` and `classes_per_group` of metrics.py have them, without its torch: of those who take part."""
+    labels = [[label for label in group["labels"] if label >= 0] for group in groups]
+    if not any(labels):
+        return "–", "–"
+    diversity = fmean(
+        each for group in groups for label, each in zip(group["labels"], group["diversity"], strict=True) if label >= 0
+    )
+    return f"{diversity:.3f}", f"{fmean(len(set(of_group)) for of_group in labels if of_group):.2f}"
 
 
 def shortened(text: str, width: int) -> str:
@@ -80,7 +91,7 @@ def show(log_dir: Path, groups: int, console: Console) -> None:
 
     Raises DarlingError where there is nothing to show.
     """
-    trained = [record for record in read_groups(log_dir) if record["split"] == "train"]
+    trained = [record for record in read_logged_groups(log_dir) if record["split"] == "train"]
     if not trained:
         raise DarlingError("groups of a training step", f"none yet in {log_dir}", "wait for the first step")
     console.print(steps_table(trained))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ class Comparison:
     silent: dict[str, int]
     groups: list[ComparedGroup]
     of_similarities: bool
+
+
+def shown(correlation: float) -> str:
+    """To two digits; a dash where there is none."""
+    return "–" if math.isnan(correlation) else f"{correlation:.2f}"
 
 
 def compare_methods(records: Sequence[dict[str, Any]], flags: dict[str, Any] | None = None) -> Comparison:
@@ -121,6 +127,7 @@ def _shaped(
     """Rewards and advantages (M, P, n) of METHODS on P groups of n."""
     import torch
 
+    from darling_plugin.partition import DEFAULT_CLUSTERING
     from darling_plugin.shaping import Groups, Similarities, shape
 
     labels = torch.tensor([record["labels"] for record in records])
@@ -132,7 +139,8 @@ def _shaped(
         labels=labels,
         diversity=_numbers(records, "diversity"),
         quality_only=torch.zeros(len(records), dtype=torch.bool),
-        similarities=Similarities(similarity, threshold=0.5, clustering="union_find"),  # nothing is clustered here
+        # Nothing is clustered here: threshold and clustering have no say.
+        similarities=Similarities(similarity, threshold=0.5, clustering=DEFAULT_CLUSTERING),
     )
     shaped = [
         shape(groups, DarlingConfig(**{"advantage": "centered", **method, **flags}), lambda reward: reward)

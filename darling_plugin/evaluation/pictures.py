@@ -1,11 +1,12 @@
-"""darling-evaluate's picture: quality against diversity, and pass@k, each with its interval."""
+"""The pictures of darling-evaluate (quality against diversity, pass@k) and of darling-compare-methods."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.evaluation.measures import Interval
+from darling_plugin.evaluation.methods import Comparison, shown
 
 
 def draw(path: Path, summaries: dict[str, dict[str, Interval]]) -> bool:
@@ -60,3 +61,29 @@ def _passes(axis, summaries: dict[str, dict[str, Interval]]) -> None:
 def _point(axis, x: Interval, y: Interval, colour: str, name: str) -> None:
     errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
     axis.errorbar(x.mean, y.mean, **errors, fmt="o", color=colour, capsize=3, label=name)
+
+
+def draw_correlations(file: Path, comparison: Comparison) -> None:
+    """Writes a comparison of the methods as a picture, in a format that the file's name ends in, as .png or .svg.
+
+    Raises DarlingError where it cannot be drawn or written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DarlingError(f"matplotlib, for {spelled('picture')}", f"{error}", "pip install matplotlib") from error
+    names = list(comparison.silent)
+    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+    plot = figure.add_subplot(title=f"Rank correlation within a group, mean of {len(comparison.groups)}")
+    picture = plot.imshow(comparison.rank_correlation, vmin=-1, vmax=1, cmap="RdBu")
+    plot.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    plot.set_yticks(range(len(names)), names)
+    for row, values in enumerate(comparison.rank_correlation):
+        for column, value in enumerate(values):
+            colour = "white" if abs(value) > 0.6 else "black"
+            plot.text(column, row, shown(value), ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(picture, shrink=0.8)
+    try:
+        figure.savefig(file, dpi=120)
+    except (OSError, ValueError) as error:  # another folder, or another ending
+        raise DarlingError("a picture's file, as methods.png", f"{file}: {error}", "name another") from error

@@ -31,7 +31,7 @@ from darling_plugin.openrlhf.group_tables import is_due, log_groups
 from darling_plugin.openrlhf.partition_actor import PartitionPool
 from darling_plugin.openrlhf.scoring_time import Step
 from darling_plugin.openrlhf.seams import installed_seam, installed_seams, is_hooked, wrap
-from darling_plugin.partition.text import read_partition_text
+from darling_plugin.partition.text import as_logged, read_partition_text
 from darling_plugin.quality_gate import NONE
 from darling_plugin.shaping import shape
 from darling_plugin.user_code import import_user_code
@@ -311,7 +311,7 @@ def _compared(config: DarlingConfig, record: dict[str, Any], texts: list[str]) -
     except Exception as error:  # of a function of the user's that gives another result this time: only the log
         logger.warning("what was compared is not in the log: %s failed there: %r", config.partition_text, error)
         return None
-    return [None if some == text else some for some, text in zip(compared, texts, strict=True)]
+    return as_logged(compared, texts)
 
 
 HOOKS: dict[str, Callable] = {

@@ -15,7 +15,7 @@ import torch
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.monitor import TEXT_SIGNS
-from darling_plugin.partition import CLUSTERINGS, Measurement, PartitionModel, SimilarityModel
+from darling_plugin.partition import CLUSTERINGS, DEFAULT_CLUSTERING, Measurement, PartitionModel, SimilarityModel
 
 # OpenRLHF makes a tensor of each array of ours, and torch warns of long lists of them: this one has one element.
 warnings.filterwarnings("ignore", "Creating a tensor from a list of numpy.ndarrays", UserWarning)
@@ -101,7 +101,7 @@ class Made:
         """A model that gives classes alone has similarities of 1 within a class, else 0 (measure)."""
         if isinstance(model, SimilarityModel):
             return cls(model.threshold, model.clustering, exact)
-        return cls(0.5, "union_find", exact)
+        return cls(0.5, DEFAULT_CLUSTERING, exact)
 
 
 def add_measurement(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from darling_plugin.errors import DarlingError, spelled
@@ -40,6 +40,11 @@ def read_partition_text(spec: str) -> PartitionText:
     if form == "regex":
         return _by_pattern(spec, argument)
     return _users(spec)
+
+
+def as_logged(compared: Sequence[str], responses: Sequence[str]) -> list[str | None]:
+    """What of each response was compared, as a log keeps it: None where that is all of it."""
+    return [None if text == response else text for text, response in zip(compared, responses, strict=True)]
 
 
 def _by_pattern(spec: str, pattern: str) -> PartitionText:

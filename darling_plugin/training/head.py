@@ -94,7 +94,8 @@ class HeadTrainer:
         labels, held_out = _labels(pairs), np.empty(len(pairs))
         kind_of, kind_of_packaged = self._kinds(pairs), self._kinds(self.packaged)
         weight, bias = torch.zeros(len(KINDS), len(FEATURES)), torch.zeros(len(KINDS))
-        told: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        # By kind, of the packaged pairs that it was learned from too: P(similar) by cross-validation, and the labels.
+        packaged_held_out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for row, (kind, names) in enumerate(KINDS.items()):
             own = np.flatnonzero(kind_of == row)
             at_own = np.arange(len(own))  # where they are in learned_from
@@ -114,23 +115,23 @@ class HeadTrainer:
             weight[row, columns] = torch.tensor(coefficients, dtype=torch.float32)
             held_out[own] = out[at_own]
             if more:
-                told[kind] = out[-len(more) :], _labels(more)
+                packaged_held_out[kind] = out[-len(more) :], _labels(more)
         threshold = best_threshold(
-            np.concatenate([labels, *(y for _, y in told.values())]),
-            np.concatenate([held_out, *(p for p, _ in told.values())]),
-            np.concatenate([_weights(pairs), *(np.ones(len(y)) for _, y in told.values())]),
+            np.concatenate([labels, *(y for _, y in packaged_held_out.values())]),
+            np.concatenate([held_out, *(p for p, _ in packaged_held_out.values())]),
+            np.concatenate([_weights(pairs), *(np.ones(len(y)) for _, y in packaged_held_out.values())]),
             self.threshold_for,
         )
         # Of kinds that have packaged pairs another share is similar. One threshold is to serve all kinds, so theirs is
         # put where it is: a change of the base rate that they are calibrated for.
         for row, kind in enumerate(KINDS):
-            if kind in told:
-                probabilities, y = told[kind]
+            if kind in packaged_held_out:
+                probabilities, y = packaged_held_out[kind]
                 own = best_threshold(y, probabilities, aim=self.threshold_for)
                 shift = _logit(threshold) - _logit(own)
                 bias[row] += shift
-                told[kind] = 1 / (1 + np.exp(-_logit(probabilities) - shift)), y
-        packaged = {kind: (int(((p > threshold) == y).sum()), len(y)) for kind, (p, y) in told.items()}
+                packaged_held_out[kind] = 1 / (1 + np.exp(-_logit(probabilities) - shift)), y
+        packaged = {kind: (int(((p > threshold) == y).sum()), len(y)) for kind, (p, y) in packaged_held_out.items()}
         weights = {"weight": weight, "bias": bias, "idf": idf.half()}
         return TrainedHead(weights, threshold, packaged)
 

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from darling_plugin import metrics
 from darling_plugin.commands.show import asked, main, shortened
+from darling_plugin.evaluation.report.runs import as_groups
 
 
 @pytest.fixture
@@ -53,6 +55,18 @@ def test_a_row_a_step_and_the_last_steps_groups_class_by_class(log_dir, capsys):
     assert "step 1: " not in said and "9.000" not in said
     assert "darling-report " in said
     assert said.index("answer 0 of 0") < said.index("answer 0 of 2") < said.index("answer 1 of 1")
+
+
+def test_means_are_of_those_who_take_part_as_the_metrics_of_training_are(log_dir, capsys):
+    # A quality gate left out one response of the first group, and all of the second.
+    some = {**group(1, [0, 1, -1], [1.0, 0.5, 0.0]), "diversity": [1.0, 0.5, 0.0]}
+    none = {**group(1, [-1] * 3, [0.0] * 3), "diversity": [0.0] * 3}
+    assert main([log_dir(some, none, {**none, "step": 2})]) == 0
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    groups, _ = as_groups([some, none])
+    assert (metrics.diversity(groups), metrics.classes_per_group(groups)) == (0.75, 2.0)
+    assert [row[2:4] for row in rows if row[:1] == ["1"] and len(row) == 5] == [["0.750", "2.00"]]
+    assert [row[1:4] for row in rows if row[:1] == ["2"] and len(row) == 5] == [["0.000", "–", "–"]]
 
 
 def test_no_more_groups_than_asked_for(log_dir, capsys):

@@ -55,8 +55,8 @@ def curves(run: Run, split: str) -> Curves:
         alone = step.reward.shape[1] == 1
         signs = {} if alone else metrics.monitor_figures(metrics.monitor_metrics(step.groups))
         for name, figure in FIGURES.items():
-            told = not alone or name in ("quality", "reward", "response_length")
-            made.figures[name].append(figure(step) if told else None)
+            defined = not alone or name in ("quality", "reward", "response_length")
+            made.figures[name].append(figure(step) if defined else None)
         for figure in monitor.FIGURES:
             made.figures[monitor.PREFIX + figure.__name__].append(signs.get(figure.__name__))
         made.warnings += [(step.number, name, said) for name, said in watch.see(signs).items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from darling_plugin.config import DarlingConfig
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.monitor import TEXT_SIGNS, text_signs
-from darling_plugin.log import read_groups
+from darling_plugin.log import read_logged_groups, read_run
+from darling_plugin.partition import DEFAULT_CLUSTERING
 from darling_plugin.shaping import Groups, Shaped, Similarities, shape
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str, track: Callable[[list], Iterable]) -> Run:
-    records = read_groups(path)
+    records = read_logged_groups(path)
     if not records:
         raise DarlingError("groups of a step", f"none yet in {path}", "wait for the first step")
     config, settings = _flags(path)
@@ -104,18 +104,12 @@ def _order(item: tuple[tuple[int, str], list]) -> tuple[int, bool]:
 
 
 def _flags(path: Path) -> tuple[DarlingConfig | None, dict[str, Any]]:
-    file = path / "run.json"
-    if not file.exists():
+    """The run's flags as its configuration, None without a run.json; and as the page lists them, with the versions."""
+    run = read_run(path)
+    if not run:
         return None, {}
-    try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-        flags = run["darling"]
-        known = {each.name for each in fields(DarlingConfig)}
-        config = DarlingConfig(**{name: value for name, value in flags.items() if name in known})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DarlingError(
-            "a run.json, as --darling.log_dir writes it", f"{file}: {error!r}", "restore it, or take it away"
-        ) from error
+    flags, known = run["darling"], {each.name for each in fields(DarlingConfig)}
+    config = DarlingConfig(**{name: value for name, value in flags.items() if name in known})
     return config, {**flags, **{f"version of {name}": found for name, found in run.get("versions", {}).items()}}
 
 
@@ -140,7 +134,7 @@ def as_groups(records: list[dict[str, Any]]) -> tuple[Groups, torch.Tensor]:
         diversity=torch.tensor([record["diversity"] or [0.0] * n for record in records], dtype=torch.float32),
         quality_only=torch.tensor([record["labels"] is None for record in records]),
         # The step shapes by their values alone.
-        similarities=Similarities(torch.tensor(similarity), threshold=0.5, clustering="union_find")
+        similarities=Similarities(torch.tensor(similarity), threshold=0.5, clustering=DEFAULT_CLUSTERING)
         if any("similarity" in record for record in records)
         else None,
         length=None if None in lengths else torch.tensor(lengths, dtype=torch.float32),
