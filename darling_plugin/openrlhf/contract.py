@@ -104,26 +104,31 @@ CALLED = {
     (_MAKER, "RemoteExperienceMaker.get_cumulative_returns"): ("self", "rewards", "action_mask", "gamma"),
 }
 
-# Flags that are read: by the launcher from the command line, by the hooks from `args`, where each dot is a namespace.
+# Flags that the launcher reads of the command line itself, for OpenRLHF's own parser is seconds away: by what the
+# launcher calls each, and with the default that OpenRLHF gives it.
+COMMAND_LINE: dict[str, tuple[str, Any]] = {
+    "n_samples": ("rollout.n_samples_per_prompt", 1),
+    "estimator": ("algo.advantage.estimator", "gae"),
+    "remote_url": ("reward.remote_url", None),
+    "agent_func_path": ("train.agent_func_path", None),
+    "label_key": ("data.label_key", None),
+    "resumes": ("ckpt.load_enable", False),
+    "no_std_norm": ("algo.advantage.no_std_norm", False),
+    "kl": ("algo.kl.init_coef", 0.01),
+    "colocate_all": ("train.colocate_all", False),
+    "critic_apart": ("train.colocate_critic_reward", False),
+    "is_async": ("train.async_enable", False),
+    "nodes": ("actor.num_nodes", 1),
+    "gpus_per_node": ("actor.num_gpus_per_node", 8),
+}
+# These, and those that only the hooks read, from `args`, where each dot is a namespace.
 FLAGS = (
-    "actor.num_gpus_per_node",
-    "actor.num_nodes",
-    "algo.advantage.estimator",
-    "algo.advantage.no_std_norm",
-    "algo.kl.init_coef",
-    "ckpt.load_enable",
-    "data.label_key",
+    *(flag for flag, _ in COMMAND_LINE.values()),
     "data.max_len",
     "eval.n_samples_per_prompt",
     "reward.clip_range",
-    "reward.remote_url",
     "rollout.batch_size",
     "rollout.max_new_tokens",
-    "rollout.n_samples_per_prompt",
-    "train.agent_func_path",
-    "train.async_enable",
-    "train.colocate_all",
-    "train.colocate_critic_reward",
 )
 
 

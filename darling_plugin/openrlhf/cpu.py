@@ -20,7 +20,7 @@ from typing import Any
 import wrapt
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.openrlhf.seams import wrap
+from darling_plugin.openrlhf.seams import installed_seam, wrap
 
 # Flags a CPU cannot honour: they place work on GPUs, split a model over them, or speed it up there.
 SET_FLAGS = {
@@ -293,7 +293,8 @@ def _trainer(module: ModuleType) -> None:
         # Partial rollout syncs while generation is paused: asking vLLM anything before it resumes would hang.
         return trainer.args.train.partial_rollout_enable
 
-    wrap(module.BasePPOTrainer, "init_checkpoint_states", init_checkpoint_states)
+    resume = installed_seam("resume")
+    wrap(resume.owner(), resume.function, init_checkpoint_states)
     wrap(module.BasePPOTrainer, "broadcast_to_vllm", broadcast_to_vllm)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from darling_plugin.config import PREFIX, DarlingConfig, build_parser, parse
 from darling_plugin.errors import DarlingError, options_begin_with
-from darling_plugin.openrlhf import placement, worker
+from darling_plugin.openrlhf import contract, placement, worker
 from darling_plugin.openrlhf.seams import check_installed_openrlhf
 
 TRAINER = "openrlhf.cli.train_ppo_ray"
@@ -71,19 +71,9 @@ def check(config: DarlingConfig, openrlhf_argv: list[str]) -> DarlingConfig:
 def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> DarlingConfig:
     # Only what decides whether DARLING can work; OpenRLHF's own parser, seconds away, checks the rest.
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--rollout.n_samples_per_prompt", dest="n_samples", type=int, default=1)
-    parser.add_argument("--algo.advantage.estimator", dest="estimator", default="gae")
-    parser.add_argument("--reward.remote_url", dest="remote_url")
-    parser.add_argument("--train.agent_func_path", dest="agent_func_path")
-    parser.add_argument("--data.label_key", dest="label_key")
-    parser.add_argument("--ckpt.load_enable", dest="resumes", action="store_true")
-    parser.add_argument("--algo.advantage.no_std_norm", dest="no_std_norm", action="store_true")
-    parser.add_argument("--algo.kl.init_coef", dest="kl", type=float, default=0.01)
-    parser.add_argument("--train.colocate_all", dest="colocate_all", action="store_true")
-    parser.add_argument("--train.colocate_critic_reward", dest="critic_apart", action="store_true")
-    parser.add_argument("--train.async_enable", dest="is_async", action="store_true")
-    parser.add_argument("--actor.num_nodes", dest="nodes", type=int, default=1)
-    parser.add_argument("--actor.num_gpus_per_node", dest="gpus_per_node", type=int, default=8)
+    for name, (flag, default) in contract.COMMAND_LINE.items():
+        value = {"action": "store_true"} if default is False else {"type": str if default is None else type(default)}
+        parser.add_argument(f"--{flag}", dest=name, default=default, **value)
     flags, _ = parser.parse_known_args(openrlhf_argv)
     if flags.n_samples < 2:
         raise DarlingError(

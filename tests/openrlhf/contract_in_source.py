@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from darling_plugin.openrlhf import contract
 from darling_plugin.openrlhf.seams import (
@@ -13,6 +14,8 @@ from darling_plugin.openrlhf.seams import (
     parameters_in_source,
     seams_of,
 )
+
+COMMAND = "openrlhf.cli.train_ppo_ray"
 
 
 def broken(root: Path, release: str = SUPPORTED_OPENRLHF[-1]) -> list[str]:
@@ -36,23 +39,60 @@ def broken(root: Path, release: str = SUPPORTED_OPENRLHF[-1]) -> list[str]:
         there = parameters_in_source(str(root), Seam("", module, name, parameters))
         if there != parameters:
             lines.append(f"{module}.{name}: parameters {', '.join(there)}, not {', '.join(parameters)}")
-    return lines + list(_broken_between_functions(root))
+    functions = {seam.role: seam.function for seam in seams_of(release)}
+    return [*lines, *_broken_flags(root), *_broken_between_functions(root, functions)]
 
 
-def _broken_between_functions(root: Path) -> Iterator[str]:
-    """Which arguments OpenRLHF passes on, and what it calls after what: no signature shows that."""
-    train = find_in_source(str(root), "openrlhf.cli.train_ppo_ray", "train")
+def flags(root: Path) -> dict[str, dict[str, Any]]:
+    """The flags of `train_ppo_ray`, each with those arguments of its `add_argument` that are literals."""
+    found = {}
+    for node in ast.walk(ast.parse(root.joinpath(*COMMAND.split(".")[1:]).with_suffix(".py").read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            arguments = {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+            for model in ("actor", "critic"):  # the optimizers' flags are f"--{prefix}.…", in a loop over the two
+                name = ast.unparse(node.args[0]).removeprefix("f").strip("'").replace("{prefix}", model)
+                found[name] = arguments
+    return found
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:  # a type, a path
+        return ast.unparse(node)
+
+
+def _broken_flags(root: Path) -> Iterator[str]:
+    """Flags that are gone, and defaults that the launcher takes for others."""
+    there = flags(root)
+    for flag in contract.FLAGS:
+        if f"--{flag}" not in there:
+            yield f"{COMMAND}: no flag --{flag}"
+    for flag, default in contract.COMMAND_LINE.values():
+        arguments = there.get(f"--{flag}", {"default": default})
+        found = arguments.get("default", False if arguments.get("action") == "store_true" else None)
+        if found != default:
+            yield f"{COMMAND}: --{flag} is {found!r} by default, not {default!r}"
+
+
+def _broken_between_functions(root: Path, functions: dict[str, str]) -> Iterator[str]:
+    """Which arguments OpenRLHF passes on, and what it calls after what: no signature shows that.
+
+    Args:
+        functions: the seams' names in this release, by role.
+    """
+    train = find_in_source(str(root), COMMAND, "train")
     passed = {keyword.arg for node in ast.walk(train) if isinstance(node, ast.Call) for keyword in node.keywords}
     if "max_len" not in passed:
-        yield "openrlhf.cli.train_ppo_ray: does not pass max_len to generation"
+        yield f"{COMMAND}: does not pass max_len to generation"
     if "n_samples_per_prompt" in passed:
-        yield "openrlhf.cli.train_ppo_ray: passes n_samples_per_prompt to training, too"
+        yield f"{COMMAND}: passes n_samples_per_prompt to training, too"
     for trainer in ("ppo_trainer", "ppo_trainer_async"):
         code = ast.unparse(ast.parse((root / "trainer" / f"{trainer}.py").read_text()))
         if "['n_samples_per_prompt'] = self.args.eval.n_samples_per_prompt" not in code:
             yield f"openrlhf.trainer.{trainer}: evaluation does not pass its n_samples_per_prompt"
-        if "logs = compute_eval_metrics(" not in code or "self.save_best_checkpoint(eval_" not in code:
-            yield f"openrlhf.trainer.{trainer}: an evaluation's metrics do not go to save_best_checkpoint"
+        if f"logs = {functions['evaluation']}(" not in code or f"self.{functions['evaluated']}(eval_" not in code:
+            yield f"openrlhf.trainer.{trainer}: an evaluation's metrics do not go to {functions['evaluated']}"
 
 
 def fields(scope: ast.AST) -> set[str]:

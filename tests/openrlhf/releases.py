@@ -1,12 +1,13 @@
 """OpenRLHF's releases as their wheels have them, in runs/wheels, for tests on the real source of each."""
 
-import ast
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import contract_in_source
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.openrlhf.seams import SUPPORTED_OPENRLHF
@@ -52,15 +53,8 @@ def newest() -> str:
 
 def flags(version: str) -> dict[str, list[str]]:
     """The flags of that release's `train_ppo_ray`, each with its choices, if any. Read, not imported."""
-    tree = ast.parse((source(version) / "openrlhf" / "cli" / "train_ppo_ray.py").read_text())
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-            choices = [ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg == "choices"]
-            for model in ("actor", "critic"):  # the optimizers' flags are f"--{prefix}.…", in a loop over the two
-                name = ast.unparse(node.args[0]).removeprefix("f").strip("'").replace("{prefix}", model)
-                found[name] = choices[0] if choices else []
-    return found
+    read = contract_in_source.flags(source(version) / "openrlhf")
+    return {name: arguments.get("choices", []) for name, arguments in read.items()}
 
 
 def _pip(*arguments: object) -> str:

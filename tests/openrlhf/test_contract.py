@@ -9,6 +9,7 @@ from pathlib import Path
 import contract_in_source
 import pytest
 
+from darling_plugin.errors import DarlingError
 from darling_plugin.openrlhf import contract, seams
 
 INSTALLED = Path(next(iter(find_spec("openrlhf").submodule_search_locations)))
@@ -50,8 +51,9 @@ def test_the_contract_names_the_flags_that_the_code_reads():
     code = "\n".join(path.read_text() for path in FILES if path.name != "contract.py")
     code += "args.eval.n_samples_per_prompt"  # contract.split
     read = set(re.findall(r"\bargs\.([a-z_]+\.[a-z_]+)", code))
-    read |= set(re.findall(r'parser\.add_argument\("--([a-z_]+\.[a-z_.]+)"', code))
-    assert read == set(contract.FLAGS)
+    read |= {flag for flag, _ in contract.COMMAND_LINE.values()}
+    assert read == set(contract.FLAGS) and len(contract.FLAGS) == len(read)
+    assert set(re.findall(r"\bflags\.(\w+)", code)) == set(contract.COMMAND_LINE)
 
 
 def test_the_installed_release_keeps_the_contract():
@@ -84,6 +86,19 @@ def test_the_installed_release_keeps_the_contract():
             "self.keep(",
             "do not go to save_best_checkpoint",
         ),
+        ("cli/train_ppo_ray.py", "--data.label_key", "--data.labels_key", "no flag --data.label_key"),
+        (
+            "cli/train_ppo_ray.py",
+            '"--algo.kl.init_coef", type=float, default=0.01',
+            '"--algo.kl.init_coef", type=float, default=0.02',
+            "--algo.kl.init_coef is 0.02 by default, not 0.01",
+        ),
+        (
+            "cli/train_ppo_ray.py",
+            '"--train.async_enable", action="store_true", default=False',
+            '"--train.async_enable", action="store_true", default=True',
+            "--train.async_enable is True by default, not False",
+        ),
         ("trainer/ppo_utils/kl_controller.py", "class FixedKLController", "class Fixed", "no such function"),
     ],
 )
@@ -97,14 +112,20 @@ def test_a_release_that_breaks_the_contract_is_named(tmp_path, file, before, aft
     assert said in line
 
 
-def test_a_renamed_seam_costs_no_line_of_the_contract(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seam", seams.seams_of("99.0.0"), ids=lambda seam: seam.role)
+def test_a_renamed_seam_costs_no_line_of_the_contract(tmp_path, monkeypatch, seam):
     copy = tmp_path / "openrlhf"
     shutil.copytree(INSTALLED, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    file = copy / "trainer" / "ppo_utils" / "samples_generator.py"
-    file.write_text(file.read_text().replace("_dispatch_prompts_to_vllm", "_send_prompts"))
-    (line,) = contract_in_source.broken(copy)
-    assert "_dispatch_prompts_to_vllm: " in line
+    name = rf"\b{seam.function}\b"
+    files = list(copy.rglob("*.py"))
+    if seam.function.startswith("__"):  # other classes have it, too
+        name, files = f"(?<=def ){seam.function}", [copy.joinpath(*seam.module.split(".")[1:]).with_suffix(".py")]
+    for file in files:
+        file.write_text(re.sub(name, "renamed", file.read_text()))
     monkeypatch.setattr(seams, "SUPPORTED_OPENRLHF", (*seams.SUPPORTED_OPENRLHF, "99.0.0"))
-    renamed = {"dispatch": {"name": "SamplesGenerator._send_prompts"}}
+    with pytest.raises(DarlingError, match="no such function"):
+        seams.check_source(str(copy), "99.0.0")
+    renamed = {seam.role: {"name": ".".join([*seam.name.split(".")[:-1], "renamed"])}}
     monkeypatch.setattr(seams, "CHANGES", seams.CHANGES | {"99.0.0": renamed})
+    seams.check_source(str(copy), "99.0.0")
     assert contract_in_source.broken(copy, "99.0.0") == []
