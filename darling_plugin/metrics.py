@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from darling_plugin.errors import spelled
 from darling_plugin.evaluation import monitor
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from darling_plugin.shaping import Groups, Shaped
 
 PREFIX = "darling/"
+GROUPS_TABLE = f"train/{PREFIX}groups"  # a table and no number: openrlhf/group_tables.py sends it itself
 
 
 @dataclass
@@ -160,10 +162,6 @@ class SignalWatch:
     """Says once that diversity has told training nothing for STEPS steps together."""
 
     STEPS = 20
-    DO = (
-        "another partition model or --darling.threshold, --darling.diversity expected, a longer look at the groups "
-        "(darling-show), or more responses a prompt"
-    )
 
     def __init__(self) -> None:
         self._seen: deque[tuple[bool, bool, bool]] = deque(maxlen=self.STEPS)
@@ -192,7 +190,11 @@ class SignalWatch:
             "nearly all responses count as the same",
             "in nine groups of ten all responses have one diversity",
         )[always.index(True)]
-        return f"For {self.STEPS} steps {found}, so diversity tells training next to nothing. Try {self.DO}."
+        return (
+            f"For {self.STEPS} steps {found}, so diversity tells training next to nothing. Try another partition "
+            f"model or {spelled('threshold')}, {spelled('diversity')} expected, a longer look at the groups "
+            "(darling-show), or more responses a prompt."
+        )
 
 
 def _named(functions: tuple[Callable, ...], *arguments: object, prefix: str = PREFIX) -> dict[str, float]:

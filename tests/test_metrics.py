@@ -11,6 +11,7 @@ from darling_plugin import metrics
 from darling_plugin.config import DarlingConfig
 from darling_plugin.evaluation import monitor
 from darling_plugin.metrics import Scoring, SignalWatch, evaluation_metrics, training_metrics
+from darling_plugin.openrlhf import worker
 from darling_plugin.registry import register_reward
 from darling_plugin.shaping import Groups, shape
 
@@ -106,8 +107,16 @@ def test_twenty_steps_without_a_signal_are_warned_of_once(step, what):
     watch = SignalWatch()
     assert [watch.see(step) for _ in range(19)] == [None] * 19
     warning = watch.see(step)
-    assert what in warning and "--darling.partition_model" not in warning and "darling-show" in warning
+    assert what in warning and "model or threshold, diversity expected" in warning and "darling-show" in warning
     assert [watch.see(step) for _ in range(30)] == [None] * 30
+
+
+def test_the_warning_of_a_worker_has_the_launchers_flags(monkeypatch):
+    monkeypatch.setattr(worker, "_ran", False)
+    worker.setup()
+    watch = SignalWatch()
+    warning = [watch.see(logged(0.99)) for _ in range(20)][-1]
+    assert "another partition model or --darling.threshold, --darling.diversity expected, a longer" in warning
 
 
 def test_one_step_with_a_signal_begins_the_twenty_anew_and_one_without_groups_does_not_count():

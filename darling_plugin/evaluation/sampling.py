@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.evaluation.samples import REFERENCES
 from darling_plugin.partition.base import encodable
 from darling_plugin.partition.groups import lines_of
@@ -178,7 +178,9 @@ class OwnVllm:
         try:
             import vllm
         except ImportError as error:
-            raise DarlingError("vLLM, for --model", f"{error}", "install it, or use --url of a server") from error
+            raise DarlingError(
+                f"vLLM, for {spelled('model')}", f"{error}", f"install it, or use {spelled('url')} of a server"
+            ) from error
         self._vllm = vllm
         options = {"enable_prefix_caching": True}
         if not torch.cuda.is_available():
@@ -235,7 +237,7 @@ class Server:
         try:
             import openai
         except ImportError as error:
-            raise DarlingError("openai, for --url", f"{error}", "pip install openai") from error
+            raise DarlingError(f"openai, for {spelled('url')}", f"{error}", "pip install openai") from error
         self._failure, self._status_error = openai.OpenAIError, openai.APIStatusError
         url = url.rstrip("/")
         url = url if url.endswith("/v1") else f"{url}/v1"
@@ -249,7 +251,7 @@ class Server:
         except self._failure as error:
             raise DarlingError(f"the models of {url}", f"{error}", "correct the URL, or name one") from error
         if len(served) != 1:
-            raise DarlingError(f"one model at {url}, or --model_name", f"{served}", "name one")
+            raise DarlingError(f"one model at {url}, or {spelled('model_name')}", f"{served}", "name one")
         return served[0]
 
     def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str] | Refused]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from darling_plugin.evaluation.example_groups import COLUMNS, markdown, rows
+from darling_plugin.metrics import GROUPS_TABLE
 from darling_plugin.openrlhf import responses
-
-KEY = "train/darling/groups"
 
 
 def is_due(step: int, every: int) -> bool:
@@ -30,6 +29,6 @@ def log_groups(trainer: Any, records: dict[str, dict[str, Any]], step: int) -> N
     if trainer.wandb_logger is not None:
         wandb = trainer.wandb_logger.handle
         table = wandb.Table(columns=list(COLUMNS), data=[row for table in tables for row in table])
-        wandb.log({KEY: table, "train/global_step": step})
+        wandb.log({GROUPS_TABLE: table, "train/global_step": step})
     if trainer.tensorboard_logger is not None:
-        trainer.tensorboard_logger.writer.add_text(KEY, markdown(tables), step)
+        trainer.tensorboard_logger.writer.add_text(GROUPS_TABLE, markdown(tables), step)

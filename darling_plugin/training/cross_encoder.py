@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import Pair
 from darling_plugin.partition.engine.pair_tokens import PairTokens
 from darling_plugin.partition.models.cross_encoder import ClassifierSettings, CrossEncoder, longest_pair
@@ -142,7 +142,9 @@ def train(
     labels = np.array([pair.similar for pair in validation_pairs])
     probabilities = predict(engine, validation_pairs)
     if not np.isfinite(probabilities).all():
-        raise DarlingError("a training that converges", "weights that are no numbers", "lower --learning_rate")
+        raise DarlingError(
+            "a training that converges", "weights that are no numbers", f"lower {spelled('learning_rate')}"
+        )
     slope, intercept = _calibration(labels, probabilities)
     if state.is_main_process:
         shift = _calibrate(_last_layer(model), slope, intercept)
@@ -169,7 +171,7 @@ def _load(settings: Settings) -> tuple[Any, Any]:
         raise DarlingError(
             "a model that transformers can put a classification head on, with its tokenizer",
             f"{settings.base}: {error}",
-            "correct --base, or download it first: huggingface-cli download <Hub name>",
+            f"correct {spelled('base')}, or download it first: huggingface-cli download <Hub name>",
         ) from error
     if ClassifierSettings.written(model.config):
         logger.warning(

@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.base import encodable
 from darling_plugin.partition.groups import lines_of
 
@@ -154,7 +154,7 @@ def folds_by_prompt(pairs: Sequence[LabelledPair], folds: int, seed: int) -> lis
     one of them counts hundreds of pairs.
     """
     if folds < 2:
-        raise DarlingError("two folds or more", f"{folds}", "correct --folds")
+        raise DarlingError("two folds or more", f"{folds}", f"correct {spelled('folds')}")
     grouped = {pair.prompt for pair in pairs if pair.group is not None}
     parts = [[k for k, pair in enumerate(pairs) if (pair.prompt in grouped) == which] for which in (True, False)]
     if all(parts):
@@ -178,7 +178,9 @@ def _split(pairs: Sequence[LabelledPair], folds: int, seed: int) -> list[list[in
     if distinct < folds:
         needed = f"pairs of at least {folds} prompts, for pairs are split by prompt into {folds} folds"
         raise DarlingError(
-            needed, f"{distinct} prompts in {len(pairs)} pairs", "label more, or pass a smaller --folds"
+            needed,
+            f"{distinct} prompts in {len(pairs)} pairs",
+            f"label more, or pass a smaller {spelled('folds')}",
         )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     labels = [pair.similar for pair in pairs]
@@ -188,7 +190,7 @@ def _split(pairs: Sequence[LabelledPair], folds: int, seed: int) -> list[list[in
         raise DarlingError(
             f"pairs of both labels in each of {folds} folds",
             f"{Counter(labels)[1]} similar pairs and {Counter(labels)[0]} others",
-            "label more pairs, or pass a smaller --folds",
+            f"label more pairs, or pass a smaller {spelled('folds')}",
         )
     return parts
 
@@ -214,7 +216,7 @@ def _rows(source: str, split: str) -> Iterator[tuple[int, Any]]:
         raise DarlingError(
             "a JSONL file, or a data set that Hugging Face's datasets can load",
             f"{source}, split {split}: {type(error).__name__}: {error}",
-            "correct the path or name, or --split",
+            f"correct the path or name, or {spelled('split')}",
         ) from error
     yield from enumerate(data, start=1)
 

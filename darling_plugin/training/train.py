@@ -160,8 +160,12 @@ def _check_cross_encoder(settings: TrainingSettings, pairs: list[LabelledPair], 
         raise DarlingError("a process for each GPU", f"one, and {torch.cuda.device_count()} GPUs", do)
     sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "false") != "false"]
     if sharded:
-        do = "leave it out of accelerate launch and its config; where the base is too large, pass --lora_rank"
-        raise DarlingError("the whole model on each GPU", f"accelerate set up for {sharded[0]}", do)
+        raise DarlingError(
+            "the whole model on each GPU",
+            f"accelerate set up for {sharded[0]}",
+            "leave it out of accelerate launch and its config; where the base is too large, pass "
+            f"{spelled('lora_rank')}",
+        )
     if not own.base:
         raise DarlingError(
             f"{spelled('base')}, the model to start from", "none", "name one, such as answerdotai/ModernBERT-base"
@@ -170,7 +174,8 @@ def _check_cross_encoder(settings: TrainingSettings, pairs: list[LabelledPair], 
         needed = "three folds or more: to train on, to stop and calibrate by, to test on"
         raise DarlingError(needed, f"{spelled('folds')} {settings.folds}", "raise it")
     if own.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DarlingError("a GPU that computes in bfloat16, for --bf16", torch.cuda.get_device_name(), "leave it out")
+        needed = f"a GPU that computes in bfloat16, for {spelled('bf16')}"
+        raise DarlingError(needed, torch.cuda.get_device_name(), "leave it out")
 
 
 def _train_cross_encoder(
