@@ -1,3 +1,5 @@
+"""For all tests: nothing is downloaded, and what a test registers or spells is gone after it."""
+
 import os
 import sys
 

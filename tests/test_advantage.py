@@ -1,3 +1,5 @@
+"""Advantages, against oracles in plain Python and by hand."""
+
 import statistics
 
 import pytest

@@ -1,3 +1,5 @@
+"""The partition model `answer`: equal final answers are one class, and what fails in its processes stays there."""
+
 import contextlib
 import logging
 import os

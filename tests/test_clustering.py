@@ -1,3 +1,5 @@
+"""Similarities to classes, against oracles; and that no pair is judged which cannot matter."""
+
 from itertools import combinations
 from statistics import fmean
 

@@ -1,3 +1,5 @@
+"""The partition model `cross-encoder`: scores of small classifiers in batches, cut pairs, options."""
+
 import pytest
 import torch
 from small_partition_models import decisions

@@ -1,3 +1,5 @@
+"""The diversities of classes, of pairs and in expectation, against counting."""
+
 import math
 from itertools import product
 

@@ -1,3 +1,5 @@
+"""The partition model `embedding`, with MiniLM: what is equivalent, batches, cut texts, a missing package."""
+
 import importlib.util
 
 import pytest

@@ -1,3 +1,5 @@
+"""The partition model `default`: which responses it takes for the same, and what does not change that."""
+
 import json
 import re
 from collections import Counter

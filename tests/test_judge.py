@@ -1,3 +1,5 @@
+"""The partition model `judge`, on a server that is played: questions, answers, long texts, refusals."""
+
 import re
 import socket
 

@@ -1,5 +1,6 @@
 """The README and docs/: their links lead somewhere, the listing of folders is complete, the example is the file."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -43,7 +44,12 @@ def test_the_page_shows_the_example_as_it_is():
     assert shown in (ROOT / "docs" / "add-a-partition-model.md").read_text(encoding="utf-8")
 
 
-def test_the_room_that_knows_openrlhf_lists_its_files():
-    room = ROOT / "darling_plugin" / "openrlhf"
-    listing = (room / "__init__.py").read_text(encoding="utf-8")
-    assert {file.name for file in room.glob("[!_]*.py")} == set(re.findall(r"\w+\.py", listing))
+@pytest.mark.parametrize("room", ["", "partition", "openrlhf"])
+def test_a_room_lists_its_files_and_folders(room):
+    folder = ROOT / "darling_plugin" / room
+    listing = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    listed = re.findall(r"^ *(\w+/)|(\w+\.py)\b", listing, re.MULTILINE)
+    assert sorted("".join(each) for each in listed) == sorted(
+        [file.name for file in folder.glob("[!_]*.py")]
+        + [f"{each.name}/" for each in folder.glob("[!_]*/") if each.is_dir()]
+    )

@@ -1,3 +1,5 @@
+"""Names of partition models, rewards and advantages: registered once, found or listed, without heavy imports."""
+
 import importlib
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Rewards and quality transforms, against oracles in plain Python and by hand."""
+
 import math
 import statistics
 

@@ -1,3 +1,5 @@
+"""Words as the head compares them: numbers in digits, and texts that go astray."""
+
 import pytest
 
 from darling_plugin.partition.models.head.words import values_of, words_of

@@ -1,3 +1,5 @@
+"""Fixtures of the tests of commands: darling-partition run on a few lines, a file of partition models."""
+
 from types import SimpleNamespace
 
 import pytest

@@ -1,3 +1,5 @@
+"""Fixtures of whole training runs: tiny models, and the files that a run reads."""
+
 import sys
 from pathlib import Path
 

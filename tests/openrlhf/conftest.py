@@ -1,3 +1,5 @@
+"""Fixtures of the tests of the hooks: this process with DARLING's flags, and with the hooks installed."""
+
 import os
 
 import pytest

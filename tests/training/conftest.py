@@ -1,3 +1,5 @@
+"""Fixtures of the tests of training: labelled pairs and small models that learn from them in seconds."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""`darling-label-pairs`: labels from a judge that is played, a run that goes on, the estimate, bad input."""
+
 import json
 import re
 import subprocess

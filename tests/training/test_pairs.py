@@ -1,3 +1,5 @@
+"""Labelled pairs: read from files and data sets, their faults, and folds by prompt."""
+
 import json
 import re
 

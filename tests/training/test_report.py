@@ -1,3 +1,5 @@
+"""A trained model's report: its measures, the best threshold, intervals, files."""
+
 import json
 
 import numpy as np
