@@ -1,8 +1,9 @@
 """`python3 -m darling_plugin.check`: a line for each thing that a run with DARLING needs of this machine or cluster.
 
-On a cluster it joins the Ray that RAY_ADDRESS names, as the launcher does. Each line is ok, slow or wrong, with what
-to do, or says that it needs a GPU or weights that are not here. The exit status is 1 where a line is wrong, 2 for a
-partition model that there is not.
+On a cluster it joins the Ray that RAY_ADDRESS names, as the launcher does, and loads the partition model where Ray
+puts it; kernels, speed and memory are those of the machine it is called on, which should be one with GPUs. Each line
+is ok, slow or wrong, with what to do, or says that it needs a GPU or weights that are not here. The exit status is 1
+where a line is wrong, 2 for a partition model that there is not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PROBABILITY_ERROR = 0.05  # of small random classifiers in bfloat16, packed, fro
 # Of the rate of a large matrix product, in the linear layers alone. Measured: 0.19 on an H200 before layers are
 # compiled, about a half on two CPU cores.
 LEAST_SHARE = 0.08
-SLOW_START = 120.0  # seconds for an actor to load its model
+SLOW_START, LATEST_START = 30.0, 75.0  # seconds for an actor to load its model; the whole takes under two minutes
 LEAST_FREE = 2 * 2**30  # bytes of a GPU
 
 
@@ -78,6 +79,8 @@ def kernels(config: DarlingConfig) -> Iterator[Line]:
     from darling_plugin.partition.engine.selftest import kernel_errors, packed_errors
 
     device, dtype = device_and_dtype(None)
+    if device != "cuda":
+        yield Line("CUDA's attention kernels", NEEDS_GPU, "not tried; what stands in for them on this CPU follows")
     kind = str(dtype).removeprefix("torch.")
     for name, (kernel, error) in kernel_errors().items():
         if error is None:
@@ -190,7 +193,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python3 -m darling_plugin.check",
-        description="Says whether this machine or cluster can run DARLING: one line a check, under two minutes.",
+        description="Says whether this machine or cluster can run DARLING: one line a check, under two minutes. With "
+        "RAY_ADDRESS set the partition model is loaded on the cluster; kernels, speed and memory are of the machine "
+        "that this is called on: call it on a node with GPUs.",
         allow_abbrev=False,
     )
     parser.add_argument("--partition_model", default="default", help="to load; default: default")
@@ -204,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         partition_model=arguments.partition_model,
         gpus_per_partition_actor=arguments.gpus,
         log_dir=arguments.log_dir,
+        start_timeout=LATEST_START,
     ).with_absolute_paths()
     try:
         check_partition_spec(config.partition_model)

@@ -140,6 +140,10 @@ def rewind_partitions(log_dir: str, step: int, *, evaluates_again: bool) -> None
         evaluates_again: whether the run begins with the evaluation of `step`, as the async trainer does.
     """
     path = Path(log_dir) / "partitions.jsonl"
+    compressed = path.with_suffix(".jsonl.gz")
+    if compressed.exists() and not path.exists():  # by the user, in between
+        path.write_bytes(gzip.decompress(compressed.read_bytes()))
+        compressed.unlink()
     if not path.exists():
         return
     kept = path.with_suffix(".rewound")

@@ -58,6 +58,19 @@ def test_the_page_on_partition_models_has_the_measured_figures_of_other_cpus():
         assert report.line(cells) in page
 
 
+def test_the_page_on_partition_models_has_the_measured_seconds_of_a_step():
+    root = Path(__file__).parents[1]
+    measured = json.loads((root / "benchmarks/results/scoring_time.json").read_text())
+    page = (root / "docs/partition-models.md").read_text()
+    for row in measured["rows"]:
+        name = row["model"] if "," in row["model"] else f"`{row['model']}`"
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {name}") and line.count("|") == 8)
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        seconds = [common.shown(row[f"s a step, {cores}"]) for cores in ("1 core", "2 cores")]
+        at = {"32 x 8 x 1024": 1, "256 x 8 x 8192": 4}[row["step"]]
+        assert cells[at : at + 2] == seconds, row
+
+
 def result(**changes):
     return {
         "title": "A title",

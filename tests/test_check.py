@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 
 import pytest
+import ray
+import shared_ray
 import torch
 
 from darling_plugin import check
@@ -22,7 +24,7 @@ def test_the_whole_of_it_on_this_machine(tmp_path):
         [sys.executable, "-m", "darling_plugin.check", "--json", "--log_dir", tmp_path],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=120,  # as --help says
         env={**os.environ, "RAY_ADDRESS": ""},
     )
     lines = {line["check"]: line for line in map(json.loads, ran.stdout.splitlines())}
@@ -31,7 +33,8 @@ def test_the_whole_of_it_on_this_machine(tmp_path):
         assert lines[name]["verdict"] == OK, lines[name]
     assert lines["partition model"]["verdict"] == OK and "default on a CPU of" in lines["partition model"]["found"]
     if not torch.cuda.is_available():
-        assert lines["GPUs"]["verdict"] == lines["Ray"]["verdict"] == NEEDS_GPU
+        needy = ("GPUs", "Ray", "CUDA's attention kernels")
+        assert [lines[name]["verdict"] for name in needy] == [NEEDS_GPU] * 3
         assert lines["speed of this CPU"]["verdict"] in (OK, SLOW)
     assert os.listdir(tmp_path) == [], "nothing is left in the log folder"
 
@@ -58,7 +61,7 @@ def test_a_batch_that_is_wrong_is_told(monkeypatch):
 def test_without_a_kernel_for_packed_rows_it_is_slow(monkeypatch):
     monkeypatch.setattr(selftest, "choose_attention", lambda device, shape: None)
     monkeypatch.setattr(selftest, "packed_errors", dict)
-    lines = list(check.kernels(CONFIG))
+    _, *lines = check.kernels(CONFIG)
     assert [line.verdict for line in lines] == [SLOW] * 3 and "flash-attn" in lines[0].do
 
 
@@ -71,7 +74,8 @@ def test_the_attention_in_use_is_named_with_what_else_was_tried(monkeypatch):
     assert "none" in selftest._in_use("cuda", replace(shape, dtype=torch.float32))
     monkeypatch.setattr(selftest, "packed_errors", dict)
     monkeypatch.setattr(selftest, "_in_use", lambda device, shape: str(choice))
-    assert all(str(choice) in line.found and line.verdict == OK for line in check.kernels(CONFIG))
+    _, *lines = check.kernels(CONFIG)
+    assert all(str(choice) in line.found and line.verdict == OK for line in lines)
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.03, SLOW), (0.4, OK)])
@@ -115,3 +119,20 @@ def test_an_unknown_partition_model_is_refused_before_anything_is_tried(capsys):
     assert check.main(["--partition_model", "defalt"]) == 2
     said = capsys.readouterr()
     assert "did you mean 'default'" in said.err and not said.out
+
+
+def test_a_model_that_takes_too_long_to_load_is_a_line_and_not_a_wait(monkeypatch, tmp_path, capsys):
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom darling_plugin import PairwiseModel\nclass Slow(PairwiseModel):\n"
+        "    threshold = 0.5\n    def __init__(self, **options):\n        time.sleep(60)\n"
+        "    def similarity(self, pairs):\n        return [0.0] * len(pairs)\n"
+    )
+    monkeypatch.setenv("RAY_ADDRESS", shared_ray.address())
+    monkeypatch.setattr(check, "LATEST_START", 5.0)
+    monkeypatch.setattr(check, "CHECKS", (check.ray_and_model,))
+    try:
+        assert check.main(["--partition_model", f"{tmp_path}/slow.py:Slow"]) == 1
+    finally:
+        ray.shutdown()
+    said = capsys.readouterr().out
+    assert "within 5 s" in said and "--darling.start_timeout" in said

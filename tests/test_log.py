@@ -8,7 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.log import NOT_LOGGED, append_partitions, groups_with_text, read_partitions, write_run
+from darling_plugin.log import (
+    NOT_LOGGED,
+    append_partitions,
+    groups_with_text,
+    read_partitions,
+    rewind_partitions,
+    write_run,
+)
 
 
 def strict(text):
@@ -75,3 +82,14 @@ def test_which_groups_are_logged_with_their_texts():
     for bad in ("sample", "sample:0", "sample:-1", "sample:x", "some"):
         with pytest.raises(DarlingError, match="sample:N"):
             groups_with_text(bad, 0, 1)
+
+
+def test_a_log_that_was_compressed_in_between_goes_on(tmp_path):
+    append_partitions(str(tmp_path), [{"step": step, "split": "train", "responses": ["a"]} for step in (1, 2)])
+    plain, packed = tmp_path / "partitions.jsonl", tmp_path / "partitions.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    rewind_partitions(str(tmp_path), 1, evaluates_again=False)
+    append_partitions(str(tmp_path), [{"step": 2, "split": "train", "responses": ["b"]}])
+    assert [(record["step"], record["responses"]) for record in read_partitions(tmp_path)] == [(1, ["a"]), (2, ["b"])]
+    assert not packed.exists(), "or there would be two"

@@ -104,7 +104,7 @@ def test_a_variant_differs_by_the_flags_that_the_readme_gives(recipe, variant, d
 
 
 def test_the_readme_lists_every_recipe_and_variant():
-    listed = {re.match(r"\[(\w+)\.sh\]\(\1\.sh\)", row[0])[1]: row[-1] for row in rows("# Recipes")}
+    listed = {re.match(r"\[(\w+)\.sh\]\(\1\.sh\)", row[0])[1]: row[4] for row in rows("# Recipes")}
     assert {name: int(gpus.split(",")[0]) for name, gpus in listed.items()} == {r: g for r, (g, _) in PAPER.items()}
     assert set(listed) == set(check.RECIPES)
     assert [row[0].strip("`") for row in rows("## Variants")] == list(check.VARIANTS)
@@ -181,10 +181,11 @@ def test_a_small_run_differs_by_the_stand_ins_alone(recipe, variant, tmp_path):
 
 STUBS = {
     "scontrol": "echo node1\necho node2\n",
-    "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
+    # As srun does: a task has the cores of its own variable, not those that sbatch was given.
+    "srun": 'while [[ $1 == --* ]]; do shift; done\nexport CORES=${SRUN_CPUS_PER_TASK:-1}\nexec "$@"\n',
     "hostname": 'echo "$ADDRESSES"\n',
     "sleep": "",
-    "ray": 'printf "%s\\n" "$*" >> "$RAY_LOG"\n',
+    "ray": 'printf "%s, %s cores\\n" "$*" "$CORES" >> "$RAY_LOG"\n',
     "python3": f'if [[ $2 == *ray.init* ]]; then echo "$NODES_UP"; else exec {sys.executable} "$@"; fi\n',
 }
 
@@ -226,14 +227,14 @@ def test_slurm_starts_a_cluster_and_submits_the_recipe(slurm):
     status, said, calls = slurm("deepscaler_qwen3_14b", "ngram", "--train.seed", "1")
     assert status == 0, said
     head, worker = (sorted(call for call in calls if call.startswith("start"))[k] for k in (1, 0))
-    assert worker == "start --block --address=10.0.0.1:6379 --num-gpus=8 --num-cpus=48"
+    assert worker == "start --block --address=10.0.0.1:6379 --num-gpus=8 --num-cpus=48, 48 cores"
     assert head.startswith("start --head --block --node-ip-address=10.0.0.1 --port=6379 --num-gpus=8 --num-cpus=48")
     (job,) = (call for call in calls if call.startswith("job submit"))
     before, after = job.split(" -- ")
     runtime_env = json.loads(before[before.index("{") :])
     out = f"{RECIPES.parents[1]}/runs/deepscaler_qwen3_14b-ngram-7"
     assert runtime_env == {"env_vars": {"DATA": "/shared/data.jsonl", "OUT": out}}
-    assert after == f"bash {RECIPES}/deepscaler_qwen3_14b.sh ngram --train.seed 1"
+    assert after == f"bash {RECIPES}/deepscaler_qwen3_14b.sh ngram --train.seed 1, 48 cores"
 
 
 def test_slurm_needs_all_nodes_and_a_recipe_that_exists(slurm):
@@ -250,3 +251,11 @@ def test_slurm_needs_an_address_that_the_nodes_reach(slurm, monkeypatch):
     monkeypatch.setenv("HEAD_IP", "192.168.7.1")
     status, said, calls = slurm("wildchat_llama8b", addresses="::1")
     assert status == 0 and any("--address=192.168.7.1:6379" in call for call in calls), said
+
+
+def test_slurm_asks_for_cores_and_for_more_hours_than_any_recipe_needs():
+    options = re.findall(r"^#SBATCH --(\S+?)=(\S+)$", (RECIPES / "slurm.sh").read_text(), re.MULTILINE)
+    options = dict(options)
+    assert int(options["cpus-per-task"]) >= 64
+    hours = [int(cells[-1]) for cells in rows("# Recipes")]
+    assert len(hours) == 3 and max(hours) < int(options["time"].split(":")[0])

@@ -6,10 +6,12 @@ this package's partitions.jsonl and what darling-partition writes. docs/evaluate
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import math
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,26 +112,33 @@ def _lines(path: Path, report: Report, quality_key: str | None) -> Iterator[tupl
 
 def _records(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            magic = file.read(4)
     except OSError as error:
         raise DarlingError("a file with samples", f"{error}", "correct the path") from error
-    with file:
-        if file.read(4) == b"PAR1":
-            yield from enumerate(_parquet(path), start=1)
-            return
-        file.seek(0)
-        for number, line in enumerate(lines_of(file), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                report(number, f"not JSON in UTF-8: {error}")
-                continue
-            if isinstance(record, dict):
-                yield number, record
-            else:
-                report(number, f"needs an object, found {type(record).__name__}")
+    if magic == b"PAR1":
+        yield from enumerate(_parquet(path), start=1)
+        return
+    for number, line in _numbered_lines(path, gzip.open if magic[:2] == b"\x1f\x8b" else open):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            report(number, f"not JSON in UTF-8: {error}")
+            continue
+        if isinstance(record, dict):
+            yield number, record
+        else:
+            report(number, f"needs an object, found {type(record).__name__}")
+
+
+def _numbered_lines(path: Path, opened: Callable) -> Iterator[tuple[int, bytes]]:
+    try:
+        with opened(path, "rb") as file:
+            yield from enumerate(lines_of(file), start=1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DarlingError("a whole file with samples", f"{path}: {error}", "copy or compress it again") from error
 
 
 def _parquet(path: Path) -> Iterable[dict[str, Any]]:

@@ -11,6 +11,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
@@ -40,6 +41,8 @@ from darling_plugin.weight import group_weights
 logger = logging.getLogger(__name__)
 
 FALLBACK_GROUPS = 64  # the last of a run that --darling.quality_only_limit looks at
+# The texts of a step's log are decoded while the policy trains, when the trainer's process has nothing to do.
+_decoder = ThreadPoolExecutor(1, "darling-log")
 EVALUATION_TIMEOUT = 60.0  # seconds for an evaluation's records, put before OpenRLHF sends its metrics, to be there
 
 
@@ -137,6 +140,7 @@ def _advantages(call_original: Callable, maker: Any, arguments: dict[str, Any]) 
     maker.darling_metrics = training_metrics(shaped, scoring)
     maker.darling_quality_only = groups.quality_only.tolist()
     maker.darling_records = records(experiences, places, shaped.groups, shaped) if config.log_dir else []
+    maker.darling_texts = _decoder.submit(_texts, maker.darling_records, maker.tokenizer, maker.darling_step, "train")
     maker.darling_examples = {}
     if config.log_groups_every:
         chosen = choose(shaped.reward, seed=int(measured[responses.GROUP][0, 0]))
@@ -195,7 +199,7 @@ def _train_step(call_original: Callable, trainer: Any, arguments: dict[str, Any]
     maker.darling_step = arguments["global_step"] + 1  # OpenRLHF counts it once it has ended; so it is logged
     status, step = call_original()
     status.update(maker.darling_metrics)
-    _append(maker.darling_records, trainer.tokenizer, step, "train")
+    _append(maker.darling_records, maker.darling_texts.result(), step, "train")
     if is_due(step, DarlingConfig.from_environment().log_groups_every):
         log_groups(trainer, maker.darling_examples, step)
     _warn(trainer, maker.darling_metrics)
@@ -230,7 +234,8 @@ def _evaluated(call_original: Callable, trainer: Any, arguments: dict[str, Any])
                 f"none within {EVALUATION_TIMEOUT:g} s of its metrics",
                 "report this with the OpenRLHF flags in use, or drop --darling.log_dir",
             ) from error
-        _append(evaluated, trainer.tokenizer, arguments["global_step"], "eval")
+        step = arguments["global_step"]
+        _append(evaluated, _texts(evaluated, trainer.tokenizer, step, "eval"), step, "eval")
     call_original()
 
 
@@ -282,21 +287,30 @@ def _stop_where_most_fell_back(trainer: Any, quality_only: list[bool]) -> None:
         )
 
 
-def _append(group_records: list[dict[str, Any]], tokenizer: Any, step: int, split: str) -> None:
+def _texts(group_records: list[dict[str, Any]], tokenizer: Any, step: int, split: str) -> list[list[str] | list[None]]:
+    """Each group's responses as text; None for those of a group that --darling.log_responses leaves out."""
     if not group_records:
-        return
-    config = DarlingConfig.from_environment()
-    wanted = groups_with_text(config.log_responses if split == "train" else "all", step, len(group_records))
-    # All together: in a step of maths these are millions of tokens, and the trainer waits for them.
+        return []
+    kept = DarlingConfig.from_environment().log_responses if split == "train" else "all"
+    wanted = groups_with_text(kept, step, len(group_records))
+    # All together: in a step of maths these are millions of tokens.
     decoded = iter(
         responses.decode_all(tokenizer, [ids for k in sorted(wanted) for ids in group_records[k]["responses"]])
     )
+    return [
+        [next(decoded) if k in wanted else None for _ in record["responses"]] for k, record in enumerate(group_records)
+    ]
+
+
+def _append(group_records: list[dict[str, Any]], texts: list[list], step: int, split: str) -> None:
+    if not group_records:
+        return
+    config = DarlingConfig.from_environment()
     lines = []
-    for k, record in enumerate(group_records):
-        texts = [next(decoded) if k in wanted else None for _ in record["responses"]]
-        line = {"step": step, "split": split, **record, "responses": texts}
+    for record, of_group in zip(group_records, texts, strict=True):
+        line = {"step": step, "split": split, **record, "responses": of_group}
         if config.partition_text != "whole":
-            line["compared"] = _compared(config, record, texts) if k in wanted else None
+            line["compared"] = None if None in of_group else _compared(config, record, of_group)
         lines.append(line)
     append_partitions(config.log_dir, lines)
 

@@ -102,10 +102,12 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
             "no --data.label_key",
             "pass the data set's column of labels, JSON objects with that key, or name a file.py:function",
         )
-    if config.log_dir and not flags.resumes and os.path.exists(os.path.join(config.log_dir, "partitions.jsonl")):
+    names = (f"{config.log_dir}/partitions.jsonl{suffix}" for suffix in ("", ".gz"))
+    left = next(filter(os.path.exists, names), None)
+    if config.log_dir and not flags.resumes and left:
         raise DarlingError(
             "a --darling.log_dir without the partitions of another run",
-            f"{config.log_dir}/partitions.jsonl",
+            left,
             "name another folder, move that file away, or resume its run with --ckpt.load_enable",
         )
     placement.check_colocation(flags, config)

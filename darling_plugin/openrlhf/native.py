@@ -4,10 +4,9 @@ The configuration, its checks, the hooks and the guard are the launcher's; only 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -32,9 +31,7 @@ class Plugin:
                 "none: the run would train without DARLING",
                 f"add {PREFIX}enable or drop --plugin; python3 -m darling_plugin works without --plugin",
             )
-        if config.log_dir:
-            config = replace(config, log_dir=os.path.abspath(config.log_dir))
-        self._config = launch.check(config, sys.argv[1:])
+        self._config = launch.check(config.with_absolute_paths(), sys.argv[1:])
 
     def ray_init(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         # train_ppo_ray is __main__, and took these two names before it could know of any plugin.

@@ -7,8 +7,8 @@
 # Submit from the repository's root, with the Python environment of the training active: SLURM hands it to the nodes.
 # The checkout, the data, the output folder and Hugging Face's cache must lie on a disk that all nodes share.
 # DATA, OUT and HEAD_IP override the recipe's data file, its output folder and the address of Ray's head. Options of
-# sbatch override those below: --cpus-per-task=96 where nodes have so many. WildChat is 3125 steps, DeepScaleR 390; what
-# ends at the limit goes on by the same command with the same OUT and --ckpt.load_enable.
+# sbatch override those below: --cpus-per-task=96 where nodes have so many. The limit of 72 hours is more than each recipe's
+# own (README.md); what ends there all the same goes on by the same command with the same OUT and --ckpt.load_enable.
 #SBATCH --job-name=darling
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

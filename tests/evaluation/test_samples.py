@@ -1,5 +1,6 @@
 """Files of other tools, read by what is in them."""
 
+import gzip
 import json
 import math
 
@@ -214,3 +215,14 @@ def test_lines_without_a_step_stay_beside_those_with_one(tmp_path):
     rows = [{"prompt": f"p{k}", "responses": ["a"], **({"step": 3} if k else {})} for k in range(3)]
     found, _ = read(tmp_path, rows)
     assert [each.prompt for each in found] == ["p0", "p1", "p2"]
+
+
+def test_a_compressed_file_is_read_by_what_is_in_it(tmp_path):
+    line = json.dumps({"prompt": "p", "responses": ["a", "b"], "quality": [1, 0]}).encode()
+    (tmp_path / "some file").write_bytes(gzip.compress(line + b"\n"))
+    bad = []
+    (found,) = read_samples(tmp_path / "some file", lambda *fault: bad.append(fault))
+    assert (found.responses, found.quality, bad) == (["a", "b"], [1.0, 0.0], [])
+    (tmp_path / "some file").write_bytes(gzip.compress(line + b"\n")[:-9])
+    with pytest.raises(DarlingError, match="a whole file with samples"):
+        read_samples(tmp_path / "some file", lambda *fault: bad.append(fault))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import preloaded
 import pytest
@@ -15,7 +16,7 @@ import ray
 
 from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig, parse
-from darling_plugin.openrlhf import cpu, launch, seams, worker
+from darling_plugin.openrlhf import cpu, launch, native, seams, worker
 
 ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.advantage.estimator", "dr_grpo"]
 
@@ -188,8 +189,9 @@ def test_cpu_mode_brings_its_gpus_in_name_unless_it_joins_a_cluster(monkeypatch)
     )
 
 
-def test_a_log_dir_with_another_runs_partitions(tmp_path):
-    (tmp_path / "partitions.jsonl").write_text("")
+@pytest.mark.parametrize("name", ["partitions.jsonl", "partitions.jsonl.gz"])
+def test_a_log_dir_with_another_runs_partitions(name, tmp_path):
+    (tmp_path / name).write_text("")
     with pytest.raises(DarlingError, match=r"(?s)of another run.*--ckpt.load_enable"):
         launch.main([*ENABLED, "--darling.log_dir", str(tmp_path)])
     resumed, rest = parse([*ENABLED, "--darling.log_dir", str(tmp_path), "--ckpt.load_enable"])
@@ -355,3 +357,13 @@ def test_files_are_named_from_where_the_command_is_typed(tmp_path, monkeypatch):
         assert DarlingConfig(partition_model=spec).with_absolute_paths().partition_model == spec
     own = DarlingConfig(partition_model="head:head?dtype=float32").with_absolute_paths()
     assert own.partition_model == f"head:{tmp_path}/head?dtype=float32"
+
+
+def test_a_patched_openrlhf_names_files_from_where_the_command_is_typed_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(native.launch, "check", lambda config, argv: config)
+    flags = {"log_dir": "runs/a", "import_path": "mine.py", "partition_model": "models/own.py:Own"}
+    plugin = native.Plugin()
+    plugin.configure(SimpleNamespace(darling=SimpleNamespace(**{**vars(DarlingConfig(enable=True)), **flags})))
+    for name, given in flags.items():
+        assert getattr(plugin._config, name) == f"{tmp_path}/{given}"

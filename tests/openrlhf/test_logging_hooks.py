@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+import threading
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -146,6 +147,7 @@ class Maker:
 
     darling_metrics: ClassVar = {"darling/diversity": 0.99, "darling/flat_share": 0.2}
     darling_records: ClassVar = [{"prompt": "p", "responses": [[1]], "labels": [0]}]
+    darling_texts: ClassVar = SimpleNamespace(result=lambda: [["1"]])
     darling_quality_only: ClassVar = [True]
     darling_examples: ClassVar = {}
 
@@ -166,6 +168,48 @@ def test_each_step_is_logged_watched_and_may_be_the_last(configured, tmp_path, m
         hooks._train_step(lambda: ({}, 3), trainer, {"global_step": 2})
     lines = (tmp_path / "partitions.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3], "the step that stopped the run, too"
+
+
+def trained_step(maker, training):
+    """_train_step around what OpenRLHF does in a step: the advantages, then `training`."""
+
+    def original():
+        maker.compute_advantages_and_returns(make_experiences([[1.0, 0.5]], [[0, 1]], [2]))
+        training()
+        return {}, 5
+
+    trainer = SimpleNamespace(experience_maker=maker, tokenizer=Tokenizer())
+    return hooks._train_step(original, trainer, {"global_step": 4})
+
+
+def test_the_logs_texts_are_decoded_while_the_policy_trains(installed, configured, tmp_path):
+    configured(log_dir=str(tmp_path))
+    trains, decoded = threading.Event(), threading.Event()
+
+    class Slow(Tokenizer):
+        def batch_decode(self, all_ids, skip_special_tokens):
+            assert trains.wait(30), "the step waits for its log before it trains"
+            decoded.set()
+            return super().batch_decode(all_ids, skip_special_tokens)
+
+    def training():
+        assert not decoded.is_set()
+        trains.set()
+        assert decoded.wait(30), "nothing is decoded while the policy trains"
+
+    maker = make_maker(n=2)
+    maker.tokenizer = Slow()
+    trained_step(maker, training)
+    (line,) = map(json.loads, (tmp_path / "partitions.jsonl").read_text().splitlines())
+    assert (line["step"], line["responses"]) == (5, ["1", "11 12"])
+
+
+def test_texts_that_cannot_be_decoded_stop_the_step(installed, configured, tmp_path):
+    configured(log_dir=str(tmp_path))
+    maker = make_maker(n=2)
+    maker.tokenizer = None
+    with pytest.raises(AttributeError, match="batch_decode"):
+        trained_step(maker, lambda: None)
 
 
 def test_evaluation_keeps_its_rewards_and_logs_its_diversity(installed, configured, tmp_path, ray_of_one_process):
@@ -291,7 +335,8 @@ def test_a_run_that_does_not_resume_rewinds_nothing(installed, configured, tmp_p
 def test_what_was_compared_stands_in_the_log_where_it_is_not_the_whole_response(configured, tmp_path):
     configured(log_dir=str(tmp_path), partition_text="after:12 ")
     record = {"prompt": "p", "responses": [[11, 12, 13], [14], []], "labels": [0, 1, 1]}
-    hooks._append([record, {**record, "labels": None}], Tokenizer(), 3, "train")
+    records = [record, {**record, "labels": None}]
+    hooks._append(records, hooks._texts(records, Tokenizer(), 3, "train"), 3, "train")
     compared, failed = map(json.loads, (tmp_path / "partitions.jsonl").read_text().splitlines())
     assert compared["responses"] == ["11 12 13", "14", ""]
     assert compared["compared"] == ["13", "", None]
@@ -340,8 +385,8 @@ def test_only_the_wanted_training_groups_are_decoded_and_all_of_an_evaluation(ke
             return super().batch_decode(all_ids, skip_special_tokens)
 
     records = [{"prompt": f"p{k}", "responses": [[k, 1, 5], [k]], "labels": [0, 1]} for k in range(4)]
-    hooks._append(records, Counting(), 6, "train")
-    hooks._append(records, Counting(), 6, "eval")
+    for split in ("train", "eval"):
+        hooks._append(records, hooks._texts(records, Counting(), 6, split), 6, split)
     assert calls == ([2 * with_text] if with_text else []) + [8], "all of a step in one call"
     lines = [json.loads(line) for line in (tmp_path / "partitions.jsonl").read_text().splitlines()]
     texts = [line["responses"] for line in lines[:4]]

@@ -38,9 +38,11 @@ def make_maker(estimator="dr_grpo", n=4, kl=0.0, **reward_flags):
         train=SimpleNamespace(agent_func_path=None),
         data=SimpleNamespace(max_len=64),
     )
-    return experience_maker.RemoteExperienceMaker(
+    maker = experience_maker.RemoteExperienceMaker(
         None, None, None, None, SimpleNamespace(value=kl), SimpleNamespace(args=args), Tokenizer()
     )
+    maker.darling_step = 1  # as the hook of train_step sets it
+    return maker
 
 
 def make_experiences(
