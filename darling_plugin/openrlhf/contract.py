@@ -67,7 +67,13 @@ EXPERIENCE = Names(
     ),
 )
 INFO = Names("info", _MAKER, "RemoteExperienceMaker.compute_advantages_and_returns", "keys", ("return",))
-MAKER = Names("maker", _MAKER, "RemoteExperienceMaker", "attributes", ("args", "kl_ctl", "get_cumulative_returns"))
+MAKER = Names(
+    "maker",
+    _MAKER,
+    "RemoteExperienceMaker",
+    "attributes",
+    ("args", "tokenizer", "kl_ctl", "get_cumulative_returns"),
+)
 KL_CONTROLLERS = tuple(
     Names("kl_ctl", "openrlhf.trainer.ppo_utils.kl_controller", scope, "attributes", ("value",))
     for scope in ("FixedKLController", "AdaptiveKLController")
