@@ -29,14 +29,42 @@ def steps(records, split="train"):
     return [record["step"] for record in records if record["split"] == split]
 
 
-def test_ppo_with_a_critic_a_reward_model_duplicate_prompts_and_an_overlong_penalty_on_qwen3(
+SLEEPER = """
+from darling_plugin import load_partition_model
+
+class Sleeper(type(load_partition_model("lexical"))):
+    asleep = False
+
+    def sleep(self):
+        self.asleep = self._note("sleep")
+
+    def wake(self):
+        self.asleep = not self._note("wake")
+
+    def similarities(self, groups):
+        assert not self.asleep
+        return super().similarities(groups)
+
+    def _note(self, what):
+        with open({path!r}, "a") as file:
+            file.write(what + "\\n")
+        return True
+"""
+
+
+def test_ppo_with_a_critic_a_reward_model_duplicate_prompts_an_overlong_penalty_and_naps_on_qwen3(
     inputs, reward_model, tmp_path
 ):
+    naps = tmp_path / "naps"
+    (inputs / "sleeper.py").write_text(SLEEPER.format(path=str(naps)))
     (inputs / "prompts.jsonl").write_text('{"input": "name a bird"}\n' * 8)
     records, logged, output = train(
         inputs,
         tiny_model.build(tmp_path / "qwen3", "qwen3"),
         *["--darling.quality_transform", "raw", "--darling.clustering", "greedy"],
+        # A share of a GPU in name, and the model put to sleep whenever no group comes.
+        *["--darling.partition_model", f"{inputs}/sleeper.py:Sleeper"],
+        *["--darling.gpus_per_partition_actor", "0.2", "--darling.partition_sleep"],
         reward__remote_url=None,
         reward__model_name_or_path=str(reward_model),
         reward__num_gpus_per_node="1",
@@ -57,6 +85,8 @@ def test_ppo_with_a_critic_a_reward_model_duplicate_prompts_and_an_overlong_pena
     assert {"train/critic_loss", "train/values", "train/kl"} <= set(logged)
     assert logged["train/kl"][2] != 0
     assert output.count("WARNING: this run divides its advantages") == 1
+    slept = naps.read_text().split()
+    assert slept[:2] == ["sleep", "wake"] and all(slept[k] != slept[k + 1] for k in range(len(slept) - 1))
 
 
 def test_a_reward_model_with_rloo_kl_as_a_loss_and_a_last_partial_batch_on_gemma3(inputs, reward_model, tmp_path):
