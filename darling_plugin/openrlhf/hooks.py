@@ -41,7 +41,8 @@ from darling_plugin.weight import group_weights
 logger = logging.getLogger(__name__)
 
 FALLBACK_GROUPS = 64  # the last of a run that --darling.quality_only_limit looks at
-# The texts of a step's log are decoded while the policy trains, when the trainer's process has nothing to do.
+# The texts of a step's log are decoded while the policy trains, when the trainer's process has nothing to do. Sent
+# along by the partition actors they would cost it as much: OpenRLHF makes tensors of what they add, byte by byte.
 _decoder = ThreadPoolExecutor(1, "darling-log")
 EVALUATION_TIMEOUT = 60.0  # seconds for an evaluation's records, put before OpenRLHF sends its metrics, to be there
 
