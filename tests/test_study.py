@@ -15,6 +15,7 @@ sys.path.insert(0, str(STUDY))
 import arms  # noqa: E402
 import study  # noqa: E402
 import tables  # noqa: E402
+import years  # noqa: E402
 from answer_named import AnswerNamed  # noqa: E402
 
 
@@ -22,7 +23,8 @@ from answer_named import AnswerNamed  # noqa: E402
 def test_every_arms_flags_are_the_launchers(arm):
     config, rest = parse(["--darling.enable", *(flag.format(study=STUDY) for flag in arms.ARMS[arm])])
     config.check()
-    assert not rest and (config != DarlingConfig(enable=True)) == (arm not in ("classes", "untrained"))
+    assert not rest
+    assert (config != DarlingConfig(enable=True)) == (arm.removeprefix("years-") not in ("classes", "untrained"))
 
 
 def test_the_runs_are_the_main_arms_with_three_seeds_and_all_others_with_one():
@@ -104,3 +106,58 @@ def test_differences_are_of_the_same_prompts_and_of_the_seeds_that_both_arms_hav
     by_arm["oracle"] = [better, {**better, "seed": 9}]
     (row,) = tables.differences(by_arm, ("classes", "oracle", "additive"), "classes").splitlines()[2:]
     assert row.startswith("| `oracle` | 1 | +0.250 (+0.250 to +0.250) | +0.500 (+0.3"), row
+
+
+@pytest.mark.parametrize(
+    ("response", "year"),
+    [
+        ("A year between 1920 and 1960 is 1945.", "1945"),
+        ("1931-1940", "1931"),
+        ("In 1961, or in 1945", None),  # the first counts: a list of guesses buys nothing
+        ("1920", None),
+        ("the 1930s", None),
+        ("1,945 or 19450 or 1945.5", None),
+        ("Some day.", None),
+    ],
+)
+def test_the_second_task_goes_by_the_first_year_that_is_named(response, year):
+    record = {"input": "What is one example of a year between 1920 and 1960?", "answers": "1920-1960"}
+    assert years.named_year(response, record["answers"]) == year
+    rewards = years.reward_func([record["input"] + response], [record["input"]], [record["answers"]])
+    assert rewards["rewards"].tolist() == [float(year is not None)]
+
+
+def test_the_second_task_has_as_many_prompts_split_alike_and_a_reward_of_its_own(tmp_path):
+    train, held_out = study.split(1, study.task_of("years-classes"))
+    assert (len(train), len(held_out)) == (100, 36)
+    assert not {each["input"] for each in train} & {each["input"] for each in held_out}
+    for arm, file in (("classes", "reward_named_answer.py"), ("years-classes", "years.py")):
+        argv, _ = study.command(arm, 1, STUDY, tmp_path)
+        assert Path(argv[argv.index("--reward.remote_url") + 1]).name == file
+        first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+        assert first == study.split(1, study.task_of(arm))[0][0]
+
+
+def test_the_second_task_gets_tables_of_its_own(made_up, monkeypatch):
+    monkeypatch.setattr(tables, "DOCS", made_up)
+    _, held_out = study.split(1, study.task_of("years-classes"))
+    for arm, right in (("years-quality", 8), ("years-classes", 16)):
+        lines = []
+        for record in held_out:
+            first = int(record["answers"].split("-")[0])
+            texts = [f"{first + 1 + k % 4}" for k in range(right)] + ["no year"] * (32 - right)
+            line = {"step": 12, "split": "eval", "prompt": f"<|user|>{record['input']}", "responses": texts}
+            lines.append(line | {"quality": [1] * right + [0] * (32 - right), "labels": [0] * 32})
+        (made_up / arm).mkdir()
+        (made_up / arm / "partitions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        kept = study.result(arm, 1, made_up / arm, 60.0)
+        (made_up / "results" / f"{arm}-1.json").write_text(json.dumps(kept))
+    for name in ("study.md", "methods.md"):
+        (made_up / name).write_text(f"{tables.BEGIN}\n{tables.END}")
+    tables.main()
+    page = (made_up / "study.md").read_text()
+    (quality,) = (line for line in page.splitlines() if line.startswith("| `years-quality`"))
+    assert quality.startswith("| `years-quality` | 1 | 0.250 (0.250 to 0.250) |") and "| 4.000 (4.000" in quality
+    assert "| less `years-quality` | seeds | pass@1 |" in page
+    assert "| `years-classes` | 1 | +0.250 (+0.250 to +0.250) |" in page
+    assert "years" not in page[: page.index("The second task:")]

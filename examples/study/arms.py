@@ -2,13 +2,15 @@
 
 ORACLE = ("--darling.partition_model", "{study}/answer_named.py:AnswerNamed")
 EXPECTED = ("--darling.diversity", "expected")
+# DARLING's hooks log it, and its reward is the quality alone: dr_grpo, GRPO without the standard deviation.
+QUALITY = ("--darling.reward", "quality")
 FOUR_GRAMS = ("--darling.partition_model", "lexical:4", *EXPECTED)
 
 UNTRAINED = "untrained"  # the model as it is, on the same held-out prompts
+YEARS = "years-"  # what the arms of the second task begin with
 ARMS: dict[str, tuple[str, ...]] = {
     UNTRAINED: (),
-    # DARLING's hooks log it, and its reward is the quality alone: dr_grpo, GRPO without the standard deviation.
-    "quality": ("--darling.reward", "quality"),
+    "quality": QUALITY,
     "classes": (),
     "classes-0.5": ("--darling.weight", "0.5"),
     "classes-1.5": ("--darling.weight", "1.5"),
@@ -25,12 +27,16 @@ ARMS: dict[str, tuple[str, ...]] = {
     "marginal-relevance": ("--darling.reward", "marginal_relevance"),
     "nearest-neighbour": ("--darling.reward", "nearest_neighbour", "--darling.quality_gate", "reference:0.5"),
     "reasoning-novelty": ("--darling.reward", "reasoning_novelty"),
+    f"{YEARS}{UNTRAINED}": (),
+    f"{YEARS}quality": QUALITY,
+    f"{YEARS}classes": (),
 }
 # The first round has each arm that the others are measured by, the next ones its other seeds.
 MAIN = ("quality", "classes", "expected", "oracle")
 RUNS: tuple[tuple[str, int], ...] = (
     *((arm, 1) for arm in (*MAIN, UNTRAINED)),
+    *((arm, 1) for arm in ARMS if arm.startswith(YEARS)),
     *((arm, 2) for arm in (*MAIN, UNTRAINED)),
-    *((arm, 1) for arm in ARMS if arm not in (*MAIN, UNTRAINED)),
+    *((arm, 1) for arm in ARMS if arm not in (*MAIN, UNTRAINED) and not arm.startswith(YEARS)),
     *((arm, 3) for arm in (*MAIN, UNTRAINED)),
 )

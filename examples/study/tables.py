@@ -5,10 +5,11 @@ python examples/study/tables.py
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
-from arms import ARMS
+from arms import ARMS, YEARS
 
 from darling_plugin.evaluation.measures import Interval, expected_distinct, interval, pass_at
 
@@ -22,6 +23,10 @@ FIGURES = {
     "by_default_8": "classes of 8 by its model",
     "pass@8": "pass@8",
 }
+DIFFERENCES = ("quality", "distinct_8", "distinct_32")
+# Of the second task: pass@1 is the quality.
+PASSES = {f"pass@{k}": f"pass@{k}" for k in (1, 2, 4, 8, 16, 32)}
+VERIFIABLE = {**PASSES, "distinct_32": "distinct right of 32"}
 # The arms that train with another method: docs/methods.md sets them beside DARLING.
 METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
 COLOURS = {"quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
@@ -37,7 +42,7 @@ def figures_of(group: dict) -> dict[str, float]:
         "distinct_8": expected_distinct(8, answers, correct),
         "distinct_32": expected_distinct(32, answers, correct),
         "by_default_8": expected_distinct(8, group["labels"]),
-        "pass@8": pass_at(8, correct),
+        **{name: pass_at(int(name.removeprefix("pass@")), correct) for name in PASSES},
     }
 
 
@@ -71,10 +76,12 @@ def pooled(seeds: list[list[float]]) -> Interval:
     return Interval(mean(means), mean(means) - error, mean(means) + error, len(seeds[0]))
 
 
-def differences(by_arm: dict[str, list[dict]], arms: tuple[str, ...], base: str) -> str:
+def differences(
+    by_arm: dict[str, list[dict]], arms: Iterable[str], base: str, names: Iterable[str] = DIFFERENCES
+) -> str:
     """A table of arms less `base`, at the end, on the same held-out prompts of the seeds that both have."""
-    names = ("quality", "distinct_8", "distinct_32")
-    lines = [f"| less `{base}` | seeds | " + " | ".join(FIGURES[name] for name in names) + " |", "|---" * 5 + "|"]
+    titles = [(FIGURES | VERIFIABLE if base.startswith(YEARS) else FIGURES)[name] for name in names]
+    lines = [f"| less `{base}` | seeds | " + " | ".join(titles) + " |", "|---" * (2 + len(titles)) + "|"]
     bases = {run["seed"]: run["curve"][-1]["prompts"] for run in by_arm.get(base, [])}
     for arm in arms:
         ends = {run["seed"]: run["curve"][-1]["prompts"] for run in by_arm.get(arm, []) if run["seed"] in bases}
@@ -92,13 +99,13 @@ def differences(by_arm: dict[str, list[dict]], arms: tuple[str, ...], base: str)
     return "\n".join(lines)
 
 
-def table(by_arm: dict[str, list[dict]]) -> str:
+def table(by_arm: dict[str, list[dict]], figures: dict[str, str] = FIGURES) -> str:
     lines = [
-        "| arm | seeds | " + " | ".join(FIGURES.values()) + " | vocabulary |",
-        "|" + "---|" * (len(FIGURES) + 3),
+        "| arm | seeds | " + " | ".join(figures.values()) + " | vocabulary |",
+        "|" + "---|" * (len(figures) + 3),
     ]
     for arm, runs in by_arm.items():
-        cells = [of_arm(runs, figure) for figure in FIGURES]
+        cells = [of_arm(runs, figure) for figure in figures]
         shown = [f"{each.mean:.3f} ({each.low:.3f} to {each.high:.3f})" for each in cells]
         vocabulary = mean(run["curve"][-1]["vocabulary"] for run in runs)
         seeds = ", ".join(str(run["seed"]) for run in runs)
@@ -134,7 +141,12 @@ def main() -> None:
     by_arm = read()
     if not by_arm:
         raise SystemExit("no results yet: make study")
-    put("study.md", f"{table(by_arm)}\n\n{differences(by_arm, tuple(by_arm), 'quality')}")
+    years = {arm: by_arm.pop(arm) for arm in list(by_arm) if arm.startswith(YEARS)}
+    tables = [table(by_arm), differences(by_arm, by_arm, "quality")]
+    if years:
+        less = differences(years, years, f"{YEARS}quality", VERIFIABLE)
+        tables += ["The second task:", table(years, VERIFIABLE), less]
+    put("study.md", "\n\n".join(tables))
     put("methods.md", differences(by_arm, METHODS, "classes"))
     frontier(by_arm, DOCS / "study" / "frontier.png")
 
