@@ -164,7 +164,8 @@ def against_limit(sizes: Sizes) -> Iterator[dict[str, Any]]:
     every response differs and every pair is scored. The limit counts the FLOPs of linear layers and attention over
     the rate of a large matrix product in the same run. The last columns are of one forward pass, its kernels by the
     operator that started them (torch.profiler): query, key or value made contiguous are copies, what torch.compile
-    made is the rest. In it the host should wait for the GPU once, for the result.
+    made is the rest. In it the host should wait for the GPU once, for the result. Goal of 64 x 28 pairs of 803 tokens
+    on an H200: under 0.9 s, then 0.75.
     """
     with encoder_folder(sizes) as folder:
         model = limit.compiled(folder)

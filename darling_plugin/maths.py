@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import math
 import multiprocessing
+import os
 import re
 import signal
 import threading
@@ -28,6 +29,7 @@ from darling_plugin.final_answer import final_answer, label_answer
 if TYPE_CHECKING:
     from pebble import ProcessFuture, ProcessPool
 
+CORES = "DARLING_PLUGIN_CORES"  # environment variable: how many a partition actor has reserved
 ATTEMPTS = 3  # pools, before worker processes that die as they start stop the run
 PROBE = 1234.5678  # any number, to compare every answer with
 
@@ -43,6 +45,11 @@ def check_installed(user: str) -> None:
             f"no module {' and no module '.join(missing)}",
             "pip install math-verify pebble",
         )
+
+
+def own_cores(most: int) -> int:
+    """How many processes to start: one for each core that a partition actor has reserved, elsewhere up to `most`."""
+    return int(os.environ.get(CORES, min(most, os.cpu_count() or 1)))
 
 
 class MathWorkers:

@@ -39,8 +39,16 @@ LIBRARIES = (
 )
 
 
-@functools.cache
+_starting = threading.Lock()
+
+
 def python() -> str:
+    with _starting:  # a cache computes twice for threads that ask at once
+        return _python()
+
+
+@functools.cache
+def _python() -> str:
     from darling_plugin.openrlhf import cpu
 
     folder = Path(tempfile.mkdtemp())

@@ -1,10 +1,12 @@
 """The Python that has the libraries already behaves as Python does, where the runs of the other tests lean on it."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import preloaded
 import psutil
@@ -76,6 +78,21 @@ def test_a_signal_ends_both_and_is_the_status(tmp_path):
 def test_what_an_end_says(code, status, said):
     done = subprocess.run([preloaded.python(), "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == status and done.stderr.endswith(said) and bool(done.stderr) == bool(said)
+
+
+def test_threads_that_ask_at_once_get_one(monkeypatch):
+    started = []
+
+    @functools.cache
+    def slow():
+        started.append("one")
+        time.sleep(0.2)
+        return "python"
+
+    monkeypatch.setattr(preloaded, "_python", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: preloaded.python(), range(4))) == ["python"] * 4
+    assert started == ["one"]
 
 
 def test_it_is_this_python_with_these_packages():

@@ -130,7 +130,7 @@ class PartitionActor:
 
     def __init__(self, config: DarlingConfig, tokenizer: Any, quality_expected: bool, journal: str) -> None:
         placement.see_own_gpus_alone(config)
-        placement.compile_within_own_cores(config)
+        placement.stay_within_own_cores(config)
         if config.import_path:
             import_user_code(config.import_path)
         self._config = config

@@ -15,6 +15,7 @@ from typing import Any
 
 from darling_plugin.config import AUTO, DarlingConfig
 from darling_plugin.errors import DarlingError
+from darling_plugin.maths import CORES
 
 CPUS = 1  # that an actor reserves, and computes with
 
@@ -192,11 +193,14 @@ def with_own_cores(compute: Callable) -> Callable:
     return computed
 
 
-def compile_within_own_cores(config: DarlingConfig) -> None:
-    """Bounds the processes that torch.compile starts in this one: all actors of a node begin at about the same step.
+def stay_within_own_cores(config: DarlingConfig) -> None:
+    """Bounds what else starts in this process: threads of tokenizers, processes of `answer` and of torch.compile.
 
-    By default each would start 32, or as many as there are cores. TORCHINDUCTOR_COMPILE_THREADS, where set, stays.
+    All actors of a node begin to compile at about the same step, by default with 32 processes each, or as many as
+    there are cores. RAYON_NUM_THREADS (tokenizers) and TORCHINDUCTOR_COMPILE_THREADS, where set, stay.
     """
+    os.environ[CORES] = str(CPUS)
+    os.environ.setdefault("RAYON_NUM_THREADS", str(CPUS))
     cores = max(1, (os.cpu_count() or 1) // config.num_partition_actors)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(cores, 32)))
 

@@ -90,7 +90,7 @@ def differences(
         cells = []
         for name in names:
             less = [
-                [mine[name] - its[name] for mine, its in zip(prompts, bases[seed], strict=True)]
+                [of_arm[name] - of_base[name] for of_arm, of_base in zip(prompts, bases[seed], strict=True)]
                 for seed, prompts in ends.items()
             ]
             difference = pooled(less)

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from darling_plugin.maths import CORES
 from darling_plugin.openrlhf import cpu
 
 # OpenRLHF's modules import flash_attn; none of what these tests call needs it.
@@ -18,7 +19,8 @@ def configured(monkeypatch):
 
     # A partition actor sets these; this way they are put back.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", str(os.cpu_count()))
+    for name in ("TORCHINDUCTOR_COMPILE_THREADS", "RAYON_NUM_THREADS", CORES):
+        monkeypatch.setenv(name, str(os.cpu_count()))
     threads = torch.get_num_threads()
 
     def configure(**flags) -> DarlingConfig:

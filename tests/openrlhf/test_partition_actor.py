@@ -4,7 +4,10 @@ import asyncio
 import json
 import logging
 import math
+import os
 import platform
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -13,8 +16,10 @@ from actor_groups import Letters, broken, column, make_actor, responses, score
 
 from darling_plugin import DarlingError
 from darling_plugin.evaluation.methods import METHODS
-from darling_plugin.openrlhf.responses import decode
-from darling_plugin.partition import CLUSTERINGS
+from darling_plugin.maths import CORES
+from darling_plugin.openrlhf import placement
+from darling_plugin.openrlhf.responses import LABEL, decode
+from darling_plugin.partition import CLUSTERINGS, load_partition_model
 from darling_plugin.partition.cuts import Cuts
 from darling_plugin.partition.models.lexical import Lexical
 from darling_plugin.registry import register_advantage, register_partition_model
@@ -157,6 +162,39 @@ def test_actors_do_not_start_32_compiler_processes_each(configured, monkeypatch)
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "5")
     make_actor(configured, num_partition_actors=8)
     assert decide_compile_threads() == 5, "the user's"
+
+
+THREADS = """
+import os, sys
+from darling_plugin.config import DarlingConfig
+from darling_plugin.openrlhf import placement
+if sys.argv[1] == "in an actor":
+    placement.stay_within_own_cores(DarlingConfig())
+from tokenizers import Tokenizer, models, pre_tokenizers
+words = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+words.pre_tokenizer = pre_tokenizers.Whitespace()
+before = len(os.listdir("/proc/self/task"))
+words.encode_batch(["a b " * 50] * 1000)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_an_actors_tokenizer_has_the_threads_that_it_reserved():
+    environment = {name: value for name, value in os.environ.items() if name != "RAYON_NUM_THREADS"}
+    threads = {
+        where: int(subprocess.check_output([sys.executable, "-c", THREADS, where], env=environment, text=True))
+        for where in ("in an actor", "elsewhere")
+    }
+    assert threads == {"in an actor": placement.CPUS, "elsewhere": os.cpu_count()}
+
+
+def test_an_actors_answers_are_read_by_as_many_processes_as_it_reserved_cores(configured):
+    actor = make_actor(configured, partition_model="answer")
+    assert actor._model._workers._count == placement.CPUS
+    scored = score(actor, responses("It is 0.5.", r"\frac{1}{2}", "2"))
+    assert column(scored, LABEL) == [0, 0, 1]
+    del os.environ[CORES]
+    assert load_partition_model("answer")._workers._count == min(4, os.cpu_count())
 
 
 def test_the_share_that_the_model_cut_rides_along_where_it_counts(configured):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from darling_plugin.errors import DarlingError, spelled
-from darling_plugin.maths import MathWorkers, check_installed, equal_answers, read_answer
+from darling_plugin.maths import MathWorkers, check_installed, equal_answers, own_cores, read_answer
 from darling_plugin.partition.base import Group, Pair, PairwiseModel, PartitionModel, start
 from darling_plugin.partition.clustering import DEFAULT_CLUSTERING, check_clustering
 from darling_plugin.registry import register_partition_model
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 DEADLINE = 5.0  # seconds in a worker for reading one response or for one comparison; nearly all take milliseconds
-WORKERS = min(4, os.cpu_count() or 1)
+MOST_WORKERS = 4
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class Answer(PartitionModel):
         self.check_arguments(clustering=clustering)
         self.clustering = DEFAULT_CLUSTERING if clustering is None else clustering
         check_installed("the partition model answer")
-        self._workers = MathWorkers(WORKERS)
+        self._workers = MathWorkers(own_cores(MOST_WORKERS))
         (trial,) = self._workers.run(read_answer, [(r"It is $\frac{1}{2}$.",)], deadline=DEADLINE)  # starts them, too
         if not isinstance(trial, str):
             raise DarlingError(
