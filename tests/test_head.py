@@ -218,9 +218,29 @@ def test_each_chunk_of_each_distinct_text_is_encoded_once(exact, monkeypatch):
     assert len(asked) == 4 + -(-len(texts[3]) // CHUNK_TOKENS)
 
 
+def test_a_gpu_encodes_the_next_groups_while_the_features_of_these_are_computed(exact, monkeypatch):
+    groups = [Group(f"Name a {kind}.", [f"{kind} {k}" for k in range(3)]) for kind in ("fox", "tree", "river")]
+    expected = exact.similarities(groups)
+    monkeypatch.setattr(exact.encoder._forward, "part", 4)  # as on a GPU, here a group at a time
+    happened, embed, features_of = [], exact.encoder.embed_ids, features.pair_features
+
+    def queued(ids):
+        happened.append("queued")
+        rows = embed(ids)
+        return lambda: happened.append("waited for") or rows()
+
+    monkeypatch.setattr(exact.encoder, "embed_ids", queued)
+    monkeypatch.setattr(features, "pair_features", lambda *args: happened.append("features") or features_of(*args))
+    found = exact.similarities(groups)
+    ahead = ["queued", "features", "waited for"]  # the features are those of the group before
+    assert happened == ["queued", "waited for", *ahead, *ahead, "features"]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_what_a_chunk_becomes_is_what_sentence_transformers_makes_of_its_text(exact):
     texts = ["Rain over the harbour.", "seven"]
-    ours = torch.nn.functional.normalize(exact.encoder.embed_ids(exact.encoder.token_ids(texts)), dim=-1)
+    ours = torch.nn.functional.normalize(exact.encoder.embed_ids(exact.encoder.token_ids(texts))(), dim=-1)
     theirs = torch.nn.functional.normalize(exact.encoder.embed(texts), dim=-1)
     assert torch.allclose(ours, theirs, atol=1e-5)
 

@@ -105,16 +105,17 @@ class Forward(ABC):
         Raises what the model raises; a shortage of memory halves the budget, down to one input a batch. It doubles
         again, up to what it was, each TRY_AGAIN batches without one.
         """
-        return self._rows([inputs])
+        return self.begin([inputs])()
 
     def of(self, items: Sequence[Item], tokenise: Callable[[Sequence[Item]], Sequence[ModelInput]]) -> torch.Tensor:
         """Those of tokenise(items), called with `part` of the items at a time, in order.
 
         A GPU only has its work queued here: it computes one part while the next is tokenised, without a thread.
         """
-        return self._rows(tokenise(items[k : k + self.part]) for k in range(0, len(items), self.part))
+        return self.begin(tokenise(items[k : k + self.part]) for k in range(0, len(items), self.part))()
 
-    def _rows(self, parts: Iterable[Sequence[ModelInput]]) -> torch.Tensor:
+    def begin(self, parts: Iterable[Sequence[ModelInput]]) -> Callable[[], torch.Tensor]:
+        """Queues all parts, and returns what waits for their rows: a GPU computes in between."""
         order: list[int] = []
         batches: list[torch.Tensor] = []  # on the device until the last one is under way: one transfer
         for inputs in parts:
@@ -124,9 +125,13 @@ class Forward(ABC):
             while waiting:
                 batches.append(self._next_batch(waiting))
                 waiting = waiting[len(batches[-1]) :]
-        ordered_rows = torch.cat(batches).float().cpu()
-        rows = torch.empty_like(ordered_rows)
-        rows[order] = ordered_rows
+        queued = torch.cat(batches).float()
+
+        def rows() -> torch.Tensor:
+            in_order = torch.empty(queued.shape)
+            in_order[order] = queued.cpu()
+            return in_order
+
         return rows
 
     def _next_batch(self, waiting: Sequence[ModelInput]) -> torch.Tensor:
@@ -240,8 +245,8 @@ class RowForward(Forward):
         # BERT pools inside of its base model, after the encoder.
         getattr(base, "encoder", base).register_forward_hook(self._take_answers)
 
-    def _rows(self, parts: Iterable[Sequence[ModelInput]]) -> torch.Tensor:
-        return super()._rows(map(self._counted, parts))
+    def begin(self, parts: Iterable[Sequence[ModelInput]]) -> Callable[[], torch.Tensor]:
+        return super().begin(map(self._counted, parts))
 
     def _counted(self, inputs: Sequence[ModelInput]) -> Sequence[ModelInput]:
         self.compile_later.before_scoring(sum(map(len, inputs)))

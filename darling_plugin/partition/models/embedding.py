@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -93,8 +94,15 @@ class Embedding(EmbeddingModel):
         tokenised = self.model.tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
         return [np.array(ids, dtype=np.int64) for ids in tokenised["input_ids"]]
 
-    def embed_ids(self, texts: Sequence[np.ndarray]) -> torch.FloatTensor:
-        """(M, d), one row a text of at most as many ids as the model takes; not normalized, as :meth:`embed`."""
+    @property
+    def part(self) -> int:
+        """How many texts make enough work to queue on this device before the next are got ready; see Forward.of."""
+        return sys.maxsize if self._forward is None else self._forward.part
+
+    def embed_ids(self, texts: Sequence[np.ndarray]) -> Callable[[], torch.FloatTensor]:
+        """Queues the work and returns what waits for it: (M, d), one row a text of at most as many ids as the model
+        takes; not normalized, as :meth:`embed`.
+        """
         import numpy as np
 
         from darling_plugin.partition.engine.inputs import ModelInput
@@ -109,7 +117,7 @@ class Embedding(EmbeddingModel):
         sample, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
         at = whole.index(sample[0])
         before, after = (np.array(ids, dtype=np.int64) for ids in (whole[:at], whole[at + len(sample) :]))
-        return self._forward([ModelInput(np.concatenate([before, ids, after])) for ids in texts])
+        return self._forward.begin([[ModelInput(np.concatenate([before, ids, after])) for ids in texts]])
 
     def _choose_forward(self, compile_after: float | None, token_budget: int | None) -> Forward | None:
         """Our own batches for models of text that end in plain pooling; others go through encode()."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -141,15 +141,25 @@ class Encoded:
 
 def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
     """Each distinct text, tokenised once and each of its chunks encoded once, all in one call of the encoder."""
+    return begin_to_encode(encoder, texts)()
+
+
+def begin_to_encode(encoder: Embedding, texts: Sequence[str]) -> Callable[[], dict[str, Encoded]]:
+    """Has the encoder begin, and returns what waits for it: see :func:`encode`."""
     texts = sorted(set(texts))  # so that an encoder's batches, and their rounding, do not depend on the order
     if not texts:
-        return {}
+        return dict
     ids = encoder.token_ids(texts)
     chunks = [np.array_split(each, max(1, -(-len(each) // CHUNK_TOKENS))) for each in ids]
     counts = [len(own) for own in chunks]
-    vectors = _unit(encoder.embed_ids([chunk for own in chunks for chunk in own])).split(counts)
+    vectors = encoder.embed_ids([chunk for own in chunks for chunk in own])
     sizes = [torch.tensor([float(max(len(chunk), 1)) for chunk in own]) for own in chunks]
-    return {text: Encoded(text, *parts) for text, *parts in zip(texts, ids, vectors, sizes, strict=True)}
+
+    def encoded() -> dict[str, Encoded]:
+        parts = zip(texts, ids, _unit(vectors()).split(counts), sizes, strict=True)
+        return {text: Encoded(text, *own) for text, *own in parts}
+
+    return encoded
 
 
 def probability(weights: dict[str, torch.Tensor], prompt: Encoded, responses: Sequence[Encoded]) -> torch.FloatTensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,9 @@ from darling_plugin.registry import register_partition_model
 if TYPE_CHECKING:
     import torch
 
+    from darling_plugin.partition.models.head.features import Encoded
+
+Opened = tuple[str, str]  # a short answer that a response opens with, and the beginning of what comes after
 
 FILE = "head.safetensors"
 MOST_CHARACTERS = 200_000
@@ -70,29 +73,58 @@ class Head(SimilarityModel):
         self.sleep, self.wake = self.encoder.sleep, self.encoder.wake  # the head itself is small, and on the CPU
 
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
+        parts = self._parts([self._beginnings(group) for group in groups])
+        found: list[torch.FloatTensor] = []
+        begun = self._begin(parts[0]) if parts else None
+        for k, part in enumerate(parts):
+            opened, encode = begun
+            encoded = encode()
+            # A GPU encodes the next part while the features of this one are computed here.
+            begun = self._begin(parts[k + 1]) if k + 1 < len(parts) else None
+            for group, own in zip(part, opened, strict=True):
+                found.append(self._of_group(group, own, encoded))
+                alive()
+        return found
+
+    def _parts(self, groups: list[Group]) -> list[list[Group]]:
+        """Groups with enough texts to keep a GPU at work; on a CPU all of them."""
+        parts: list[list[Group]] = []
+        room = 0
+        for group in groups:
+            if room <= 0:
+                parts.append([])
+                room = self.encoder.part
+            parts[-1].append(group)
+            room -= 1 + len(group.responses)
+        return parts
+
+    def _begin(self, groups: list[Group]) -> tuple[list[dict[str, Opened | None]], Callable[[], dict[str, Encoded]]]:
+        """Of each group, where its responses open with a short answer; and what waits for their texts, encoded."""
+        from darling_plugin.partition.models.head.features import begin_to_encode
+        from darling_plugin.partition.models.head.padding import opening_and_rest
+
+        opened = [{each: opening_and_rest(each, group.responses) for each in group.responses} for group in groups]
+        texts = [text for group in groups for text in (group.prompt, *group.responses)]
+        texts += [text for own in opened for parts in own.values() if parts for text in parts]
+        return opened, begin_to_encode(self.encoder, texts)
+
+    def _of_group(
+        self, group: Group, opened: dict[str, Opened | None], encoded: dict[str, Encoded]
+    ) -> torch.FloatTensor:
         import torch
 
-        from darling_plugin.partition.models.head.features import encode, probability
-        from darling_plugin.partition.models.head.padding import opening_and_rest, without_padding
+        from darling_plugin.partition.models.head.features import probability
+        from darling_plugin.partition.models.head.padding import without_padding
 
-        groups = [self._beginnings(group) for group in groups]
-        parts = [{each: opening_and_rest(each, group.responses) for each in group.responses} for group in groups]
-        texts = [text for group in groups for text in (group.prompt, *group.responses)]
-        texts += [text for own in parts for opened in own.values() if opened for text in opened]
-        encoded = encode(self.encoder, texts)
-        found = []
-        for group, own in zip(groups, parts, strict=True):
-            read = [
-                without_padding(encoded, group.prompt, each, own[each]) if own[each] else encoded[each]
-                for each in group.responses
-            ]
-            # Each text once, so that an answer and its padded twin are the same to the last bit in any order.
-            distinct = {each.text: each for each in read}
-            place = torch.tensor([list(distinct).index(each.text) for each in read], dtype=torch.long)
-            similarities = probability(self._weights, encoded[group.prompt], list(distinct.values()))
-            found.append(similarities[place][:, place])
-            alive()
-        return found
+        read = [
+            without_padding(encoded, group.prompt, each, opened[each]) if opened[each] else encoded[each]
+            for each in group.responses
+        ]
+        # Each text once, so that an answer and its padded twin are the same to the last bit in any order.
+        distinct = {each.text: each for each in read}
+        place = torch.tensor([list(distinct).index(each.text) for each in read], dtype=torch.long)
+        similarities = probability(self._weights, encoded[group.prompt], list(distinct.values()))
+        return similarities[place][:, place]
 
     def _beginnings(self, group: Group) -> Group:
         responses = [response[:MOST_CHARACTERS] for response in group.responses]
