@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,8 @@ DROP_FLAGS = (
 # OpenRLHF reserves a GPU and a CPU for every model and engine. On a CPU both are only names, and these are enough for
 # the recipes at hand. Can go when OpenRLHF's resources can be set. The dashboard is ten processes more to start.
 LOGICAL_RESOURCES = {"num_gpus": 64, "num_cpus": 64, "include_dashboard": False}
+
+LONGEST_COMPILATION = 20 * 60  # seconds; DeepSpeed's Adam takes two minutes of two cores
 
 _installed = False
 
@@ -170,6 +173,27 @@ def _torch(torch: ModuleType) -> None:
     torch.cuda.current_stream = lambda *args: None
     for name in ("set_device", "empty_cache", "synchronize"):
         setattr(torch.cuda, name, lambda *args: None)
+
+
+def _file_baton(module: ModuleType) -> None:
+    """A process that is killed while it compiles DeepSpeed's Adam leaves a lock, for which others wait without end.
+
+    Can go when torch's lock says whose it is.
+    """
+
+    def wait(wrapped: Callable, baton: Any, args: tuple, kwargs: dict) -> None:
+        lock = baton.lock_file_path
+        try:
+            age = time.time() - os.path.getmtime(lock)
+        except FileNotFoundError:
+            return  # it has just gone
+        found = f"{lock}, {age / 60:.0f} minutes old: perhaps of a process that was killed"
+        if age > LONGEST_COMPILATION:
+            raise DarlingError("an extension of torch's that no other process compiles", found, f"rm {lock}")
+        print(f"[darling] waiting for {found}; if nothing compiles, rm {lock}", file=sys.stderr)
+        wrapped(*args, **kwargs)
+
+    wrap(module.FileBaton, "wait", wait)
 
 
 def _device_mesh(module: ModuleType) -> None:
@@ -300,6 +324,7 @@ def _trainer(module: ModuleType) -> None:
 
 SHIMS: dict[str, Callable[[ModuleType], None]] = {
     "torch": _torch,
+    "torch.utils.file_baton": _file_baton,
     "torch.distributed.device_mesh": _device_mesh,
     "cpuinfo": _cpu_info,
     "openrlhf.utils.distributed_util": _weight_sync_group,
