@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,11 @@ def test_the_demo_says_how_far_it_is_where_it_draws_no_bar(demo):
     assert all(lines.count(f"step {step} done") == 1 for step in range(1, STEPS)), demo[1]
 
 
+# The log has no special tokens. Where a response goes on with a turn of the user's, "gold<|im_start|>user" is
+# "golduser" there, and names no gold.
+NEXT_TURN = re.compile(r"(system|user|assistant)\n")
+
+
 def test_the_demos_partitions_recomputed(demo):
     records = recompute.check(demo[0])
     assert [record["step"] for record in records] == [1] * 8 + [2] * 8
@@ -36,15 +42,16 @@ def test_the_demos_partitions_recomputed(demo):
     spec.loader.exec_module(reward)
     rows = map(json.loads, (REPOSITORY / "examples/data/many_answers.jsonl").read_text().splitlines())
     answers = {row["input"]: row["answers"] for row in rows}
+    compared = 0
     for record in records:
         (mine,) = (accepted for prompt, accepted in answers.items() if f"\n{prompt}<|im_end|>" in record["prompt"])
-        assert record["quality"] == [
-            float(
-                1 <= len(reward.named_answers(text, mine)) <= reward.MAX_NAMED_ANSWERS
-                and not reward.lists_a_wrong_one(text, mine)
-            )
-            for text in record["responses"]
-        ]
+        for text, quality in zip(record["responses"], record["quality"], strict=True):
+            if NEXT_TURN.search(text):
+                continue
+            named = 1 <= len(reward.named_answers(text, mine)) <= reward.MAX_NAMED_ANSWERS
+            assert quality == (named and not reward.lists_a_wrong_one(text, mine)), text
+            compared += 1
+    assert compared > 100
 
 
 def test_the_untrained_model_earns_something_and_not_everything(demo):
