@@ -18,7 +18,8 @@ def baton(tmp_path):
     return module.FileBaton(str(tmp_path / "lock"), wait_seconds=0.01)
 
 
-def test_a_lock_that_is_older_than_any_compilation_stops_the_run(baton, tmp_path):
+def test_a_lock_that_is_older_than_any_compilation_stops_the_run(baton, tmp_path, monkeypatch):
+    monkeypatch.setattr(file_baton.time, "sleep", lambda seconds: pytest.fail("it is waited for"))
     (tmp_path / "lock").touch()
     os.utime(tmp_path / "lock", (0, time.time() - 25 * 60))
     with pytest.raises(DarlingError, match=f"25 minutes old(.|\n)*rm {tmp_path}/lock"):
