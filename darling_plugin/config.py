@@ -24,7 +24,8 @@ TAKES_A_PATH = (
     *("head", "embedding", "cross-encoder", "vllm"),
     *("darling-modernbert", "darling-qwen3-math", "noveltybench-deberta"),
 )
-HOLD_DIVERSITY = ("diversity_weighted", "inverse_class_size")  # advantages; most rewards would count it twice
+# Advantages; most rewards would count it twice.
+HOLD_DIVERSITY = ("diversity_weighted", "inverse_class_size", "leave_one_out")
 # Flags of earlier versions, and what to write in their place.
 REPLACED = {"correct_only": "quality_gate above:0"}
 AUTO = "auto"  # --darling.num_partition_actors
@@ -102,8 +103,8 @@ class DarlingConfig:
     advantage: str | None = _flag(
         None,
         "how a group's rewards make advantages, under --algo.advantage.estimator dr_grpo: centered (the paper; the "
-        "default there), centered_std, diversity_weighted, inverse_class_size (uniqueness-aware RL), or yours. Other "
-        "estimators make their own of DARLING's rewards",
+        "default there), centered_std, diversity_weighted, inverse_class_size (uniqueness-aware RL), leave_one_out "
+        "(SetPO), or yours. Other estimators make their own of DARLING's rewards",
     )
     quality_transform: str | None = _flag(
         None,
@@ -182,7 +183,7 @@ class DarlingConfig:
         built_in = rewards.get(self.reward).__module__.startswith("darling_plugin.")
         if self.advantage in HOLD_DIVERSITY and built_in and self.reward != "quality":
             raise DarlingError(
-                f"a reward without diversity for {spelled('advantage')} {self.advantage}, which weighs by it",
+                f"a reward without diversity for {spelled('advantage')} {self.advantage}, which has it",
                 f"{spelled('reward')} {self.reward}, which would count it twice",
                 f"set {spelled('reward')} quality",
             )

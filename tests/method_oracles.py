@@ -1,6 +1,6 @@
 """The methods of darling_plugin/methods in plain Python, from their equations alone; shares no code with the package.
 
-Each takes one group: quality (of inverse_class_size the reward) and labels of n responses, n lists of n similarities.
+Each takes one group: quality (of an advantage the reward) and labels of n responses, n lists of n similarities.
 One whose label is -1 has similarity 0 with the others, and what a method gives for it means nothing.
 """
 
@@ -60,8 +60,21 @@ def reasoning_novelty(quality, similarity, labels):
     return result
 
 
+def leave_one_out(reward, similarity, labels):
+    def diversity(members):
+        masses = [statistics.fmean([similarity[i][j] for j in members if j != i]) for i in members]
+        return statistics.fmean([-math.log(1 + mass) for mass in masses])
+
+    mean, everybody = statistics.fmean(reward), [i for i, label in enumerate(labels) if label >= 0]
+    result = [r - mean for r in reward]
+    for i in everybody if len(everybody) >= 3 else []:
+        result[i] += diversity(everybody) - diversity([j for j in everybody if j != i])
+    return result
+
+
 ORACLES = {
     "inverse_class_size": inverse_class_size,
+    "leave_one_out": leave_one_out,
     "marginal_relevance": marginal_relevance,
     "nearest_neighbour": nearest_neighbour,
     "reasoning_novelty": reasoning_novelty,

@@ -36,7 +36,13 @@ def test_built_in_names():
         "reasoning_novelty",
         "redundancy",
     ]
-    assert advantages.names() == ["centered", "centered_std", "diversity_weighted", "inverse_class_size"]
+    assert advantages.names() == [
+        "centered",
+        "centered_std",
+        "diversity_weighted",
+        "inverse_class_size",
+        "leave_one_out",
+    ]
 
 
 def test_names_and_specs_are_checked_without_heavy_imports(tmp_path):

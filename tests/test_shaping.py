@@ -212,7 +212,7 @@ def test_the_weight_leads_from_the_centered_reward_to_the_advantage():
         assert shaped.diversity_part is None
 
 
-@pytest.mark.parametrize("name", [*OF_SIMILARITY, "inverse_class_size"])
+@pytest.mark.parametrize("name", [*OF_SIMILARITY, "inverse_class_size", "leave_one_out"])
 def test_a_group_that_could_not_be_partitioned_is_trained_on_its_quality(name):
     flags = (
         {"reward": "quality", "advantage": name} if name in advantages else {"reward": name, "advantage": "centered"}
@@ -264,6 +264,16 @@ def test_a_response_left_out_has_the_least_weight_in_the_advantage():
     flags = {"reward": "quality", "advantage": "inverse_class_size"}
     shaped = shape(with_similarity([0, 0, 1, -1]), DarlingConfig(**flags), unpenalized)
     assert shaped.advantage.tolist() == [pytest.approx([0.375 / 2, 0.375 / 2, -0.125, -0.625 / 4])]
+
+
+def test_a_response_left_out_has_its_centered_reward_alone_and_no_part_in_the_diversity_of_the_others():
+    flags = {"reward": "quality", "advantage": "leave_one_out"}
+    found = shape(with_similarity([0, 0, 1, -1]), DarlingConfig(**flags), unpenalized).advantage[0].tolist()
+    assert found[3] == pytest.approx(-0.625)
+    three = with_similarity([0, 0, 1], [row[:3] for row in SIMILARITY[:3]], QUALITY[:3])
+    alone = shape(three, DarlingConfig(**flags), unpenalized).advantage[0].tolist()
+    means = sum(QUALITY[:3]) / 3 - sum(QUALITY) / 4
+    assert found[:3] == pytest.approx([value + means for value in alone])
 
 
 def test_a_reward_of_similarities_that_nobody_sent_is_refused():

@@ -25,6 +25,7 @@ METHODS: dict[str, dict[str, str]] = {
     "marginal_relevance": {"reward": "marginal_relevance"},
     "nearest_neighbour": {"reward": "nearest_neighbour"},
     "reasoning_novelty": {"reward": "reasoning_novelty"},
+    "leave_one_out": {"reward": "quality", "advantage": "leave_one_out"},
 }
 DECIMALS = 5  # of an advantage: what differs by less is rounding, and ranks the same
 

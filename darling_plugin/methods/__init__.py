@@ -5,6 +5,7 @@ redundancy          reward     2505.09655  DRA-GRPO
 marginal_relevance  reward     2601.09085  MMR-GRPO
 nearest_neighbour   reward     2609.14896  MoDA
 reasoning_novelty   reward     2509.15194  EVOL-RL
+leave_one_out       advantage  2602.01062  SetPO
 
 `multiply` and `additive` (2509.02534, DARLING) are in reward.py. All get float32 tensors: quality or reward (P, n);
 similarity (P, n, n), symmetric, in [0, 1], 1 on the diagonal; labels (P, n). They see only what takes part: a response
@@ -19,6 +20,7 @@ config.py. One of your own needs none of that: register_reward, register_advanta
 
 from darling_plugin.methods import (
     inverse_class_size,
+    leave_one_out,
     marginal_relevance,
     nearest_neighbour,
     reasoning_novelty,
@@ -27,6 +29,7 @@ from darling_plugin.methods import (
 
 __all__ = [
     "inverse_class_size",
+    "leave_one_out",
     "marginal_relevance",
     "nearest_neighbour",
     "reasoning_novelty",

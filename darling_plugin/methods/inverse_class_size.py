@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def inverse_class_size(reward: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """A_i = (r_i - mean_j r_j) / f_i, with f_i the size of the class of i; for --darling.reward quality.
 
-    (P, n), (P, n) -> (P, n), unbounded; does not sum to 0 over a group. A group with equal rewards gets 0, one that is
-    one class the centered rewards / n. What is rare counts more whether it is good or bad.
+    (P, n), (P, n) -> (P, n), between the centered reward and the n-th part of it; does not sum to 0 over a group. A
+    group with equal rewards gets 0, one that is one class the centered rewards / n. What is rare counts more whether
+    it is good or bad.
 
     Departs from the paper: no division by the group's standard deviation, as under `centered`; its exponent alpha in
     [0, 1] of the class size, which it does not report, is 1.

@@ -17,9 +17,9 @@ def marginal_relevance(quality: torch.Tensor, similarity: torch.Tensor) -> torch
     Greedy: the best response is chosen first and gets r_i itself, then each time the one with the highest value; of
     equals the first in the group. The standard deviation is the population's.
 
-    (P, n), (P, n, n) -> (P, n), at least lambda min r - 1/2 and, for r >= 0, at most max r. In a group of equal
-    responses all but one pay 1 - lambda; in one of responses that have nothing in common all but the best get
-    lambda r.
+    (P, n), (P, n, n) -> (P, n), in [lambda min r - (1 - lambda), max r]; where all r are negative, from the lesser of
+    that and max r up to lambda max r. In a group of equal responses all but the best get lambda r - (1 - lambda), in
+    one of responses that have nothing in common lambda r.
 
     Departs from the official code: that chooses over all groups of a process together, this in each group, as its
     paper describes. Where all r are negative the best, which alone keeps its r whole, may end below others.

@@ -34,7 +34,7 @@ def check_record(record: dict, flags: dict, openrlhf: dict, partition_model: dic
         assert len(record[key]) == n, key
     threshold = partition_model["threshold"]
     needed = flags["diversity"] != "classes" or partition_model["clustering"] == "average"
-    assert ("similarity" in record) == (needed or flags["reward"] in OF_SIMILARITY)
+    assert ("similarity" in record) == (needed or bool({flags["reward"], flags["advantage"]} & OF_SIMILARITY))
     differs = [[float(a != b) for b in record["labels"]] for a in record["labels"]]
     if flags["diversity"] == "expected":
         differs = [[1 - min(max(p, 0), 1) for p in row] for row in record["similarity"]]
@@ -75,7 +75,7 @@ def check_record(record: dict, flags: dict, openrlhf: dict, partition_model: dic
         centered = [d * a for d, a in zip(floored, centered, strict=True)]
     elif flags["advantage"] == "centered_std":
         centered = z_scores(record["reward"])
-    elif flags["advantage"] == "inverse_class_size":
+    elif flags["advantage"] in ORACLES:
         centered = blended(flags["advantage"], record["reward"], centered, weight, record)
     else:
         assert flags["advantage"] == "centered"

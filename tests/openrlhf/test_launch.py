@@ -91,6 +91,7 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
             ["--darling.advantage", "inverse_class_size", "--darling.reward", "redundancy", *ENABLED],
             "set --darling.reward quality",
         ),
+        (["--darling.advantage", "leave_one_out", *ENABLED], "set --darling.reward quality"),
         (
             ["--darling.advantage", "centered_std", *ENABLED, "--algo.advantage.estimator", "rloo"],
             "dr_grpo with --darling.advantage centered_std",

@@ -136,7 +136,7 @@ def test_a_method_of_similarities_alone_carries_them_512_bytes_a_group_of_16(con
             row = response["extra_logs"].get("darling_similarity")
             assert row is None or row.dtype == numpy.float16
             sent += 0 if row is None else row.nbytes
-    asks = ("redundancy", "marginal_relevance", "nearest_neighbour", "reasoning_novelty")
+    asks = ("redundancy", "marginal_relevance", "nearest_neighbour", "reasoning_novelty", "leave_one_out")
     assert sent == (2 * 16 * 16 * 2 if method in asks else 0)
 
 
