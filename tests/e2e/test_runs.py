@@ -217,7 +217,7 @@ wrapt.register_post_import_hook(inject, "vllm.v1.worker.gpu_model_runner")
 @pytest.mark.parametrize(
     ("fault", "tensor", "said", "steps"),
     [
-        ("lost", "lm_head.weight", "to agree on log-probabilities after a weight sync", 0),
+        ("lost", "lm_head.weight", "the values with which vLLM started in lm_head.weight", 0),
         (
             "left as at first",
             "model.layers.1.mlp.down_proj.weight",

@@ -81,6 +81,63 @@ def test_what_the_first_sync_cannot_follow_is_left_to_the_log_probabilities():
     assert comparison.unfollowed == {"lm_head.weight": "8 of 8 rows"}
 
 
+def test_a_repacked_head_left_behind_is_named_though_only_its_embedding_is_sent():
+    generator = torch.Generator().manual_seed(0)
+    sent = {"embedding.weight": torch.randn(64, 40, generator=generator)}
+    model = torch.nn.Module()
+    model.embedding = torch.nn.Module()
+    model.embedding.weight = torch.nn.Parameter(sent["embedding.weight"].to(torch.bfloat16))
+    model.head = Repacked(sent["embedding.weight"])
+    comparison = weight_sync.Comparison()
+    assert compared(comparison, sent, model) == {} and comparison.unfollowed == {}
+    trained = {"embedding.weight": sent["embedding.weight"] * 1.02}
+    model.embedding.weight.data = trained["embedding.weight"].to(torch.bfloat16)
+    assert compared(comparison, trained, model) == {"head, repacked": "64 of 64 rows"}
+    model.head.kernel = trained["embedding.weight"].to(torch.bfloat16)
+    assert compared(comparison, trained, model) == {}
+
+
+def dummy(tensor):
+    """As vLLM starts with it."""
+    weight_utils = pytest.importorskip("vllm.model_executor.model_loader.weight_utils")
+    filled = torch.empty(tensor.shape, dtype=torch.bfloat16)
+    weight_utils.initialize_single_dummy_weight(filled)
+    return filled
+
+
+def test_what_vllm_never_loaded_is_named_at_the_first_sync_however_little_it_moves():
+    sent, model = sent_and_loaded()
+    model.qk.kernel = dummy(model.qk.kernel)
+    comparison = weight_sync.Comparison()
+    assert compared(comparison, sent, model) == {}
+    assert comparison.unloaded == {"qk, repacked": "64 of 64 rows"}
+    sent, model = sent_and_loaded()
+    sent["other.weight"] = sent["norm.weight"].repeat(24) + 1
+    model.norm.weight.data = dummy(torch.empty(960))
+    comparison = weight_sync.Comparison()
+    compared(comparison, sent, model)
+    assert list(comparison.unloaded) == ["norm.weight"]
+
+
+def test_a_tensor_that_vllm_loads_in_another_form_is_not_taken_for_one_that_it_never_loaded():
+    sent, model = sent_and_loaded()
+    model.qk.kernel = model.qk.kernel * 2
+    comparison = weight_sync.Comparison()
+    compared(comparison, sent, model)
+    assert comparison.unloaded == {} and set(comparison.unfollowed) == {"q.weight", "k.weight", "qk, repacked"}
+    assert comparison.unfollowed_since_last == comparison.unfollowed
+    compared(comparison, sent, model)
+    assert comparison.unfollowed_since_last == {} and len(comparison.unfollowed) == 3
+
+
+def test_small_weights_that_arrived_are_not_taken_for_those_that_vllm_starts_with():
+    sent, model = sent_and_loaded()
+    sent["norm.weight"] = torch.full((40,), 1e-3)
+    model.norm.weight.data = sent["norm.weight"].to(torch.bfloat16)
+    comparison = weight_sync.Comparison()
+    assert compared(comparison, sent, model) == {} and comparison.unloaded == {}
+
+
 def test_a_bias_of_zeros_says_nothing_of_whether_it_can_be_followed():
     sent, model = sent_and_loaded()
     model.biases = torch.nn.Module()
@@ -103,8 +160,13 @@ def test_the_error_of_log_probabilities_is_relative_to_their_spread():
 
 
 class Logger:
+    warned = ""
+
     def info(self, text):
         self.said = text
+
+    def warning(self, text):
+        self.warned = text
 
 
 @pytest.mark.parametrize(
@@ -130,3 +192,22 @@ def test_tensors_that_differ_stop_the_run_and_are_named(monkeypatch):
     monkeypatch.setattr(weight_sync, "comparisons", lambda trainer: [comparison])
     with pytest.raises(DarlingError, match=r"other weights in model\.norm\.weight \(2 of 2 rows\)"):
         weight_sync.check(None, Logger(), log_probabilities=False)
+
+
+def test_tensors_that_were_never_loaded_stop_the_run_and_are_named(monkeypatch):
+    comparison = weight_sync.Comparison()
+    comparison.unfollowed = comparison.unfollowed_since_last = comparison.unloaded = {"norm.weight": "2 of 2 rows"}
+    monkeypatch.setattr(weight_sync, "comparisons", lambda trainer: [comparison])
+    with pytest.raises(DarlingError, match=r"with which vLLM started in norm\.weight \(2 of 2 rows\)"):
+        weight_sync.check(None, Logger(), log_probabilities=False)
+
+
+def test_tensors_that_cannot_be_followed_are_warned_of_by_name_once(monkeypatch):
+    comparison, logger = weight_sync.Comparison(), Logger()
+    comparison.unfollowed = comparison.unfollowed_since_last = {"conv.weight": "2 of 2 rows"}
+    monkeypatch.setattr(weight_sync, "comparisons", lambda trainer: [comparison])
+    weight_sync.check(None, logger, log_probabilities=False)
+    assert "not found in vLLM as sent: conv.weight (2 of 2 rows)" in logger.warned
+    comparison.unfollowed_since_last, logger.warned = {}, ""
+    weight_sync.check(None, logger, log_probabilities=False)
+    assert logger.warned == "" and "1 of them not to be followed" in logger.said
