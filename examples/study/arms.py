@@ -23,7 +23,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "with-std": ("--darling.advantage", "centered_std"),
     "additive": ("--darling.reward", "additive"),
     "4-gram": FOUR_GRAMS,
-    # The methods of the field that rank a logged run's responses least as DARLING does (docs/methods.md).
+    # The methods of the field that ranked an earlier run's responses least as DARLING did (docs/methods.md).
     "marginal-relevance": ("--darling.reward", "marginal_relevance"),
     "nearest-neighbour": ("--darling.reward", "nearest_neighbour", "--darling.quality_gate", "reference:0.5"),
     "reasoning-novelty": ("--darling.reward", "reasoning_novelty"),
