@@ -46,22 +46,27 @@ def correlation_table(comparison: Comparison) -> Table:
     return table
 
 
-def group_tables(group: ComparedGroup) -> tuple[Table, Table]:
-    """The responses of a group, by number, and each method's advantages of them."""
+def group_tables(group: ComparedGroup) -> tuple[Table, Table, Table]:
+    """The responses of a group, by number, and each method's rewards and advantages of them."""
     record = group.record
     title = f"step {record['step']}, agreement {shown(group.agreement)}: "
     said = Table(title=Text(title + shortened(asked(record["prompt"]), TITLE_WIDTH)), title_justify="left")
     for column in ("", "class", "quality"):
         said.add_column(column, justify="right", min_width=len(column))
     said.add_column("response")
-    advantages = Table("advantage", box=None, padding=(0, 1, 0, 0))
     for k, response in enumerate(record["responses"]):
         text = Text(shortened(response, RESPONSE_WIDTH) or "(empty)")
         said.add_row(f"{k + 1}", f"{record['labels'][k]}", f"{record['quality'][k]:.2f}", text)
-        advantages.add_column(f"{k + 1}", justify="right", min_width=5)
-    for name, values in group.advantage.items():
-        advantages.add_row(name, *(f"{value + 0.0:+.2f}" for value in values))
-    return said, advantages
+    return said, _by_method("reward", group.reward, ".2f"), _by_method("advantage", group.advantage, "+.2f")
+
+
+def _by_method(title: str, by_method: dict[str, list[float]], form: str) -> Table:
+    table = Table(title, box=None, padding=(0, 1, 0, 0))
+    for k in range(len(next(iter(by_method.values())))):
+        table.add_column(f"{k + 1}", justify="right", min_width=5)
+    for name, values in by_method.items():
+        table.add_row(name, *(f"{value + 0.0:{form}}" for value in values))
+    return table
 
 
 def compare(log: Path, groups: int, picture: Path | None, flags: dict[str, Any], console: Console) -> None:

@@ -48,7 +48,11 @@ def test_a_table_of_correlations_and_the_groups_that_differ_most(command, name):
     assert said.index("step 3, agreement") < said.index("step 4, agreement")
     assert "Name a bird" in said and "user" not in said
     assert ["1", "0", "1.00", "a", "bird", "of", "0"] in rows(said)
-    assert ["inverse_class_size", "+0.19", "+0.19", "-0.12", "-0.62"] in rows(said)
+    rewards, advantages = said.index("\nreward "), said.index("\nadvantage ")
+    assert ["multiply", "0.67", "0.67", "0.50", "0.00"] in rows(said[rewards:advantages])
+    assert ["inverse_class_size", "1.00", "1.00", "0.50", "0.00"] in rows(said[rewards:advantages])
+    assert ["multiply", "+0.21", "+0.21", "+0.04", "-0.46"] in rows(said[advantages:])
+    assert ["inverse_class_size", "+0.19", "+0.19", "-0.12", "-0.62"] in rows(said[advantages:])
 
 
 def test_as_many_groups_as_asked_for(command):

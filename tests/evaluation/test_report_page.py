@@ -1,5 +1,6 @@
 """The page of `darling-report` in a real browser: headless Chromium, where it is installed."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -162,12 +163,13 @@ def test_a_highlight_shows_its_group_and_a_curve_its_step(tab):
 
 def test_the_methods_correlations_are_there_and_a_group_on_which_they_disagree_is_shown(tab):
     assert tab.evaluate("document.querySelectorAll('#compared .heat').length") == 2
-    assert tab.evaluate("document.querySelectorAll('#compared .heat')[0].querySelectorAll('td').length") == 8 * 9
+    assert tab.evaluate("document.querySelectorAll('#compared .heat')[0].querySelectorAll('td').length") == 9 * 10
     said = tab.evaluate("[...document.querySelectorAll('#compared .heat')].map((one) => one.ariaLabel)")
     assert ["1 within a class and 0 between" in each for each in said] == [False, True], "the second logged none"
     tab.evaluate("document.querySelector('#compared details').open = true")
     table = tab.evaluate(later("document.querySelector('.advantages').innerText"))
     assert "marginal_relevance" in table and "answer 0 of 0" in table
+    assert re.search(r"\d\.\d\d / [+−]?\d\.\d\d", table), "reward / advantage"
     tab.evaluate("document.querySelector('#compared .still button').click()")
     chosen = "index.runs[0].methods.groups[0].group"
     assert tab.evaluate(later(f"[matching.length, matching[0] === {chosen}]")) == [1, True]

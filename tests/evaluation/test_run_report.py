@@ -266,8 +266,10 @@ def test_the_methods_are_compared_as_by_their_command_with_the_pages_own_numbers
     steps = [index["groups"]["step"][each["group"]] for each in methods["groups"]]
     assert steps == [each.record["step"] for each in compared.groups]
     assert {index["groups"]["run"][each["group"]] for each in methods["groups"]} == {1}
-    first = dict(zip(methods["names"], methods["groups"][0]["advantages"], strict=True))
-    assert first["redundancy"] == pytest.approx(compared.groups[0].advantage["redundancy"], abs=1e-3)
+    for column, expected in (("rewards", compared.groups[0].reward), ("advantages", compared.groups[0].advantage)):
+        first = dict(zip(methods["names"], methods["groups"][0][column], strict=True))
+        for name in ("redundancy", "leave_one_out"):
+            assert first[name] == pytest.approx(expected[name], abs=1e-3)
 
 
 def test_without_all_similarities_the_methods_are_compared_by_classes(tmp_path):

@@ -24,20 +24,21 @@ function shade(value) {
   return value === null ? "none" : `color-mix(in srgb, var(--${value < 0 ? "c1" : "c0"}) ${Math.round(45 * Math.abs(value))}%, transparent)`;
 }
 
-function disagreement({ group: g, agreement, advantages }, names) {
+function disagreement({ group: g, agreement, rewards, advantages }, names) {
   const asked = el("button", { type: "button", class: "more", onclick: () => pickGroup(g) }, index.prompts[column.prompt[g]] || "(empty)");
-  const made = el("details", {}, el("summary", {}, "each method's advantages"));
+  const made = el("details", {}, el("summary", {}, "each method's reward / advantage"));
   made.ontoggle = async () => {
     if (made.childElementCount > 1) return;
     const table = el("table", { class: "advantages" });
     made.append(el("div", { class: "scrolls" }, table));
     const data = await group(g);
-    const signed = (value) => el("td", { class: value > 0.005 ? "up" : value < -0.005 ? "down" : null }, (value >= 5e-5 ? "+" : "") + number(value));
+    const both = (reward, value) => el("td", { class: value > 0.005 ? "up" : value < -0.005 ? "down" : null },
+      `${number(reward)} / ${value >= 5e-5 ? "+" : ""}${number(value)}`);
     table.append(el("tr", {}, ...["response", "class", "quality", ...names.map((name, k) => `${k + 1} ${name}`)].map((name) => el("th", {}, name))),
       ...data.responses.map((text, k) => el("tr", {},
         el("td", {}, el("div", { class: "clamp" }, text.trim().slice(0, 400) || "(empty)")),
         el("td", {}, String(data.labels[k])), el("td", {}, number(data.quality[k])),
-        ...advantages.map((values) => signed(values[k])))));
+        ...names.map((_, m) => both(rewards[m][k], advantages[m][k])))));
   };
   return el("div", { class: "pick still" }, asked, el("div", { class: "quiet" }, `step ${column.step[g]}, mean correlation ${number(agreement)}`), made);
 }

@@ -139,6 +139,7 @@ def _methods(run: Run, place: int, groups: list[tuple[int, Step, int]]) -> dict[
             {
                 "group": number[id(each.record)],
                 "agreement": _short(each.agreement),
+                "rewards": [[_short(value) for value in values] for values in each.reward.values()],
                 "advantages": [[_short(value) for value in values] for values in each.advantage.values()],
             }
             for each in compared.groups[:DISAGREEMENTS]
