@@ -74,8 +74,9 @@ class FunctionRegistry(Registry):
     """Functions of a group's numbers, of the two that all know or of those that their parameters name.
 
     Args:
-        first: "quality" or "reward". A function takes this and the diversity, whatever it calls them; or, where it
-            names similarity or labels, those that it names of `first`, diversity, similarity and labels.
+        first: "quality" or "reward". A function takes this and the diversity in their order, whatever it calls them;
+            or, where it names similarity or labels, or one of these two in the other's place, those that it names of
+            `first`, diversity, similarity and labels.
     """
 
     def __init__(self, kind: str, first: str) -> None:
@@ -117,8 +118,9 @@ class FunctionRegistry(Registry):
         except (TypeError, ValueError):  # some that are written in C
             return ()
         names = list(signature.parameters)
+        first, second = self.inputs[:2]
         try:
-            if {"similarity", "labels"} & set(names):
+            if {"similarity", "labels"} & set(names) or second in names[:1] or first in names[1:]:
                 named = tuple(name for name in names if name in self.inputs)
                 signature.bind(**dict.fromkeys(named))
                 return named

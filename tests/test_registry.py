@@ -140,6 +140,8 @@ def test_a_function_takes_what_its_parameters_name():
     functions = {
         "two": lambda q, d: (q, d),
         "second has a default": lambda quality, d=None: (quality, d),
+        "the other way round": lambda diversity, quality: (quality, diversity),
+        "by position alone": lambda quality, diversity, /: (quality, diversity),
         "any": lambda *numbers: numbers,
         "in C": max,
         "similarity": lambda similarity, quality: (quality, similarity),
@@ -152,6 +154,8 @@ def test_a_function_takes_what_its_parameters_name():
     assert {name: tuple(int(each) for each in got) for name, got in taken.items()} == {
         "two": (0, 1),
         "second has a default": (0, 1),
+        "the other way round": (0, 1),
+        "by position alone": (0, 1),
         "any": (0, 1),
         "similarity": (0, 2),
         "by name": (2, 3),
@@ -168,6 +172,8 @@ def test_a_function_takes_what_its_parameters_name():
         (lambda quality, diversity, embedding: quality, "missing a required argument: 'embedding'"),
         (lambda quality, similarity, embedding: quality, "missing a required argument: 'embedding'"),
         (lambda q, similarity: q, "missing a required argument: 'q'"),
+        (lambda diversity, q: q, "missing a required argument: 'q'"),
+        (lambda d, quality: quality, "missing a required argument: 'd'"),
         (lambda reward, similarity: reward, "missing a required argument: 'reward'"),
         (lambda quality, simlarity: quality, "'simlarity' is none of these"),
         (lambda quality, label: quality, "'label' is none of these"),
