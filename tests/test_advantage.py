@@ -30,7 +30,7 @@ ORACLES = {"centered": centered, "centered_std": centered_std, "diversity_weight
 
 @st.composite
 def batches(draw):
-    groups, n = draw(st.integers(1, 4)), draw(st.integers(2, 16))
+    groups, n = draw(st.integers(1, 4)), draw(st.integers(1, 16))
     reward = st.integers(-40, 40).map(lambda quarter: quarter / 4)
     diversity = st.integers(1, 10).map(lambda tenth: tenth / 10)
 

@@ -16,9 +16,10 @@ from darling_plugin.reward import QUALITY_TRANSFORMS, compute_reward, transform_
 @st.composite
 def batches(draw, least=-40):
     """Quality and diversity, (P, n) each: few distinct values, so that ties and equal groups are common."""
-    groups, n = draw(st.integers(1, 4)), draw(st.integers(2, 16))
+    groups, n = draw(st.integers(1, 4)), draw(st.integers(1, 16))
     quality = st.integers(least, 40).map(lambda quarter: quarter / 4)
-    diversity = st.integers(0, n - 1).map(lambda others: others / (n - 1))
+    most = max(n - 1, 1)  # the only one of its group has 0 or 1
+    diversity = st.integers(0, most).map(lambda others: others / most)
 
     def rows(values):
         return draw(st.lists(st.lists(values, min_size=n, max_size=n), min_size=groups, max_size=groups))

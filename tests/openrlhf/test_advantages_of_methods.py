@@ -76,16 +76,19 @@ def test_the_weight_follows_the_step_and_the_prompt(installed, configured, tmp_p
         "def weight(prompt, label):\n    return {'prompt 0': 1, 'prompt 1': 0}[prompt] + (label == 'open')\n"
     )
     quality, labels = [[1.0, 0.5], [1.0, 0.5], [1.0, 0.5]], [[0, 0]] * 3
-    cases = (  # flags, and 1 - the weight of each group: diversity is 0, and there is no floor
-        ({"weight_schedule": "0:0,10:1"}, [0.6, 0.6, 0.6]),
-        ({"prompt_weight": f"{file}:weight", "weight": 0.5}, [0.5, 1.0, 0.0]),
-        ({"prompt_weight": f"{file}:weight", "weight_schedule": "0:0,10:1"}, [0.6, 1.0, 0.2]),
+    words, objects = ["", "", "open"], ['{"w": 1}', '{"answer": "7", "w": 0}', '{"w": 0.5}']
+    cases = (  # flags, the data set's labels, and 1 - the weight of each group: diversity is 0, and there is no floor
+        ({"weight_schedule": "0:0,10:1"}, words, [0.6, 0.6, 0.6]),
+        ({"prompt_weight": f"{file}:weight", "weight": 0.5}, words, [0.5, 1.0, 0.0]),
+        ({"prompt_weight": f"{file}:weight", "weight_schedule": "0:0,10:1"}, words, [0.6, 1.0, 0.2]),
+        ({"prompt_weight": "w", "weight": 0.5}, objects, [0.5, 1.0, 0.75]),
+        ({"prompt_weight": "w", "weight_schedule": "0:0,10:1"}, objects, [0.6, 1.0, 0.8]),
     )
-    for flags, kept in cases:
+    for flags, told, kept in cases:
         configured(diversity_floor=0.0, log_dir="somewhere", **flags)
         maker = make_maker(n=2)
         maker.darling_step = 4
-        experiences = make_experiences(quality, labels, [1, 3, 2], [5, 0, 3, 2, 4, 1], told=["", "", "open"])
+        experiences = make_experiences(quality, labels, [1, 3, 2], [5, 0, 3, 2, 4, 1], told=told)
         for experience in experiences:
             experience.prompts = ["prompt 0" if prompt == "prompt 2" else prompt for prompt in experience.prompts]
         out = maker.compute_advantages_and_returns(experiences)
