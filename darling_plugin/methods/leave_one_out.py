@@ -16,16 +16,16 @@ def leave_one_out(reward: torch.Tensor, similarity: torch.Tensor, labels: torch.
     """A_i = (r_i - mean_j r_j) + s_i, with s_i = D(all) - D(all but i); for --darling.reward quality.
 
     D of a set is the mean of -log(1 + m_j) over its members, m_j the mean similarity of j to the other members, which
-    is taken anew without i. --darling.weight is the paper's lambda: 0.05 for Qwen2.5-Math under GRPO, 0.1 to 0.5 in its
-    other runs.
+    is taken anew without i. --darling.weight is the paper's lambda: 0.05 for Qwen2.5-Math under GRPO, 0.1 to 0.5 in
+    its other runs.
 
     (P, n), (P, n, n), (P, n) -> (P, n), s in [-log 2, log 2]; does not sum to 0 over a group. s is 0 in a group that
     is alike throughout, in one of responses that have nothing in common, and in one of fewer than three, which the
     paper does not define. It is added to right and wrong responses alike.
 
     Departs from the paper: no division of r by the group's standard deviation, as under `centered`, so that one lambda
-    weighs more here, some two times and more for rewards of 0 and 1; the similarity is the partition model's, where the
-    paper's is the cosine of two embeddings, cut off at 0.
+    weighs more here, some two times and more for rewards of 0 and 1; the similarity is the partition model's, where
+    the paper's is the cosine of two embeddings, cut off at 0.
     """
     import torch
 
