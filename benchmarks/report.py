@@ -23,6 +23,7 @@ ORDER = (
     "limit_cpu",
     "precision",
     "cpu_numerics",
+    "sync_healthy",
     "sync_faults",
     "growth",
     "pairs_saved",
