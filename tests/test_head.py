@@ -43,16 +43,16 @@ def test_short_answers_are_one_class_or_two(default, prompt, first, second, same
     assert labels == ([0, 0] if same else [0, 1])
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
-        "<|im_start|>assistant\n",
-        "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
-        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n{} [/INST]",
-        "<｜begin▁of▁sentence｜><｜User｜>{}<｜Assistant｜>",
-    ],
-)
+TEMPLATES = [
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    "<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+    "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n{} [/INST]",
+    "<｜begin▁of▁sentence｜><｜User｜>{}<｜Assistant｜>",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_short_answers_to_prompts_in_a_chat_template(default, template):
     found = default.partition([Group(template.format(prompt), [first, second]) for prompt, first, second, _ in PAIRS])
     assert [pair for pair, labels in zip(PAIRS, found, strict=True) if (labels[1] == 0) != pair[-1]] == []
@@ -97,22 +97,6 @@ def test_a_word_in_a_sentence_that_counts_or_does_not(default, sentence, word, o
     assert labels.tolist() == [0, 0 if same else 1]
 
 
-MARGIN = 0.1  # of logits; between CPUs and dtypes the pairs asserted here moved by up to 0.035
-
-
-def test_what_is_asserted_lies_further_from_the_threshold_than_another_cpu_or_dtype_moves_it(default, exact):
-    asserted = [(prompt, [first, second]) for prompt, first, second, _ in PAIRS]
-    asserted += [(prompt, [sentence.format(each) for each in answers]) for prompt, sentence, answers in SENTENCES]
-    asserted += [("What do you think?", [text, text.replace(word, other)]) for text, word, other, _ in WORDS]
-    groups = [Group(prompt, responses) for prompt, responses in asserted]
-    for model in (default, exact):
-        threshold = torch.tensor(model.threshold).logit()
-        for group, similarities in zip(groups, model.similarities(groups), strict=True):
-            rows, columns = torch.triu_indices(*similarities.shape, offset=1)
-            distance = (similarities[rows, columns].logit() - threshold).abs()
-            assert distance.min() > MARGIN, group
-
-
 @pytest.mark.parametrize(
     ("shorter", "longer", "kind"),
     [
@@ -138,12 +122,6 @@ def test_a_response_compared_with_itself_is_on_the_diagonal(exact):
         assert torch.allclose(found[0, 1], found[0, 0])
 
 
-def test_a_few_words_beside_a_long_response_are_judged_as_long_ones_are(default):
-    long = " ".join(STORIES)
-    labels = default.partition([Group("Tell me something.", [long, "Don't leave now.", "Unabracusabook", "her cubs"])])
-    assert labels[0].tolist() == [0, 1, 2, 3]
-
-
 def test_the_table_of_short_answers_is_long_and_no_prompt_of_the_tests_is_trained_on():
     trained_on = {json.loads(line)["prompt"] for line in (SHIPPED / "pairs.jsonl").read_text().splitlines()}
     sentences = [json.loads(line) for line in (Path(__file__).parent / "sentences.jsonl").read_text().splitlines()]
@@ -160,6 +138,13 @@ STORIES = [
     "Captain Adaeze Obi had steered freighters past Saturn for thirty years before the company replaced her with a "
     "program. She bought the oldest tug in Titan's harbour, and on the first day of her retirement stole it back.",
 ]
+
+
+FEW_WORDS = [" ".join(STORIES), "Don't leave now.", "Unabracusabook", "her cubs"]
+
+
+def test_a_few_words_beside_a_long_response_are_judged_as_long_ones_are(default):
+    assert default.partition([Group("Tell me something.", FEW_WORDS)])[0].tolist() == [0, 1, 2, 3]
 
 
 def test_a_paraphrase_is_one_class_and_another_story_is_not(default):

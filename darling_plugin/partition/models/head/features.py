@@ -1,7 +1,8 @@
 """What the linear-cost head sees of two responses: numbers from their chunks' vectors, their tokens and their words.
 
-Every feature is the same for (first, second) and (second, first), so that the head's answer is too. All pairs of a
-group are computed at once, from texts that were encoded once.
+Every feature is the same for (first, second) and (second, first) but for rounding, which differs by CPU; so that the
+head's answer is the same to the last bit, :func:`probability` takes one of the two orders. All pairs of a group are
+computed at once, from texts that were encoded once.
 """
 
 from __future__ import annotations
@@ -179,7 +180,9 @@ def probability(weights: dict[str, torch.Tensor], prompt: Encoded, responses: Se
 
 
 def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.FloatTensor) -> torch.FloatTensor:
-    """(n, n, len(FEATURES)), symmetric in its first two dimensions; the diagonal compares a response with itself.
+    """(n, n, len(FEATURES)), symmetric in its first two dimensions up to rounding.
+
+    The diagonal compares a response with itself.
 
     Args:
         idf: (V,) weight of each token id of the encoder.
