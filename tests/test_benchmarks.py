@@ -23,6 +23,7 @@ import common
 import growth
 import limit
 import report
+import sync_healthy
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,41 @@ def test_the_page_on_partition_models_has_the_measured_seconds_of_a_step():
         seconds = [common.shown(row[f"s a step, {cores}"]) for cores in ("1 core", "2 cores")]
         at = {"32 x 8 x 1024": 1, "256 x 8 x 8192": 4}[row["step"]]
         assert cells[at : at + 2] == seconds, row
+
+
+def test_the_page_on_cpu_mode_has_the_measured_figures_of_healthy_syncs_and_of_faults():
+    root = Path(__file__).parents[1]
+    page = " ".join((root / "docs/how-it-works.md").read_text().split())
+    healthy = json.loads((root / "benchmarks/results/sync_healthy.json").read_text())
+    of = {row["readings of"]: row for row in healthy["rows"]}
+    everything, worst = of["all"], healthy["rows"][0]
+    ((tensors, unfollowed),) = healthy["tensors"]
+    assert everything["readings"] >= 300 and unfollowed == healthy["stopped"] == 0
+    again = sync_healthy.table([list(enumerate(run)) for run in healthy["readings"]])
+    assert [[*map(common.shown, row.values())] for row in again] == [
+        [*map(common.shown, row.values())] for row in healthy["rows"]
+    ]
+    cells = ["trainer and vLLM in bfloat16", str(everything["readings"]), f"0 of {tensors}, each time"]
+    assert report.line([*cells, *(f"{everything[name]:.1f} %" for name in ("median, %", "most, %"))]) in page
+    assert f"{healthy['runs']} runs" in page and f"{healthy['syncs']} syncs" in page
+    chances = [row["chance of more than the tolerance"] for row in (worst, everything)]
+    assert f"{chances[0]} by one run's {worst['readings']} readings, {chances[1]} by all" in page
+    rows = json.loads((root / "benchmarks/results/sync_faults.json").read_text())["rows"]
+    gaps = {row["fault"]: float(row["log-probabilities"].rstrip("%")) for row in rows}
+    layers = {fault: each for fault, each in gaps.items() if "layer" in fault and fault.startswith("never loaded")}
+    assert f"{min(layers.values()):.1f} % (`q_proj` in the last layer) to {max(layers.values()):.0f} %" in page
+    others = [each for fault, each in gaps.items() if fault.startswith("never loaded") and fault not in layers]
+    assert f"by {min(others):.0f} % or more" in page
+    assert f"and {gaps['left behind: all tensors']:.0f} % with all tensors" in page
+    assert not any(row["named"].startswith("0 ") for row in rows), "every fault is named by the comparison of weights"
+
+
+def test_the_tail_of_healthy_syncs_is_gumbels_and_repeated_readings_count_once():
+    sync = "weights synced, 272 tensors, 0 of them not to be followed, log-probabilities of vLLM and the trainer "
+    run = sync_healthy.readings("".join(f"{sync}differ by {gap}%\n" for gap in ("2.60", "2.10", "2.10", "2.30")))
+    assert sync_healthy.changed(run) == [(0, 2.6), (1, 2.1), (3, 2.3)]
+    draws = 2 - 0.3 * torch.distributions.Exponential(1.0).sample((200_000,)).log()  # Gumbel at 2, of scale 0.3
+    assert sync_healthy.chance(tuple(draws.tolist()), 4) == pytest.approx((draws > 4).float().mean().item(), rel=0.15)
 
 
 def result(**changes):
