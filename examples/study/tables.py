@@ -29,7 +29,7 @@ PASSES = {f"pass@{k}": f"pass@{k}" for k in (1, 2, 4, 8, 16, 32)}
 VERIFIABLE = {**PASSES, "distinct_32": "distinct right of 32"}
 # The arms that train with another method: docs/methods.md sets them beside DARLING.
 METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
-COLOURS = {"quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
+COLOURS = {"untrained": "0", "quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
 OTHERS = ("C3", "C4", "C5", "C6", "C8", "C9")  # without a second grey
 
 
