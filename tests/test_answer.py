@@ -274,7 +274,7 @@ def still_there(pid):
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         with contextlib.suppress(psutil.TimeoutExpired):
-            process.wait(10)
+            process.wait(60)  # one that was still starting sees the end of its parent only then
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 

@@ -24,12 +24,21 @@ def test_every_arms_flags_are_the_launchers(arm):
     config, rest = parse(["--darling.enable", *(flag.format(study=STUDY) for flag in arms.ARMS[arm])])
     config.check()
     assert not rest
-    assert (config != DarlingConfig(enable=True)) == (arm.removeprefix("years-") not in ("classes", "untrained"))
+    assert (config != DarlingConfig(enable=True)) == (
+        arm.removeprefix("years-").removeprefix("long-") not in ("classes", "untrained")
+    )
 
 
 def test_the_runs_are_the_main_arms_with_three_seeds_and_all_others_with_one():
     seeds = {arm: [seed for each, seed in arms.RUNS if each == arm] for arm in arms.ARMS}
     assert all(sorted(own) == ([1, 2, 3] if arm in (*arms.MAIN, "untrained") else [1]) for arm, own in seeds.items())
+
+
+def test_a_long_run_goes_four_times_as_often_through_the_prompts(tmp_path):
+    for arm, episodes, evaluated in (("classes", "4", "12"), ("long-classes", "16", "48")):
+        argv, _ = study.command(arm, 1, STUDY, tmp_path)
+        assert argv[argv.index("--train.num_episodes") + 1] == episodes
+        assert argv[argv.index("--eval.steps") + 1] == evaluated
 
 
 def test_the_oracle_goes_by_the_first_accepted_answer():
@@ -106,6 +115,34 @@ def test_differences_are_of_the_same_prompts_and_of_the_seeds_that_both_arms_hav
     by_arm["oracle"] = [better, {**better, "seed": 9}]
     (row,) = tables.differences(by_arm, ("classes", "oracle", "additive"), "classes").splitlines()[2:]
     assert row.startswith("| `oracle` | 1 | +0.250 (+0.250 to +0.250) | +0.500 (+0.3"), row
+
+
+def run_of(seed, *curve):
+    """A run whose evaluations have this quality and variety, in each of four prompts."""
+    return {"seed": seed, "curve": [{"prompts": [{"quality": q, "distinct_8": d}] * 4} for q, d in curve]}
+
+
+def test_an_arm_is_held_against_what_its_base_had_at_the_same_quality():
+    base = [run_of(1, (0.5, 3.0), (0.7, 2.5), (0.9, 2.0)), run_of(2, (0.4, 2.0), (0.8, 3.0), (0.9, 2.0))]
+    arms = {
+        "quality": base,
+        "classes": [run_of(1, (0.2, 9.0), (0.8, 3.25)), run_of(2, (0.6, 4.0)), run_of(3, (0.6, 9.0))],
+        "oracle": [run_of(1, (0.95, 2.5))],  # better than the base ever was: held against its best
+    }
+    classes, oracle = tables.at_equal_quality(arms, "quality").splitlines()[2:]
+    # Seed 1: 2.25 at 0.8. Seed 2: its first evaluation had less of both than its second, so 3, which came with 0.8.
+    assert classes == "| `classes` | 1, 2 | 0.700 | 3.62 | 2.62 | +1.00 (+1.00 to +1.00) | 1.38 |"
+    assert oracle == "| `oracle` | 1 | 0.950 | 2.50 | 2.00 | +0.50 (+0.50 to +0.50) | 1.25 |"
+
+
+def test_an_interval_of_one_seed_draws_the_prompts_of_both_together():
+    base, arm = run_of(1, (0.5, 3.0), (0.9, 2.0)), run_of(1, (0.9, 2.0))
+    for runs, k in ((base, 0), (base, 1), (arm, 0)):
+        runs["curve"][k]["prompts"] = [
+            {**p, "distinct_8": p["distinct_8"] + n} for n, p in enumerate([*runs["curve"][k]["prompts"]])
+        ]
+    (row,) = tables.at_equal_quality({"quality": [base], "classes": [arm]}, "quality").splitlines()[2:]
+    assert "| +0.00 (+0.00 to +0.00) |" in row, "the same prompts are hard for both"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ FOUR_GRAMS = ("--darling.partition_model", "lexical:4", *EXPECTED)
 
 UNTRAINED = "untrained"  # the model as it is, on the same held-out prompts
 YEARS = "years-"  # what the arms of the second task begin with
+LONG = "long-"  # and those that are trained four times as long
 ARMS: dict[str, tuple[str, ...]] = {
     UNTRAINED: (),
     "quality": QUALITY,
@@ -30,6 +31,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     f"{YEARS}{UNTRAINED}": (),
     f"{YEARS}quality": QUALITY,
     f"{YEARS}classes": (),
+    f"{LONG}quality": QUALITY,
+    f"{LONG}classes": (),
 }
 # The first round has each arm that the others are measured by, the next ones its other seeds.
 MAIN = ("quality", "classes", "expected", "oracle")

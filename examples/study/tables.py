@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
-from arms import ARMS, YEARS
+import numpy as np
+from arms import ARMS, LONG, UNTRAINED, YEARS
 
-from darling_plugin.evaluation.measures import Interval, expected_distinct, interval, pass_at
+from darling_plugin.evaluation.measures import LEVEL, RESAMPLES, Interval, expected_distinct, interval, pass_at
 
 STUDY = Path(__file__).resolve().parent
 DOCS = STUDY.parents[1] / "docs"
@@ -99,6 +100,60 @@ def differences(
     return "\n".join(lines)
 
 
+def at_equal_quality(by_arm: dict[str, list[dict]], base: str, figure: str = "distinct_8") -> str:
+    """A table: of each arm's end, how much more variety it has than `base` had at the same quality.
+
+    An arm that pushes less ends with more quality and less variety and is not the better one for it; so an arm is held
+    against what `base` had when it was as good, earlier in its training, of the same seed.
+    """
+    title = (FIGURES | VERIFIABLE)[figure]
+    lines = [f"| arm | seeds | quality | {title} | `{base}` at that quality | more | times |", "|---" * 7 + "|"]
+    curves = {run["seed"]: curve_of(run, figure) for run in by_arm.get(base, [])}
+    for arm, runs in by_arm.items():
+        seeds = [(curve_of(run, figure)[-1:], curves[run["seed"]]) for run in runs if run["seed"] in curves]
+        if arm in (base, f"{YEARS}{UNTRAINED}", UNTRAINED) or not seeds:
+            continue
+        ends = [end.mean(-1)[0] for end, _ in seeds]
+        at_base = [distinct_at(quality, curve) for (quality, _), (_, curve) in zip(ends, seeds, strict=True)]
+        if len(seeds) > 1:
+            more = pooled([[distinct - own] for (_, distinct), own in zip(ends, at_base, strict=True)])
+        else:
+            more = drawn_again(*seeds[0])
+        quality, distinct = mean(q for q, _ in ends), mean(d for _, d in ends)
+        cells = [f"{quality:.3f}", f"{distinct:.2f}", f"{mean(at_base):.2f}"]
+        cells += [f"{more.mean:+.2f} ({more.low:+.2f} to {more.high:+.2f})", f"{distinct / mean(at_base):.2f}"]
+        shown = [run["seed"] for run in runs if run["seed"] in curves]
+        lines.append(f"| `{arm}` | {', '.join(map(str, shown))} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curve_of(run: dict, figure: str) -> np.ndarray:
+    """(evaluations, 2, prompts) quality and variety."""
+    return np.array([[[p[name] for p in at["prompts"]] for name in ("quality", figure)] for at in run["curve"]])
+
+
+def distinct_at(quality: float, curve: np.ndarray) -> float:
+    """Variety of a curve_of at this quality: between its evaluations on a line, beyond them that of the nearest.
+
+    An evaluation that another one exceeds in both is not on it.
+    """
+    qualities, distinct = (column for column in curve.mean(-1)[curve.mean(-1)[:, 0].argsort()].T)
+    return float(np.interp(quality, qualities, np.maximum.accumulate(distinct[::-1])[::-1]))
+
+
+def drawn_again(end: np.ndarray, base: np.ndarray) -> Interval:
+    """One seed's difference at equal quality, by a bootstrap over the prompts of both."""
+
+    def more(at: np.ndarray) -> float:
+        quality, distinct = end[0][:, at].mean(-1)
+        return distinct - distinct_at(quality, base[..., at])
+
+    prompts, rng = np.arange(end.shape[-1]), np.random.default_rng(0)
+    again = [more(rng.choice(prompts, len(prompts))) for _ in range(RESAMPLES)]
+    low, high = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(more(prompts)), float(low), float(high), len(prompts))
+
+
 def table(by_arm: dict[str, list[dict]], figures: dict[str, str] = FIGURES) -> str:
     lines = [
         "| arm | seeds | " + " | ".join(figures.values()) + " | vocabulary |",
@@ -141,14 +196,23 @@ def main() -> None:
     by_arm = read()
     if not by_arm:
         raise SystemExit("no results yet: make study")
-    years = {arm: by_arm.pop(arm) for arm in list(by_arm) if arm.startswith(YEARS)}
-    tables = [table(by_arm), differences(by_arm, by_arm, "quality")]
-    if years:
-        less = differences(years, years, f"{YEARS}quality", VERIFIABLE)
-        tables += ["The second task:", table(years, VERIFIABLE), less]
-    put("study.md", "\n\n".join(tables))
+    parts = {prefix: {a: by_arm.pop(a) for a in list(by_arm) if a.startswith(prefix)} for prefix in (YEARS, LONG)}
+    made = [compared(by_arm, "quality", FIGURES, DIFFERENCES, "distinct_8")]
+    if parts[YEARS]:
+        made += ["The second task:", compared(parts[YEARS], f"{YEARS}quality", VERIFIABLE, VERIFIABLE, "distinct_32")]
+    if parts[LONG]:
+        made += ["Four times as long:", compared(parts[LONG], f"{LONG}quality", FIGURES, DIFFERENCES, "distinct_8")]
+    put("study.md", "\n\n".join(made))
     put("methods.md", differences(by_arm, METHODS, "classes"))
     frontier(by_arm, DOCS / "study" / "frontier.png")
+
+
+def compared(
+    by_arm: dict[str, list[dict]], base: str, figures: dict[str, str], less: Iterable[str], variety: str
+) -> str:
+    equal = f"More variety than `{base}` had at the same quality, earlier in its training:"
+    tables = [table(by_arm, figures), differences(by_arm, by_arm, base, less)]
+    return "\n\n".join([*tables, equal, at_equal_quality(by_arm, base, variety)])
 
 
 def put(name: str, made: str) -> None:
