@@ -96,7 +96,7 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
         name: of the model.
 
     Raises DarlingError where `kept` has samples of another model, other settings or other prompts, and where all
-    prompts are refused.
+    prompts are refused, or the first PROMPTS_AT_ONCE for one and the same reason.
     """
     done = _done(kept, {each["id"]: each["prompt"] for each in prompts}, name, settings)
     missing = [prompt for prompt in prompts if prompt["id"] not in done]
@@ -120,10 +120,11 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
                 file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             file.flush()
             bar.update(len(some))
-    if len(refused) == len(prompts):
-        raise DarlingError(
-            f"prompts that {name} takes", f"all refused, the first: {refused[0]['refused']}", "correct them"
-        )
+            # Prompts that are too long are refused each for a length of its own: others may be shorter.
+            for_one_reason = len({each["refused"] for each in refused}) == 1
+            if len(refused) == start + len(some) and not done and (for_one_reason or len(refused) == len(prompts)):
+                found = f"all {len(refused)} asked for refused, the first: {refused[0]['refused']}"
+                raise DarlingError(f"prompts that {name} takes", found, "correct them")
     return len(refused)
 
 

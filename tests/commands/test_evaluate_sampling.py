@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from darling_plugin.commands.evaluate import main
 from darling_plugin.errors import DarlingError
-from darling_plugin.evaluation.sampling import OwnVllm, Refused, Server, Settings
+from darling_plugin.evaluation.sampling import OwnVllm, Refused, Server, Settings, sample
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -133,13 +133,27 @@ def test_a_prompt_that_the_server_refuses_is_named_and_the_rest_go_on(tmp_path, 
     assert len((tmp_path / "out" / "generations.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize("one_reason", [True, False])
+def test_no_more_is_asked_where_the_first_are_all_refused_for_one_reason(one_reason, tmp_path):
+    prompts = [{"id": str(k), "prompt": f"prompt {k}"} for k in range(70)]
+    asked = []
+
+    def refuse(texts, settings):
+        asked.extend(texts)
+        return [Refused("no temperature here" if one_reason else f"{text} is too long") for text in texts]
+
+    with pytest.raises(DarlingError, match=f"all {32 if one_reason else 70} asked for refused"):
+        sample(prompts, refuse, Settings(n=1), tmp_path / "samples.jsonl", "m")
+    assert len(asked) == (32 if one_reason else 70)
+
+
 def test_a_server_that_refuses_every_prompt_or_the_key_is_an_error(tmp_path, server, capsys):
     server.reset()
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "a colour"}, {"prompt": "a shade"}])
     arguments = ["--url", server.url, "--prompts", prompts, "--n", "2", "-o", str(tmp_path / "out"), "--no_cosine"]
     server.refuses = {"temperature": "no temperature here"}
     assert main(arguments) == 2
-    assert "all refused, the first" in capsys.readouterr().err
+    assert "all 2 asked for refused, the first" in capsys.readouterr().err
     server.reset()
     server.failures = [401, 401]
     assert main(arguments) == 2

@@ -236,6 +236,26 @@ def test_a_kernel_that_breaks_the_accelerator_is_named_and_not_passed_over(monke
     assert kernels.try_out(ENCODER, kernels_here, "cpu").name == "other"
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_kernel_that_raises_only_when_it_is_timed_is_named_too(breaks, monkeypatch):
+    clock, calls = Clock(monkeypatch), []
+    message = "CUDA error: an illegal memory access was encountered" if breaks else "no workspace is left"
+
+    def once(*arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            raise (torch.AcceleratorError if breaks else RuntimeError)(message)
+        return sdpa_by_piece(*arguments)
+
+    tried = {"once": clock.kernel(0.1, once), "right": clock.kernel(9)}
+    if breaks:
+        with pytest.raises(DarlingError, match=f"(?s)once, tried on a sample.*{message}"):
+            kernels.try_out(ENCODER, tried, "cpu")
+    else:
+        found = kernels.try_out(ENCODER, tried, "cpu")
+        assert found.name == "right" and message in found.tried["once"] and len(calls) == 2
+
+
 @pytest.mark.parametrize("version", ["2.10", "2.11"])
 def test_torchs_varlen_attention_is_taken_for_what_it_can(version, monkeypatch):
     """Its signatures: 2.10 had no windows, 2.11 no shared heads."""

@@ -87,14 +87,7 @@ def try_out(shape: Shape, kernels: dict[str, Callable[[], Attention]], device: s
             attend = load()
             error = (attend(*sample).float() - exact).abs().max().item()
         except Exception as raised:  # whatever a library of another release, or another GPU, makes of the call
-            if breaks_accelerator(raised):
-                raise DarlingError(
-                    f"an attention kernel that this GPU takes, for {shape}",
-                    f"{name}, tried on a sample, after which nothing computes on the GPU in this process: "
-                    f"{type(raised).__name__}: {raised}",
-                    "install another release of the library that brings it, or none",
-                ) from raised
-            tried[name] = f"cannot be used ({type(raised).__name__}: {str(raised)[:120]})"
+            tried[name] = _unusable(name, shape, raised)
             continue
         if error <= EXACT:  # NaN is not
             attends[name] = attend
@@ -103,8 +96,12 @@ def try_out(shape: Shape, kernels: dict[str, Callable[[], Attention]], device: s
             logger.warning("attention: %s is %.3g from float32 on %s, and not used", name, error, shape)
     taken = dict.fromkeys(attends, math.inf)
     for _ in range(ROUNDS):
-        for name, attend in attends.items():
-            taken[name] = min(taken[name], _seconds(lambda attend=attend: attend(*sample), device))
+        for name in list(taken):
+            try:
+                taken[name] = min(taken[name], _seconds(lambda name=name: attends[name](*sample), device))
+            except Exception as raised:  # once more: some errors come when a kernel's memory is used again
+                tried[name] = _unusable(name, shape, raised)
+                del taken[name]
     best = None
     for name, own in taken.items():
         tried[name] = f"{1000 * own:.3g} ms"
@@ -114,6 +111,18 @@ def try_out(shape: Shape, kernels: dict[str, Callable[[], Attention]], device: s
     if best is None:
         logger.warning("attention: no kernel for packed rows, so batches are padded, which is slower: %s", choice)
     return choice
+
+
+def _unusable(name: str, shape: Shape, raised: Exception) -> str:
+    """What came of a kernel that raised; DarlingError where nothing computes on the accelerator any more."""
+    if breaks_accelerator(raised):
+        raise DarlingError(
+            f"an attention kernel that this GPU takes, for {shape}",
+            f"{name}, tried on a sample, after which nothing computes on the GPU in this process: "
+            f"{type(raised).__name__}: {raised}",
+            "install another release of the library that brings it, or none",
+        ) from raised
+    return f"cannot be used ({type(raised).__name__}: {str(raised)[:120]})"
 
 
 def _sample(shape: Shape, device: str) -> tuple[Any, ...]:
