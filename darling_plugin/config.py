@@ -26,6 +26,7 @@ TAKES_A_PATH = (
 )
 # Advantages; most rewards would count it twice.
 HOLD_DIVERSITY = ("diversity_weighted", "inverse_class_size", "leave_one_out")
+WITHOUT_DIVERSITY = ("centered", "centered_std")
 # Flags of earlier versions, and what to write in their place.
 REPLACED = {"correct_only": "quality_gate above:0"}
 AUTO = "auto"  # --darling.num_partition_actors
@@ -234,6 +235,12 @@ class DarlingConfig:
                 f"a reward that {spelled(changed[0])} changes",
                 f"{spelled('reward')} additive, which standardizes the diversity: all weights but 0 come to the same",
                 f"drop {spelled(changed[0])}, or set {spelled('reward')} multiply; without diversity it is quality",
+            )
+        if changed and self.reward == "quality" and self.advantage in (None, *WITHOUT_DIVERSITY):
+            raise DarlingError(
+                f"a reward or an advantage that {spelled(changed[0])} changes",
+                f"{spelled('reward')} quality without one of the advantages that diversity enters",
+                f"drop {spelled(changed[0])}, or set {spelled('reward')} multiply",
             )
 
     def reads(self, one_of: str) -> bool:

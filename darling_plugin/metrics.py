@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from darling_plugin.errors import spelled
 from darling_plugin.evaluation import monitor
+from darling_plugin.evaluation.within_group import FLAT
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def quality(groups: Groups) -> float:
 
 
 def diversity(groups: Groups) -> float | None:
-    """Mean share of the other responses that lie in other classes, before the floor."""
+    """Mean diversity of the responses that take part, by --darling.diversity, before weight and floor."""
     takes_part = groups.labels >= 0
     return groups.diversity[takes_part].mean().item() if takes_part.any() else None
 
@@ -68,11 +69,12 @@ def one_class_share(groups: Groups) -> float | None:
 
 
 def flat_share(groups: Groups) -> float | None:
-    """Share of groups whose responses all have one diversity: the advantage sees none of it."""
-    partitioned = (groups.labels >= 0).any(dim=-1)
-    takes_part, given = (groups.labels >= 0)[partitioned], groups.diversity[partitioned]
-    lowest, highest = given.masked_fill(~takes_part, 1.0).amin(-1), given.masked_fill(~takes_part, 0.0).amax(-1)
-    return (highest - lowest < 1e-6).float().mean().item() if len(given) else None
+    """Share of groups whose responses all have one diversity: the advantage sees none of it.
+
+    What a quality gate leaves out has diversity 0: a group is flat where all are left out, and not where some are.
+    """
+    given = groups.diversity[~groups.quality_only]
+    return (given.amax(-1) - given.amin(-1) < FLAT).float().mean().item() if len(given) else None
 
 
 def text_missing(groups: Groups) -> float | None:
@@ -159,11 +161,17 @@ def monitor_figures(logged: dict[str, float]) -> dict[str, float]:
 
 
 class SignalWatch:
-    """Says once that diversity has told training nothing for STEPS steps together."""
+    """Says once that diversity has told training nothing for STEPS steps together.
+
+    Args:
+        gated: whether there is a quality gate. Then it goes by the flat groups alone: who passes makes a difference,
+            too, though all who do may have one diversity.
+    """
 
     STEPS = 20
 
-    def __init__(self) -> None:
+    def __init__(self, gated: bool) -> None:
+        self._gated = gated
         self._seen: deque[tuple[bool, bool, bool]] = deque(maxlen=self.STEPS)
         self._said = False
 
@@ -174,11 +182,10 @@ class SignalWatch:
             logged: training_metrics of the next step. One without any partitioned group is no evidence of anything.
         """
         mean, flat = logged.get(PREFIX + "diversity"), logged.get(PREFIX + "flat_share")
-        if mean is None or flat is None:
+        if flat is None:
             return None
-        # With a quality gate who takes part makes a difference, too, though those who do have one diversity.
-        signal = logged.get(PREFIX + "signal", 0.0)
-        self._seen.append((mean > 0.95 and signal < 0.1, mean < 0.05 and signal < 0.1, flat >= 0.9 and signal < 0.1))
+        says = mean is not None and not self._gated
+        self._seen.append((says and mean > 0.95, says and mean < 0.05, flat >= 0.9))
         if self._said or len(self._seen) < self.STEPS:
             return None
         always = [all(column) for column in zip(*self._seen, strict=True)]
@@ -192,8 +199,9 @@ class SignalWatch:
         )[always.index(True)]
         return (
             f"For {self.STEPS} steps {found}, so diversity tells training next to nothing. Try another partition "
-            f"model or {spelled('threshold')}, {spelled('diversity')} expected, a longer look at the groups "
-            "(darling-show), or more responses a prompt."
+            f"model or {spelled('threshold')}, {spelled('diversity')} expected, "
+            + (f"a {spelled('quality_gate')} that more responses pass, " if self._gated else "")
+            + "a longer look at the groups (darling-show), or more responses a prompt."
         )
 
 

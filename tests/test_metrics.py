@@ -81,14 +81,16 @@ def test_what_the_partition_model_cut_is_logged_where_it_counts_it():
     assert of_training(groups)["darling/cut_share"] == evaluation_metrics(groups)["darling/cut_share"] == 0.25
 
 
-def test_a_group_is_flat_if_those_that_take_part_are():
+def test_a_group_is_flat_if_all_have_one_diversity_those_that_a_gate_leaves_out_too():
     groups = make_groups(
-        [[0, 0, -1], [0, 1, -1], [0, -1, -1], [-1] * 3],
-        [[0.3, 0.3, 0.0], [0.3, 0.4, 0.0], [1.0, 0.0, 0.0], [0.0] * 3],
-        [[1.0] * 3] * 4,
-        [False] * 4,
+        [[0, 0, -1], [0, 1, 2], [0, -1, -1], [-1] * 3, [-1] * 3],
+        [[0.3, 0.3, 0.0], [0.3, 0.3 + 1e-7, 0.3], [1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3],
+        [[1.0] * 3] * 5,
+        [False, False, False, False, True],  # the last could not be partitioned
     )
-    assert metrics.flat_share(groups) == pytest.approx(2 / 3)
+    assert metrics.flat_share(groups) == 2 / 4
+    nobody_passes = make_groups([[-1] * 2], [[0.0] * 2], [[1.0] * 2], [False])
+    assert (metrics.diversity(nobody_passes), metrics.flat_share(nobody_passes)) == (None, 1.0)
 
 
 def logged(diversity, flat_share=0.5):
@@ -104,7 +106,7 @@ def logged(diversity, flat_share=0.5):
     ],
 )
 def test_twenty_steps_without_a_signal_are_warned_of_once(step, what):
-    watch = SignalWatch()
+    watch = SignalWatch(gated=False)
     assert [watch.see(step) for _ in range(19)] == [None] * 19
     warning = watch.see(step)
     assert what in warning and "model or threshold, diversity expected" in warning and "darling-show" in warning
@@ -114,25 +116,35 @@ def test_twenty_steps_without_a_signal_are_warned_of_once(step, what):
 def test_the_warning_of_a_worker_has_the_launchers_flags(monkeypatch):
     monkeypatch.setattr(worker, "_ran", False)
     worker.setup()
-    watch = SignalWatch()
+    watch = SignalWatch(gated=False)
     warning = [watch.see(logged(0.99)) for _ in range(20)][-1]
     assert "another partition model or --darling.threshold, --darling.diversity expected, a longer" in warning
 
 
 def test_one_step_with_a_signal_begins_the_twenty_anew_and_one_without_groups_does_not_count():
-    watch = SignalWatch()
+    watch = SignalWatch(gated=False)
     steps = [logged(0.99)] * 19 + [logged(0.9)] + [logged(0.99)] * 19
     assert [watch.see(each) for each in steps] == [None] * 39
     assert watch.see({}) is None
     assert watch.see(logged(0.99)) is not None
-    mixed = SignalWatch()  # never the same complaint twenty times
+    mixed = SignalWatch(gated=False)  # never the same complaint twenty times
     assert [mixed.see(logged(*each)) for each in [(0.99, 0.0), (0.01, 0.0)] * 20] == [None] * 40
 
 
-def test_who_passes_a_gate_is_a_signal_too():
-    watch = SignalWatch()
-    gated = {**logged(1.0, 1.0), "darling/signal": 0.4}
-    assert [watch.see(gated) for _ in range(30)] == [None] * 30
+def test_with_a_gate_flat_groups_alone_are_warned_of():
+    watch = SignalWatch(gated=True)
+    assert [watch.see(logged(1.0, 0.2)) for _ in range(30)] == [None] * 30, "who passes is a signal too"
+    nobody_passes = {"darling/flat_share": 1.0}
+    warning = [watch.see(nobody_passes) for _ in range(20)][-1]
+    assert "in nine groups of ten" in warning and "a quality_gate that more responses pass" in warning
+    assert "quality_gate" not in [SignalWatch(gated=False).see(each) or "" for each in [logged(0.99)] * 20][-1]
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_warning_does_not_depend_on_the_rewards_scale(scale):
+    watch = SignalWatch(gated=False)
+    groups = replace(GROUPS, quality=GROUPS.quality * scale, diversity=GROUPS.diversity * 0.01)
+    assert [watch.see(of_training(groups, diversity_floor=0.0)) for _ in range(20)][-1] is not None
 
 
 def test_without_a_floor_the_share_at_it_is_that_of_no_diversity():

@@ -58,9 +58,14 @@ def test_a_function_of_ones_own(tmp_path):
     file.write_text(
         "def after_the_prompt(prompt, response):\n    return response.removeprefix(prompt) or None\n"
         "def number(prompt, response):\n    return 7\n"
+        "def leaves(prompt, response):\n    raise SystemExit(3)\n"
+        "def stops(prompt, response):\n    return next(iter(()))\n"
     )
     part = read_partition_text(f"{file}:after_the_prompt")
     assert part("Name: ", "Name: Ada") == "Ada"
     assert part("Name: ", "Name: ") is None
     with pytest.raises(DarlingError, match=r"(?s)a str or None from .*mine.py:number.*int"):
         read_partition_text(f"{file}:number")("p", "r")
+    for name, raised in (("leaves", "SystemExit.3."), ("stops", "StopIteration")):
+        with pytest.raises(RuntimeError, match=rf"mine.py:{name} raised {raised}"):  # an Exception: a group's, no more
+            read_partition_text(f"{file}:{name}")("p", "r")

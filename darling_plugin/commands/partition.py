@@ -206,8 +206,10 @@ def _comparable(
         record = dict(line.record)
         if labelled:
             true = record.pop("labels", None)
-            if not (isinstance(true, list) and len(true) == len(responses) and all(type(x) is int for x in true)):
-                totals.report(line.number, f"needs a class number for each response as labels, found {true!r:.80}")
+            numbers = isinstance(true, list) and all(type(each) is int and each >= 0 for each in true)
+            if not (numbers and len(true) == len(responses)):
+                needed = "needs a class number, from 0 on, for each response as labels"
+                totals.report(line.number, f"{needed}, found {true!r:.80}")
                 continue
             record["true_labels"] = true
         try:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import torch
 
 
+FLAT = 1e-6  # a difference that is rounding alone: a mean of n equal values need not be that value
+
+
 @dataclass(frozen=True)
 class WithinGroup:
     """Given against true diversity of the same responses, as deviations from their group's mean, pooled.
@@ -49,10 +52,12 @@ def within_group(given: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) ->
     for one, other in zip(given, true, strict=True):
         one, other = one.double(), other.double()
         g, t = one - one.mean(), other - other.mean()
+        is_flat = bool(one.max() - one.min() < FLAT)
+        if is_flat:
+            g = torch.zeros_like(g)
+        flat += is_flat
         all_g.append(g)
         all_t.append(t)
-        is_flat = bool((one == one[0]).all())
-        flat += is_flat
         if not (other == other[0]).all():
             of_groups.append(0.0 if is_flat else float((g @ t) / (g.norm() * t.norm())))
     g, t = torch.cat(all_g), torch.cat(all_t)

@@ -265,7 +265,7 @@ def _evaluations_name() -> str:
 
 def _warn(trainer: Any, metrics: dict[str, float]) -> None:
     if not hasattr(trainer, "darling_watch"):
-        trainer.darling_watch = SignalWatch()
+        trainer.darling_watch = SignalWatch(gated=DarlingConfig.from_environment().quality_gate != NONE)
         trainer.darling_monitor = MonitorWatch()
     warning = trainer.darling_watch.see(metrics)
     if warning:

@@ -73,7 +73,10 @@ def _users(spec: str) -> PartitionText:
         raise _unusable(spec, f"{name} there is no function of prompt and response: {error}") from error
 
     def checked(prompt: str, response: str) -> str | None:
-        text: Any = function(prompt, response)
+        try:
+            text: Any = function(prompt, response)
+        except (SystemExit, StopIteration) as error:  # no other than any error of that function, for who calls this
+            raise RuntimeError(f"{spec} raised {error!r}") from error
         if not (text is None or isinstance(text, str)):
             raise DarlingError(f"a str or None from {spec}", f"{type(text).__name__}", "correct that function")
         return text

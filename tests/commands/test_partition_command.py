@@ -96,11 +96,13 @@ def test_a_line_on_which_the_text_function_fails_is_named(command, tmp_path):
 def test_the_report_compares_every_kind_of_diversity_with_the_labels(command):
     right = {"prompt": "p", "responses": ["a b", "b a", "c"], "labels": [0, 0, 1]}
     flat = {"prompt": "p", "responses": ["x", "y", "z"], "labels": [0, 0, 1]}
-    done = command([right, {**COLOURS}, {**right, "labels": [0, 1]}, flat], *LEXICAL, "--report", "--threshold", "0.3")
+    left_out = {**right, "labels": [0, 0, -1]}  # a gate's, of a log: no class that could be told right
+    lines = [right, {**COLOURS}, {**right, "labels": [0, 1]}, flat, left_out]
+    done = command(lines, *LEXICAL, "--report", "--threshold", "0.3")
     assert [each["true_labels"] for each in done.records] == [[0, 0, 1]] * 2
     assert [each["labels"] for each in done.records] == [[0, 0, 1], [0, 1, 2]]
-    assert "line 2: needs a class number for each response as labels, found None" in done.err
-    assert "line 3: needs a class number" in done.err
+    assert "line 2: needs a class number, from 0 on, for each response as labels, found None" in done.err
+    assert "line 3: needs a class number" in done.err and "line 5: needs a class number, from 0 on" in done.err
     rows = [re.findall(r"[\w.-]+", line) for line in done.err.splitlines() if "│" in line]
     # One of two groups is told right, of the other nothing arrives: push 1/2, noise as much as that again.
     assert rows[0] == ["classes", "0.707", "0.500", "1.000", "0.167", "1"]

@@ -74,6 +74,14 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
             ["--darling.prompt_weight", "key", "--darling.reward", "additive", "--data.label_key", "answer", *ENABLED],
             "a reward that --darling.prompt_weight changes",
         ),
+        (
+            ["--darling.weight", "0.5", "--darling.reward", "quality", *ENABLED],
+            "a reward or an advantage that --darling.weight changes",
+        ),
+        (
+            ["--darling.weight_schedule", "0:0,9:1", "--darling.reward", "quality", *ENABLED],
+            "a reward or an advantage that --darling.weight_schedule changes",
+        ),
         (["--darling.prompt_weight", "key", *ENABLED], "no --data.label_key"),
         (["--darling.prompt_weight", "nowhere.py:weight", *ENABLED], "no such file"),
         (["--darling.partition_text", "regex:abc", *ENABLED], "a pattern without a group"),

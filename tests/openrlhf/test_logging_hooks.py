@@ -343,7 +343,8 @@ def test_what_was_compared_stands_in_the_log_where_it_is_not_the_whole_response(
     assert failed["compared"] is None
 
 
-def test_steps_without_a_signal_are_warned_of(caplog):
+def test_steps_without_a_signal_are_warned_of(configured, caplog):
+    configured()
     trainer = SimpleNamespace()
     for _ in range(25):
         hooks._warn(trainer, {"darling/diversity": 0.99, "darling/flat_share": 0.2})
