@@ -203,7 +203,7 @@ def test_each_chunk_of_each_distinct_text_is_encoded_once(exact, monkeypatch):
     assert len(asked) == 4 + -(-len(texts[3]) // CHUNK_TOKENS)
 
 
-def test_a_gpu_encodes_the_next_groups_while_the_features_of_these_are_computed(exact, monkeypatch):
+def test_a_gpu_encodes_while_texts_are_tokenised_and_features_computed(exact, monkeypatch):
     groups = [Group(f"Name a {kind}.", [f"{kind} {k}" for k in range(3)]) for kind in ("fox", "tree", "river")]
     expected = exact.similarities(groups)
     monkeypatch.setattr(exact.encoder._forward, "part", 4)  # as on a GPU, here a group at a time
@@ -214,11 +214,14 @@ def test_a_gpu_encodes_the_next_groups_while_the_features_of_these_are_computed(
         rows = embed(ids)
         return lambda: happened.append("waited for") or rows()
 
+    tokenise = exact.encoder.token_ids
+    monkeypatch.setattr(exact.encoder, "token_ids", lambda texts: happened.append("tokenised") or tokenise(texts))
     monkeypatch.setattr(exact.encoder, "embed_ids", queued)
     monkeypatch.setattr(features, "pair_features", lambda *args: happened.append("features") or features_of(*args))
     found = exact.similarities(groups)
-    ahead = ["queued", "features", "waited for"]  # the features are those of the group before
-    assert happened == ["queued", "waited for", *ahead, *ahead, "features"]
+    # What is tokenised is the next group's; what is queued then, too, and the features are of the one waited for.
+    ahead = ["tokenised", "waited for", "queued", "features"]
+    assert happened == ["tokenised", "queued", *ahead, *ahead, "waited for", "features"]
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 

@@ -117,6 +117,12 @@ def test_differences_are_of_the_same_prompts_and_of_the_seeds_that_both_arms_hav
     assert row.startswith("| `oracle` | 1 | +0.250 (+0.250 to +0.250) | +0.500 (+0.3"), row
 
 
+def test_an_interval_over_seeds_is_students():
+    found = tables.pooled([[0.0, 1.0], [1.0, 1.0], [0.25, 0.75]])  # means 1/2, 1 and 1/2
+    assert found.mean == pytest.approx(2 / 3)
+    assert found.high - found.mean == pytest.approx(4.303 * (1 / 12) ** 0.5 / 3**0.5, abs=1e-3)
+
+
 def run_of(seed, *curve):
     """A run whose evaluations have this quality and variety, in each of four prompts."""
     return {"seed": seed, "curve": [{"prompts": [{"quality": q, "distinct_8": d}] * 4} for q, d in curve]}

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 
 import numpy as np
 from arms import ARMS, LONG, UNTRAINED, YEARS
+from scipy.stats import t as student_t
 
 from darling_plugin.evaluation.measures import LEVEL, RESAMPLES, Interval, expected_distinct, interval, pass_at
 
@@ -69,11 +70,14 @@ def of_arm(runs: list[dict], figure: str, at: int = -1) -> Interval:
 
 
 def pooled(seeds: list[list[float]]) -> Interval:
-    """Over seeds where there are several (their mean, and 1.96 standard errors), else over the seed's prompts."""
+    """Over seeds where there are several, of which each has prompts of its own; else over the seed's prompts.
+
+    Of so few the mean is as far from the true one as Student's t says.
+    """
     if len(seeds) == 1:
         return interval(seeds[0])
     means = [mean(prompts) for prompts in seeds]
-    error = 1.96 * stdev(means) / math.sqrt(len(means))
+    error = float(student_t.ppf((1 + LEVEL) / 2, len(means) - 1)) * stdev(means) / math.sqrt(len(means))
     return Interval(mean(means), mean(means) - error, mean(means) + error, len(seeds[0]))
 
 

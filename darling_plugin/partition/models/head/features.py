@@ -142,25 +142,28 @@ class Encoded:
 
 def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
     """Each distinct text, tokenised once and each of its chunks encoded once, all in one call of the encoder."""
-    return begin_to_encode(encoder, texts)()
+    return ready_to_encode(encoder, texts)()()
 
 
-def begin_to_encode(encoder: Embedding, texts: Sequence[str]) -> Callable[[], dict[str, Encoded]]:
-    """Has the encoder begin, and returns what waits for it: see :func:`encode`."""
+def ready_to_encode(encoder: Embedding, texts: Sequence[str]) -> Callable[[], Callable[[], dict[str, Encoded]]]:
+    """Tokenises, and returns what has the encoder begin, which returns what waits for it: see :func:`encode`."""
     texts = sorted(set(texts))  # so that an encoder's batches, and their rounding, do not depend on the order
     if not texts:
-        return dict
+        return lambda: dict
     ids = encoder.token_ids(texts)
     chunks = [np.array_split(each, max(1, -(-len(each) // CHUNK_TOKENS))) for each in ids]
-    counts = [len(own) for own in chunks]
-    vectors = encoder.embed_ids([chunk for own in chunks for chunk in own])
     sizes = [torch.tensor([float(max(len(chunk), 1)) for chunk in own]) for own in chunks]
 
-    def encoded() -> dict[str, Encoded]:
-        parts = zip(texts, ids, _unit(vectors()).split(counts), sizes, strict=True)
-        return {text: Encoded(text, *own) for text, *own in parts}
+    def begin() -> Callable[[], dict[str, Encoded]]:
+        vectors = encoder.embed_ids([chunk for own in chunks for chunk in own])
 
-    return encoded
+        def encoded() -> dict[str, Encoded]:
+            parts = zip(texts, ids, _unit(vectors()).split([*map(len, chunks)]), sizes, strict=True)
+            return {text: Encoded(text, *own) for text, *own in parts}
+
+        return encoded
+
+    return begin
 
 
 def probability(weights: dict[str, torch.Tensor], prompt: Encoded, responses: Sequence[Encoded]) -> torch.FloatTensor:

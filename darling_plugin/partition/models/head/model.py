@@ -75,15 +75,18 @@ class Head(SimilarityModel):
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         parts = self._parts([self._beginnings(group) for group in groups])
         found: list[torch.FloatTensor] = []
-        begun = self._begin(parts[0]) if parts else None
+        opened, begin = self._ready(parts[0]) if parts else ([], None)
+        encoded_later = begin() if parts else None
         for k, part in enumerate(parts):
-            opened, encode = begun
-            encoded = encode()
-            # A GPU encodes the next part while the features of this one are computed here.
-            begun = self._begin(parts[k + 1]) if k + 1 < len(parts) else None
+            # While a GPU encodes this part the next one is tokenised here, and while it encodes that the features of
+            # this one are computed. It is queued only then, for what waits for a part waits for all that is queued.
+            opened_next, begin = self._ready(parts[k + 1]) if k + 1 < len(parts) else ([], None)
+            encoded = encoded_later()
+            encoded_later = begin() if begin else None
             for group, own in zip(part, opened, strict=True):
                 found.append(self._of_group(group, own, encoded))
                 alive()
+            opened = opened_next
         return found
 
     def _parts(self, groups: list[Group]) -> list[list[Group]]:
@@ -98,15 +101,17 @@ class Head(SimilarityModel):
             room -= 1 + len(group.responses)
         return parts
 
-    def _begin(self, groups: list[Group]) -> tuple[list[dict[str, Opened | None]], Callable[[], dict[str, Encoded]]]:
-        """Of each group, where its responses open with a short answer; and what waits for their texts, encoded."""
-        from darling_plugin.partition.models.head.features import begin_to_encode
+    def _ready(
+        self, groups: list[Group]
+    ) -> tuple[list[dict[str, Opened | None]], Callable[[], Callable[[], dict[str, Encoded]]]]:
+        """Of each group, where its responses open with a short answer; and what has their texts encoded."""
+        from darling_plugin.partition.models.head.features import ready_to_encode
         from darling_plugin.partition.models.head.padding import opening_and_rest
 
         opened = [{each: opening_and_rest(each, group.responses) for each in group.responses} for group in groups]
         texts = [text for group in groups for text in (group.prompt, *group.responses)]
         texts += [text for own in opened for parts in own.values() if parts for text in parts]
-        return opened, begin_to_encode(self.encoder, texts)
+        return opened, ready_to_encode(self.encoder, texts)
 
     def _of_group(
         self, group: Group, opened: dict[str, Opened | None], encoded: dict[str, Encoded]
