@@ -29,6 +29,8 @@ ORDER = (
     "pairs_saved",
     "training",
     "partition_models",
+    "readings",
+    "readings_of_pairs",
     "scoring_time",
     "report_page",
 )

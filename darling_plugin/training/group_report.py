@@ -50,12 +50,12 @@ def group_figures(
 ) -> dict[str, Any]:
     """For all groups and each source: the figures of evaluation/within_group.py by kind of diversity, and ARI.
 
-    Kinds are classes (union-find above the threshold), pairs and expected, as in diversity.py; the true diversity is
-    that of the labels' classes. ARI is the mean adjusted Rand index of the classes. A group counts if all its pairs of
-    different texts were tested; none: no figures.
+    Kinds are classes (union-find above the threshold), average (classes by average linkage), pairs and expected, as in
+    diversity.py; the true diversity is that of the labels' classes. ARI: the mean adjusted Rand index of the classes. A
+    group counts if all its pairs of different texts were tested; none: no figures.
     """
     judged = {
-        (pair.group, frozenset((pair.first.strip(), pair.second.strip()))): (float(p), bool(p > threshold))
+        (pair.group, frozenset((pair.first.strip(), pair.second.strip()))): (float(p), float(threshold))
         for pair, p, threshold in zip(pairs, probabilities, thresholds, strict=True)
         if pair.group is not None
     }
@@ -70,7 +70,7 @@ def group_figures(
 
 
 def _diversities(
-    group: LabelledGroup, judged: dict[tuple[int, frozenset[str]], tuple[float, bool]]
+    group: LabelledGroup, judged: dict[tuple[int, frozenset[str]], tuple[float, float]]
 ) -> dict[str, Any] | None:
     """None if a pair was not tested."""
     import torch
@@ -80,30 +80,30 @@ def _diversities(
     from darling_plugin.partition.clustering import cluster
 
     texts, n = [each.strip() for each in group.responses], len(group.responses)
-    probability, above = torch.ones(n, n), torch.ones(n, n, dtype=torch.bool)
+    probability, threshold = torch.ones(n, n, dtype=torch.float64), 0.0
     for i in range(n):
         for j in range(n):
             if texts[i] != texts[j]:
                 if (both := judged.get((group.number, frozenset((texts[i], texts[j]))))) is None:
                     return None
-                probability[i, j], above[i, j] = both
-    classes = cluster(above.float(), 0.5)
+                probability[i, j], threshold = both  # a group is of one fold
+    classes = cluster(probability, threshold)
     return {
         "true": class_diversity(torch.tensor(group.labels)),
         "classes": class_diversity(classes),
-        "pairs": pair_diversity(above),
+        "average": class_diversity(cluster(probability, threshold, "average")),
+        "pairs": pair_diversity(probability > threshold),
         "expected": expected_diversity(probability),
         "ari": adjusted_rand_score(group.labels, classes.tolist()),
     }
 
 
 def _figures(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    from darling_plugin.diversity import DIVERSITIES
     from darling_plugin.evaluation.within_group import within_group
 
     true = [each["true"] for each in found]
     figures: dict[str, Any] = {"adjusted_rand_index": float(np.mean([each["ari"] for each in found]))}
-    for kind in DIVERSITIES:
+    for kind in ("classes", "average", "pairs", "expected"):
         own = asdict(within_group([each[kind] for each in found], true))
         figures[kind] = {name: value if math.isfinite(value) else None for name, value in own.items()}
     return figures

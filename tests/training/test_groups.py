@@ -9,7 +9,7 @@ import pytest
 from darling_plugin.commands.train_partition import main
 from darling_plugin.errors import DarlingError
 from darling_plugin.training import group_report, report
-from darling_plugin.training.pairs import Input, LabelledPair, folds_by_prompt, read_inputs
+from darling_plugin.training.pairs import Input, LabelledGroup, LabelledPair, folds_by_prompt, read_inputs
 
 
 def written(path, rows):
@@ -93,7 +93,7 @@ def test_the_figures_of_groups_are_those_of_their_diversity(tmp_path):
     assert list(found) == [group_report.ALL, "x", "y"]
     for own in found.values():
         assert own["adjusted_rand_index"] == 1
-        for kind in ("classes", "pairs", "expected"):
+        for kind in ("classes", "average", "pairs", "expected"):
             assert own[kind]["correlation"] == pytest.approx(1) and own[kind]["push"] == pytest.approx(1)
             assert own[kind]["error"] == pytest.approx(0)
     # One that is as unsure of everything: identical texts alone are known.
@@ -104,6 +104,16 @@ def test_the_figures_of_groups_are_those_of_their_diversity(tmp_path):
     g, t = g - g.mean(), t - t.mean()
     assert unsure["x"]["expected"]["push"] == pytest.approx((g @ t) / (t @ t), abs=1e-5)
     assert unsure["x"]["expected"]["error"] == pytest.approx(math.sqrt(((g - t) ** 2).mean()), abs=1e-5)
+
+
+def test_average_linkage_has_figures_of_its_own():
+    texts = ["a", "b", "c"]
+    group = LabelledGroup("p", tuple(texts), (0, 0, 1), "x", 0)
+    chain = {("a", "b"): 0.9, ("b", "c"): 0.8, ("a", "c"): 0.1}  # union-find makes one class, average linkage two
+    pairs = [LabelledPair("p", *two, 0, 1, group=0) for two in chain]
+    found = group_report.group_figures([group], pairs, np.array([*chain.values()]), np.full(3, 0.5))["x"]
+    assert (found["classes"]["push"], found["classes"]["flat"]) == (0, 1)
+    assert (found["average"]["push"], found["average"]["flat"]) == (pytest.approx(1), 0)
 
 
 def test_a_group_with_a_pair_that_was_not_tested_has_no_figures(tmp_path):
