@@ -25,6 +25,9 @@ VERSIONED = (
     "transformers",
     "torch",
     "flash-attn",
+    "numpy",
+    "scipy",
+    "openai",
 )
 
 OF_A_RESPONSE = ("labels", "quality", "diversity", "reward", "advantage", "response_length", "truncated", "similarity")

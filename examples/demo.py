@@ -100,7 +100,10 @@ def main() -> None:
         console.print(tail, markup=False, highlight=False)
         sys.exit(f"the run ended with status {status}; all of its output is in {arguments.out / 'train.log'}")
     show(arguments.out, 3, console)
-    report([arguments.out], arguments.out / "report.html", console)
+    page = arguments.out / "report.html"
+    report([arguments.out], page, console)
+    made_by = f"made by darling-report {arguments.out} -o {page}"
+    console.print(made_by, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{arguments.out}/ holds partitions.jsonl, run.json, tensorboard/, the trained model/ and train.log")
 
 

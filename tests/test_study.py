@@ -117,10 +117,11 @@ def test_differences_are_of_the_same_prompts_and_of_the_seeds_that_both_arms_hav
     assert row.startswith("| `oracle` | 1 | +0.250 (+0.250 to +0.250) | +0.500 (+0.3"), row
 
 
-def test_an_interval_over_seeds_is_students():
-    found = tables.pooled([[0.0, 1.0], [1.0, 1.0], [0.25, 0.75]])  # means 1/2, 1 and 1/2
-    assert found.mean == pytest.approx(2 / 3)
-    assert found.high - found.mean == pytest.approx(4.303 * (1 / 12) ** 0.5 / 3**0.5, abs=1e-3)
+def test_an_interval_draws_seeds_and_their_prompts():
+    seeds_alone = tables.pooled([[0.0, 0.0], [1.0, 1.0]])
+    assert (seeds_alone.mean, seeds_alone.low, seeds_alone.high) == (0.5, 0.0, 1.0)
+    prompts_alone = tables.pooled([[0.0, 1.0] * 50] * 2)
+    assert prompts_alone.mean == 0.5 and 0.4 < prompts_alone.low < 0.45 < 0.55 < prompts_alone.high < 0.6
 
 
 def run_of(seed, *curve):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -24,18 +26,27 @@ from darling_plugin.evaluation.comparison import (
     check_scores,
     differences,
     evaluate,
+    ks_of,
     summaries_of,
     write,
 )
 from darling_plugin.evaluation.cosine import Cosines
-from darling_plugin.evaluation.measures import Interval, in_order
+from darling_plugin.evaluation.measures import LEVEL, PATIENCE, RESAMPLES, Interval, in_order
 from darling_plugin.evaluation.quality import by_function, by_model, fill_in
 from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
-from darling_plugin.partition import CLUSTERINGS, DEFAULT_CLUSTERING, load_partition_model
+from darling_plugin.partition import (
+    CLUSTERINGS,
+    DEFAULT_CLUSTERING,
+    PartitionModel,
+    SimilarityModel,
+    check_partition_spec,
+    load_partition_model,
+)
 from darling_plugin.user_code import import_user_code
 
 FLAGS = ("partition_model", "threshold", "import_path")
 AGAIN = ("classes", "quality")
+CLUSTERING = "greedy"  # NoveltyBench's
 SAMPLING = ("model", "url", "model_name", "prompts", "prompts_split", "n", "temperature", "max_tokens")
 
 EXAMPLE = """\
@@ -90,11 +101,10 @@ def _parser() -> argparse.ArgumentParser:
             add_flag(classes, flag, f"--{flag.name}", flag.name)
     classes.add_argument(
         "--clustering",
-        default="greedy",
         choices=CLUSTERINGS,
-        help=f"default: greedy, NoveltyBench's; training has {DEFAULT_CLUSTERING}",
+        help=f"default: {CLUSTERING}, NoveltyBench's, where the model takes one; training has {DEFAULT_CLUSTERING}",
     )
-    parser.add_argument("--k", type=_count, nargs="*", help="for the figures of k responses; default: powers of two")
+    parser.add_argument("--k", type=_k, nargs="*", help="for the figures of k responses; default: powers of two")
     parser.add_argument("--no_cosine", action="store_true", help="leave out the cosine of embeddings")
     parser.add_argument(
         "--again",
@@ -116,21 +126,30 @@ def _again(text: str) -> tuple[str, ...]:
 
 
 def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs an integer from 1, found {text}")
+    return _integer(text, 1)
+
+
+def _k(text: str) -> int:
+    return _integer(text, 1, "; name files before it")
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int, hint: str = "") -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"needs an integer from {least}, found {text}{hint}")
     return int(text)
 
 
 def _temperature(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"needs a number from 0, found {text}")
-    return float(text)
-
-
-def _seed(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"needs an integer from 0, found {text}")
-    return int(text)
+    try:
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"needs a number from 0, found {text}")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -147,17 +166,16 @@ def _run(arguments: argparse.Namespace) -> int:
     if len(inputs) < len(arguments.inputs) + samples_itself:
         raise DarlingError("inputs with different names", ", ".join(arguments.inputs), "write NAME=FILE")
     read, bad_lines = _read(inputs, arguments)
+    ks = ks_of(read, arguments.k)
     _fill_in_quality(read, arguments)
     if arguments.output:
         check_scores(arguments.output, read)
     evaluated = evaluate(
         read,
-        lambda: load_partition_model(
-            arguments.partition_model, threshold=arguments.threshold, clustering=arguments.clustering
-        ),
-        f"{arguments.partition_model}, {arguments.clustering}",
+        lambda: _load(arguments),
+        arguments.partition_model,
         {name: classes_of(path, read[name]) for name, path in inputs.items()},
-        ks=arguments.k,
+        ks=ks,
         extra=None if arguments.no_cosine else Cosines(),
         again="classes" in arguments.again,
     )
@@ -173,18 +191,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         from darling_plugin.evaluation.pictures import draw
 
-        settings = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in sorted(vars(arguments).items())
-            if samples_itself or name not in SAMPLING
-        }
+        settings = _settings(arguments, samples_itself) | _in_effect(evaluated, ks)
         write(arguments.output, evaluated, summaries, compared, settings, bad_lines, inputs)
         drawn = draw(arguments.output / "summary.png", summaries)
-        console.print(
-            f"{arguments.output}/ holds the files, summary.json" + " and summary.png" * drawn, soft_wrap=True
-        )
+        holds = f"{arguments.output}/ holds the files, summary.json" + " and summary.png" * drawn
+        console.print(holds, soft_wrap=True, markup=False)
     if refused:
-        console.print(f"{_prompts(refused)} of {arguments.prompts} missing, as said above", style="bold red")
+        missing = f"{_prompts(refused)} of {arguments.prompts} missing, as said above"
+        console.print(missing, style="bold red", markup=False)
     return int(any(bad_lines.values()) or refused > 0)
 
 
@@ -233,6 +247,35 @@ def _read(inputs: dict[str, Path], arguments: argparse.Namespace) -> tuple[dict[
     return read, bad_lines
 
 
+def _load(arguments: argparse.Namespace) -> PartitionModel:
+    spec, options = arguments.partition_model, {name: getattr(arguments, name) for name in ("threshold", "clustering")}
+    cls = check_partition_spec(spec, **options)
+    if options["clustering"] is None and _takes_clustering(cls) and not re.search(r"[?&]clustering=", spec):
+        options["clustering"] = CLUSTERING
+    return load_partition_model(spec, **options)
+
+
+def _takes_clustering(cls: type[PartitionModel]) -> bool:
+    parameters = inspect.signature(cls).parameters
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return "clustering" in parameters or (hands_on and issubclass(cls, SimilarityModel))
+
+
+def _settings(arguments: argparse.Namespace, samples_itself: bool) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in sorted(vars(arguments).items())
+        if samples_itself or name not in SAMPLING
+    }
+
+
+def _in_effect(evaluated: list[Evaluated], ks: list[int]) -> dict[str, Any]:
+    """What flags that were not given stand for, and what no flag sets."""
+    model = next((each.model for each in evaluated if each.model is not None), None)
+    of_model = {name: getattr(model, name, None) for name in ("threshold", "clustering")} if model else {}
+    return {**of_model, "k": ks, "patience": PATIENCE, "resamples": RESAMPLES, "level": LEVEL}
+
+
 def _check_quality(arguments: argparse.Namespace) -> None:
     """Raises DarlingError for flags of which one would go unheard, or make every score the same."""
     if arguments.reward_func and arguments.reward_model:
@@ -266,9 +309,9 @@ def _table(summaries: dict[str, dict[str, Interval]], evaluated: list[Evaluated]
     table = Table(title="mean over the prompts, and its 95 % interval (bootstrap)", caption=Text(made))
     table.add_column("")
     for each in evaluated:
-        first = each.samples[0]
-        of_run = f"\n{first.split}, step {first.step}" if first.split is not None else ""
-        table.add_column(Text(f"{each.name}\n{_prompts(len(each.samples))}{of_run}"), justify="right")
+        of_run = [each.split] * (each.split is not None) + [f"step {each.step}"] * (each.step is not None)
+        head = [each.name, _prompts(len(each.samples)), *([", ".join(of_run)] if of_run else [])]
+        table.add_column(Text("\n".join(head)), justify="right")
     for name in in_order(name for found in summaries.values() for name in found):
         cells = zip(summaries.values(), evaluated, strict=True)
         table.add_row(name, *(_shown(found.get(name), of=len(each.samples)) for found, each in cells))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from darling_plugin.diversity import expected_diversity
-from darling_plugin.errors import DarlingError
+from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.evaluation import noveltybench
 from darling_plugin.evaluation.measures import Interval, figures, is_verifiable, of_like_length, paired, summary
 from darling_plugin.evaluation.samples import Samples
@@ -36,13 +36,18 @@ AT_MATCHED_LENGTH = ("quality", "diversity", "words")
 
 @dataclass
 class Evaluated:
-    """One model: its P prompts' samples, the class of each response and what made them, each prompt's figures."""
+    """One model: its P prompts' samples, the class of each response and what made them, each prompt's figures.
+
+    Attributes:
+        model: the partition model, where classes were made and not read.
+    """
 
     name: str
     samples: list[Samples]
     labels: list[list[int]]
     classes: str
     of_prompts: dict[Key, dict[str, float]]
+    model: PartitionModel | None = None
 
     @property
     def quality_from(self) -> str | None:
@@ -50,10 +55,34 @@ class Evaluated:
         found = dict.fromkeys(each.quality_from for each in self.samples if each.quality is not None)
         return ", ".join(filter(None, found)) or None
 
+    @property
+    def split(self) -> str | None:
+        """That of all prompts; None where they have none, or several."""
+        found = {each.split for each in self.samples}
+        return found.pop() if len(found) == 1 else None
+
+    @property
+    def step(self) -> int | None:
+        """The one that was read: prompts have no other, though some may have none."""
+        return next((each.step for each in self.samples if each.step is not None), None)
+
 
 def folder_of(name: str) -> str:
     """The folder of a model of that name."""
     return name.replace("/", "_").lstrip(".") or "_"
+
+
+def ks_of(inputs: dict[str, list[Samples]], wanted: Sequence[int] | None) -> list[int]:
+    """For the figures of k responses: what is wanted, else the powers of two up to the largest group.
+
+    Raises DarlingError for a k that is larger than every group: there would be no figure of it.
+    """
+    longest = max(len(each.responses) for samples in inputs.values() for each in samples)
+    too_large = [str(k) for k in wanted or () if k > longest]
+    if too_large:
+        most = f"{longest} response{'s' if longest != 1 else ''}"
+        raise DarlingError(f"{spelled('k')} up to the {most} of the largest group", ", ".join(too_large), "lower it")
+    return list(wanted or (2**power for power in range(longest.bit_length())))
 
 
 def evaluate(
@@ -62,24 +91,25 @@ def evaluate(
     load_name: str,
     file_names: dict[str, str],
     *,
-    ks: Sequence[int] | None = None,
+    ks: Sequence[int],
     extra: Callable[[Sequence[str]], dict[str, float]] | None = None,
     again: bool = False,
 ) -> list[Evaluated]:
     """The figures of every input, by name.
 
     Args:
-        load: loads the partition model, which is asked where samples have no classes; load_name: how it is named.
+        load: loads the partition model, which is asked where samples have no classes; load_name: how it is named,
+            before its clustering.
         file_names: by input, how the classes that its samples have are named.
-        ks: for the figures of k responses; None: the powers of two up to the largest group.
+        ks: for the figures of k responses.
         extra: more figures of a prompt's responses.
         again: makes classes anew where samples have them.
     """
     everything = [each for samples in inputs.values() for each in samples]
-    labels, expected = _partition(everything, load, again)
+    labels, expected, model = _partition(everything, load, again)
+    clustering = getattr(model, "clustering", None)
+    load_name += f", {clustering}" if clustering else ""
     verifiable = is_verifiable(everything)
-    longest = max(len(each.responses) for each in everything)
-    ks = ks or [2**power for power in range(longest.bit_length())]
     found, start = [], 0
     for name, samples in inputs.items():
         of_prompts = {}
@@ -95,7 +125,7 @@ def evaluate(
         made = f"{len(samples) - kept} prompts' by {load_name}" if kept else f"by {load_name}"
         if kept:
             made = file_names[name] + (f", {made}" if kept < len(samples) else "")
-        found.append(Evaluated(name, samples, own, made, of_prompts))
+        found.append(Evaluated(name, samples, own, made, of_prompts, model if kept < len(samples) else None))
         start += len(samples)
     return found
 
@@ -112,8 +142,8 @@ def _keys(samples: Sequence[Samples]) -> list[Key]:
 
 def _partition(
     everything: Sequence[Samples], load: Callable[[], PartitionModel], again: bool
-) -> tuple[list[list[int]], dict[int, float]]:
-    """The labels of each group, and by its place the expected diversity where a calibrated model was asked."""
+) -> tuple[list[list[int]], dict[int, float], PartitionModel | None]:
+    """The labels of each group; by its place the expected diversity, where a calibrated model was asked; the model."""
     labels = [None if again else each.labels for each in everything]
     expected: dict[int, float] = {}
     missing = [k for k, own in enumerate(labels) if own is None]
@@ -128,7 +158,7 @@ def _partition(
                 if calibrated and len(labels[k]) > 1:
                     expected[k] = float(expected_diversity(measured.similarity).mean())
             bar.update(len(some))
-    return labels, expected
+    return labels, expected, model
 
 
 def differences(evaluated: Sequence[Evaluated], seed: int = 0) -> Differences:
@@ -239,8 +269,8 @@ def write(
             "prompts": len(each.samples),
             "file": str(files[each.name].resolve()),
             "bad_lines": bad_lines[each.name],
-            "split": each.samples[0].split,
-            "step": each.samples[0].step,
+            "split": each.split,
+            "step": each.step,
             "classes": each.classes,
             "quality": each.quality_from,
             "figures": {name: asdict(value) for name, value in summaries[each.name].items()},
@@ -271,8 +301,10 @@ def write(
 
 
 def _noveltybenchs(found: dict[str, Interval]) -> dict[str, float]:
-    utility = {"mean_utility": found["utility"].mean} if "utility" in found else {}
-    return {"mean_distinct": found["distinct"].mean, **utility}
+    distinct, utility = found["distinct"], found.get("utility")
+    # Under its keys both means are of the same prompts.
+    of_all = utility is not None and utility.prompts == distinct.prompts
+    return {"mean_distinct": distinct.mean, **({"mean_utility": utility.mean} if of_all else {})}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ order.
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 from darling_plugin.evaluation.measures import utility
 from darling_plugin.evaluation.samples import Samples
 
-# Skywork-Reward-Gemma-2-27B-v0.2's deciles, from NoveltyBench: a reward's score is 1 and how many it reaches.
+# Skywork-Reward-Gemma-2-27B-v0.2's deciles, from NoveltyBench.
 DECILES = (-7.71875, -6.28125, -6, -5.71875, -5.5, -5, -4.375, -3.4375, -2.046875)
-
-
 FILES = ("generations", "partitions", "scores")
+
+
+def decile(reward: float) -> int:
+    """1 to 10: 1 and how many of DECILES the reward exceeds; the score step takes one that equals it for lower too."""
+    return bisect.bisect_left(DECILES, reward) + 1
 
 
 def by_first_appearance(labels: Sequence[int]) -> list[int]:

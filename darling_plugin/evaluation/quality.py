@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError, spelled
-from darling_plugin.evaluation.noveltybench import DECILES
-from darling_plugin.evaluation.samples import Samples
+from darling_plugin.evaluation.noveltybench import decile
+from darling_plugin.evaluation.samples import LARGEST, Samples
 from darling_plugin.queries import asked
 from darling_plugin.user_code import import_user_code
 
@@ -36,7 +35,7 @@ def by_function(path: str) -> Score:
             ) from error
         try:
             rewards = [float(value) for value in (found["rewards"] if isinstance(found, dict) else found)]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             needed = f"{n} numbers from {path}, alone or as rewards of a dict"
             raise DarlingError(needed, f"{found!r:.200}", "correct reward_func") from error
         if len(rewards) != n:
@@ -56,8 +55,6 @@ def by_model(path: str, *, label: str | None = None, deciles: bool = False, batc
         label: the name of one of several labels, whose probability is the quality.
         deciles: 1 to 10 by NoveltyBench's deciles of Skywork-Reward-Gemma-2-27B-v0.2, which no other model shares.
     """
-    import bisect
-
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -98,7 +95,7 @@ def by_model(path: str, *, label: str | None = None, deciles: bool = False, batc
                 logits = model(**inputs.to(device)).logits.float()
             values = logits if column is None else logits.softmax(dim=-1)
             found += values[:, column or 0].tolist()
-        return [float(bisect.bisect_left(DECILES, value) + 1) for value in found] if deciles else found
+        return [float(decile(value)) for value in found] if deciles else found
 
     return score
 
@@ -121,6 +118,7 @@ def fill_in(all_samples: Sequence[Samples], score: Score, name: str, *, again: b
     for each in tqdm(all_samples, desc="quality", unit="prompt"):
         if again or each.quality is None:
             quality = score(each)
-            if not all(map(math.isfinite, quality)):
-                raise DarlingError("finite rewards", f"{quality} for {each.prompt!r:.80}", "correct what gives them")
+            if not all(abs(value) <= LARGEST for value in quality):  # nor is NaN
+                needed, found = f"rewards from {-LARGEST:g} to {LARGEST:g}", f"{quality} for {each.prompt!r:.80}"
+                raise DarlingError(needed, found, "correct what gives them")
             each.quality, each.quality_from = quality, name

@@ -10,7 +10,6 @@ import gzip
 import itertools
 import json
 import math
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ ROW_PROMPTS = ("prompt", "input", "messages")
 STEPS = ("step", "gen_step")
 QUALITIES = ("score", "quality", "reward")  # of a line that is one response
 REFERENCES = ("answers", "label", "gts", "answer", "solution", "target")  # what a correct answer is
+SPLITS = {"train", "eval"}  # of a training log
+LARGEST = 1e100  # of a quality: sums of larger ones may be no floats any more
 NO_REWARD = {*STEPS, "global_step", "index", "doc_id", "uid"}  # numbers of a row that are no reward
 
 
@@ -40,7 +41,7 @@ class Samples:
         labels: (n,) class of each response, as the file has it; None where it has none, or not of each.
         quality_from: what the quality was read from, or who gave it.
         reference: what a correct answer is, for reward functions.
-        step, split: of a training log.
+        step: of a training log; split: of that, or of a data set.
     """
 
     id: str
@@ -67,7 +68,8 @@ def read_samples(
         report: gets the number of each line that cannot be read, and why; the others go on.
         quality_key: what the file calls a response's quality; default: what its tool does. Of a file with several
             rewards a response, the sum.
-        split, step: of a training log; default: its evaluation if it has one, and the last step there.
+        split, step: of a training log; default: its evaluation if it has one, and the last step there. Other splits
+            than SPLITS are no training log's, and read together.
 
     Raises DarlingError for a file that is not there, that holds no samples, or none with quality_key.
     """
@@ -88,7 +90,7 @@ def read_samples(
 def classes_of(path: Path, samples: list[Samples]) -> str:
     """What made the classes in a file, as far as it is known: a run's run.json, beside its log, says so."""
     try:
-        if samples[0].split is None:
+        if samples[0].split not in SPLITS:
             raise LookupError  # no run's log
         model = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["partition_model"]
         return f"as the file has them, by {model['class'].rpartition('.')[2]}, {model['clustering'] or 'its own'}"
@@ -182,7 +184,7 @@ def _of_group(record: dict[str, Any], number: int, quality_key: str | None) -> S
     else:
         quality = record.get(quality_from)
     return Samples(
-        str(record.get("id", number)),
+        id_of(record, number),
         _text(record.get("prompt")),
         responses,
         _numbers(quality, len(responses)),
@@ -211,7 +213,12 @@ def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) ->
     prompt = record.get("arguments")  # [[prompt, settings]], or {"gen_args_0": {"arg_0": prompt, ...}}
     while isinstance(prompt, list | dict) and prompt and not _is_chat(prompt):
         prompt = prompt[0] if isinstance(prompt, list) else next(iter(prompt.values()))
-    responses = [_text(each) for request in _list(record["resps"], "resps") for each in _list(request, "resps")]
+    resps = [each for request in _list(record["resps"], "resps") for each in _list(request, "resps")]
+    if not all(isinstance(each, str) or _is_chat(each) for each in resps):
+        raise _Fault(
+            "needs texts as resps, found likelihoods: a loglikelihood task, as multiple choice, has no samples"
+        )
+    responses = [_text(each) for each in resps]
     if not responses:
         raise _Fault("needs at least one response, found none")
     metrics = [name for name in _list(record.get("metrics") or [], "metrics") if isinstance(name, str)]
@@ -221,7 +228,7 @@ def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) ->
     quality = [value] if len(responses) == 1 else value if isinstance(value, list) else None
     target = record.get("target")
     return Samples(
-        str(record.get("doc_id", number)),
+        id_of(record, number, "doc_id"),
         _text(prompt),
         responses,
         _numbers(quality, len(responses)),
@@ -256,7 +263,7 @@ def _of_row(
     names = [quality_key] if quality_key else _reward_columns(record, of_columns)
     values = [record.get(name) for name in names]
     # A reward function that has nothing to say of a response gives None: the others count.
-    numbers = [value for value in values if _is_number(value)]
+    numbers = [_in_range(value) for value in values if _is_number(value)]
     quality = math.fsum(numbers) if numbers else None
     return Samples(
         str(number),
@@ -303,14 +310,21 @@ def _group_rows(lines: Iterable[tuple[Samples, bool]]) -> list[Samples]:
 
 
 def _of_step(found: list[Samples], split: str | None, step: int | None) -> list[Samples]:
-    splits = dict.fromkeys(each.split for each in found if each.split is not None)
-    wanted = split or ("eval" if "eval" in splits else next(iter(splits), None))
-    if wanted is not None:
-        found = [each for each in found if each.split == wanted]
+    splits = {each.split for each in found if each.split is not None}
+    if split:
+        found = [each for each in found if each.split == split]
+    elif splits <= SPLITS:  # else a column of a data set's
+        wanted = "eval" if "eval" in splits else "train"
+        found = [each for each in found if each.split in (None, wanted)]
     if step is None:
         step = max((each.step for each in found if each.step is not None), default=None)
     # A line without a step among others with one is of no other step.
     return found if step is None else [each for each in found if each.step in (None, step)]
+
+
+def id_of(record: dict[str, Any], number: int, key: str = "id") -> str:
+    """What a record calls itself, else its number; data sets have null in a column that a row lacks."""
+    return str(number if record.get(key) is None else record[key])
 
 
 def _step(value: Any) -> int | None:
@@ -323,10 +337,19 @@ def _step(value: Any) -> int | None:
 def _text(value: Any) -> str:
     """A text, or the contents of a chat's messages, one below the other."""
     if _is_chat(value):
-        value = "\n".join(str(message.get("content", "")) for message in value)
+        value = "\n".join(_content(message) for message in value)
     if not isinstance(value, str):
         raise _Fault(f"needs texts as prompt and responses, found {type(value).__name__}")
     return encodable(value)
+
+
+def _content(message: dict[str, Any]) -> str:
+    """A message's, of which a call of a tool may have none, or the texts among its parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "\n".join(text for text in texts if isinstance(text, str))
+    return "" if content is None else str(content)
 
 
 def _is_chat(value: Any) -> bool:
@@ -340,8 +363,13 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max  # neither NaN nor an integer that no float holds
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # NaN is not
+
+
+def _in_range(value: float) -> float:
+    if abs(value) > LARGEST:
+        raise _Fault(f"needs a quality from {-LARGEST:g} to {LARGEST:g}, found {value!r:.40}")
+    return float(value)
 
 
 def _numbers(values: Any, n: int) -> list[float] | None:
@@ -351,7 +379,7 @@ def _numbers(values: Any, n: int) -> list[float] | None:
         raise _Fault(f"needs a quality for each of {n} responses, found {values!r:.80}")
     if not all(_is_number(value) or isinstance(value, bool) for value in values):
         return None  # one of them has none: a mean over the others would be of other responses
-    return [float(value) for value in values]
+    return [_in_range(value) for value in values]
 
 
 def _labels(values: Any, n: int) -> list[int] | None:

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError, spelled
-from darling_plugin.evaluation.samples import REFERENCES
+from darling_plugin.evaluation.samples import REFERENCES, id_of
 from darling_plugin.partition.base import encodable
 from darling_plugin.partition.groups import lines_of
 
@@ -51,7 +51,7 @@ def read_prompts(source: str, split: str = "train") -> list[dict[str, Any]]:
         if not isinstance(text, str):
             raise DarlingError("a prompt in each row", f"{source}, row {number}: {sorted(row)}", "name it prompt")
         answers = {key: row[key] for key in REFERENCES if key in row}
-        prompt = {"id": str(row.get("id", number)), "prompt": encodable(text), **answers}
+        prompt = {"id": id_of(row, number), "prompt": encodable(text), **answers}
         if found.setdefault(prompt["id"], prompt) is not prompt:
             raise DarlingError("another id for each prompt", f"{source}, row {number}: {prompt['id']}", "correct it")
     if not found:
@@ -91,7 +91,8 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
     ending, which each call writes anew: the next one tries them again. Returns how many there are.
 
     Args:
-        generate: prompts' texts, settings -> of each a list of n texts, or Refused.
+        prompts: as read_prompts gives them.
+        generate: some of them, settings -> of each a list of n texts, or Refused.
         kept: a JSONL file that is appended to as samples come, so that a run that is stopped goes on.
         name: of the model.
 
@@ -110,7 +111,7 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
     ):
         for start in range(0, len(missing), PROMPTS_AT_ONCE):
             some = missing[start : start + PROMPTS_AT_ONCE]
-            for prompt, texts in zip(some, generate([each["prompt"] for each in some], settings), strict=True):
+            for prompt, texts in zip(some, generate(some, settings), strict=True):
                 if isinstance(texts, Refused):
                     refused.append({**prompt, "refused": texts.reason})
                     tqdm.write(f"prompt {prompt['id']}: refused: {texts.reason}", file=sys.stderr)
@@ -161,9 +162,10 @@ def _done(path: Path, texts: dict[str, str], name: str, settings: Settings) -> s
     return {record["id"] for record in found}
 
 
-def seed_of(prompt: str, settings: Settings) -> int:
-    """Of a prompt's samples: another for each, or the same noise would be drawn for all."""
-    return zlib.crc32(f"{settings.seed} {prompt}".encode("utf-8", errors="replace")) >> 1
+def seed_of(prompt: dict[str, Any], settings: Settings) -> int:
+    """Of a prompt's samples: another for each, one text under two ids included, or all would have the same noise."""
+    text = f"{settings.seed} {prompt['id']} {prompt['prompt']}"
+    return zlib.crc32(text.encode("utf-8", errors="replace")) >> 1
 
 
 class OwnVllm:
@@ -192,7 +194,7 @@ class OwnVllm:
         except (OSError, ValueError, RuntimeError) as error:
             raise DarlingError(f"a model that vLLM loads from {path}", f"{error}", "correct the path") from error
 
-    def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str] | Refused]:
+    def __call__(self, prompts: Sequence[dict[str, Any]], settings: Settings) -> list[list[str] | Refused]:
         try:
             return self._generate(prompts, settings)
         except Exception as error:
@@ -209,7 +211,7 @@ class OwnVllm:
         """Of a prompt, not of the engine: a ValueError in older releases of vLLM, a client's error in newer ones."""
         return isinstance(error, ValueError) or any(each.__name__ == "VLLMClientError" for each in type(error).__mro__)
 
-    def _generate(self, prompts: Sequence[str], settings: Settings) -> list[list[str]]:
+    def _generate(self, prompts: Sequence[dict[str, Any]], settings: Settings) -> list[list[str]]:
         parameters = [
             self._vllm.SamplingParams(
                 n=settings.n,
@@ -220,9 +222,9 @@ class OwnVllm:
             for prompt in prompts
         ]
         if self._llm.get_tokenizer().chat_template is None:
-            outputs = self._llm.generate(list(prompts), parameters, use_tqdm=False)
+            outputs = self._llm.generate([each["prompt"] for each in prompts], parameters, use_tqdm=False)
         else:
-            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            chats = [[{"role": "user", "content": each["prompt"]}] for each in prompts]
             outputs = self._llm.chat(chats, parameters, use_tqdm=False)
         return [[each.text for each in output.outputs] for output in outputs]
 
@@ -255,15 +257,15 @@ class Server:
             raise DarlingError(f"one model at {url}, or {spelled('model_name')}", f"{served}", "name one")
         return served[0]
 
-    def __call__(self, prompts: Sequence[str], settings: Settings) -> list[list[str] | Refused]:
+    def __call__(self, prompts: Sequence[dict[str, Any]], settings: Settings) -> list[list[str] | Refused]:
         from concurrent.futures import ThreadPoolExecutor
 
-        def ask(prompt: str) -> list[str]:
+        def ask(prompt: dict[str, Any]) -> list[str]:
             texts: list[str] = []
             while len(texts) < settings.n:  # servers may give fewer than asked for at once
                 reply = self._client.chat.completions.create(
                     model=self.model,
-                    messages=[{"role": "user", "content": prompt}],
+                    messages=[{"role": "user", "content": prompt["prompt"]}],
                     n=settings.n - len(texts),
                     temperature=settings.temperature,
                     top_p=1.0,  # a server may have another by default
@@ -275,7 +277,7 @@ class Server:
                 texts += [choice.message.content or "" for choice in reply.choices]
             return texts[: settings.n]
 
-        def ask_or_refused(prompt: str) -> list[str] | Refused:
+        def ask_or_refused(prompt: dict[str, Any]) -> list[str] | Refused:
             try:
                 return ask(prompt)
             except self._status_error as error:

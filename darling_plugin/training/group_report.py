@@ -51,8 +51,8 @@ def group_figures(
     """For all groups and each source: the figures of evaluation/within_group.py by kind of diversity, and ARI.
 
     Kinds are classes (union-find above the threshold), average (classes by average linkage), pairs and expected, as in
-    diversity.py; the true diversity is that of the labels' classes. ARI: the mean adjusted Rand index of the classes. A
-    group counts if all its pairs of different texts were tested; none: no figures.
+    diversity.py; the true diversity is that of the labels' classes. ARI: their mean adjusted Rand index. A group
+    counts if all its pairs of different texts were tested; none: no figures.
     """
     judged = {
         (pair.group, frozenset((pair.first.strip(), pair.second.strip()))): (float(p), float(threshold))

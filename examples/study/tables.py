@@ -4,16 +4,14 @@ python examples/study/tables.py
 """
 
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from arms import ARMS, LONG, UNTRAINED, YEARS
-from scipy.stats import t as student_t
 
-from darling_plugin.evaluation.measures import LEVEL, RESAMPLES, Interval, expected_distinct, interval, pass_at
+from darling_plugin.evaluation.measures import LEVEL, RESAMPLES, Interval, expected_distinct, pass_at
 
 STUDY = Path(__file__).resolve().parent
 DOCS = STUDY.parents[1] / "docs"
@@ -70,15 +68,22 @@ def of_arm(runs: list[dict], figure: str, at: int = -1) -> Interval:
 
 
 def pooled(seeds: list[list[float]]) -> Interval:
-    """Over seeds where there are several, of which each has prompts of its own; else over the seed's prompts.
+    """The seeds' mean; its interval draws seeds again, and of each its prompts. Few seeds make it too narrow."""
+    return drawn_again(lambda seed, at: float(np.mean(np.asarray(seeds[seed])[at])), [len(own) for own in seeds])
 
-    Of so few the mean is as far from the true one as Student's t says.
-    """
-    if len(seeds) == 1:
-        return interval(seeds[0])
-    means = [mean(prompts) for prompts in seeds]
-    error = float(student_t.ppf((1 + LEVEL) / 2, len(means) - 1)) * stdev(means) / math.sqrt(len(means))
-    return Interval(mean(means), mean(means) - error, mean(means) + error, len(seeds[0]))
+
+def drawn_again(of_seed: Callable[[int, np.ndarray], float], prompts: list[int]) -> Interval:
+    """Of the mean over seeds of what `of_seed` makes of a seed and of which of its prompts."""
+    rng = np.random.default_rng(0)
+    everything = [np.arange(count) for count in prompts]
+
+    def once() -> float:
+        drawn = rng.integers(0, len(prompts), len(prompts))
+        return mean(of_seed(seed, rng.choice(everything[seed], prompts[seed])) for seed in drawn)
+
+    low, high = np.quantile([once() for _ in range(RESAMPLES)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    found = mean(of_seed(seed, own) for seed, own in enumerate(everything))
+    return Interval(found, float(low), float(high), prompts[0])
 
 
 def differences(
@@ -119,10 +124,13 @@ def at_equal_quality(by_arm: dict[str, list[dict]], base: str, figure: str = "di
             continue
         ends = [end.mean(-1)[0] for end, _ in seeds]
         at_base = [distinct_at(quality, curve) for (quality, _), (_, curve) in zip(ends, seeds, strict=True)]
-        if len(seeds) > 1:
-            more = pooled([[distinct - own] for (_, distinct), own in zip(ends, at_base, strict=True)])
-        else:
-            more = drawn_again(*seeds[0])
+
+        def gained(seed: int, at: np.ndarray, seeds: list = seeds) -> float:
+            end, curve = (each[..., at] for each in seeds[seed])
+            quality, distinct = end[0].mean(-1)
+            return float(distinct - distinct_at(quality, curve))
+
+        more = drawn_again(gained, [end.shape[-1] for end, _ in seeds])
         quality, distinct = mean(q for q, _ in ends), mean(d for _, d in ends)
         cells = [f"{quality:.3f}", f"{distinct:.2f}", f"{mean(at_base):.2f}"]
         cells += [f"{more.mean:+.2f} ({more.low:+.2f} to {more.high:+.2f})", f"{distinct / mean(at_base):.2f}"]
@@ -143,19 +151,6 @@ def distinct_at(quality: float, curve: np.ndarray) -> float:
     """
     qualities, distinct = (column for column in curve.mean(-1)[curve.mean(-1)[:, 0].argsort()].T)
     return float(np.interp(quality, qualities, np.maximum.accumulate(distinct[::-1])[::-1]))
-
-
-def drawn_again(end: np.ndarray, base: np.ndarray) -> Interval:
-    """One seed's difference at equal quality, by a bootstrap over the prompts of both."""
-
-    def more(at: np.ndarray) -> float:
-        quality, distinct = end[0][:, at].mean(-1)
-        return distinct - distinct_at(quality, base[..., at])
-
-    prompts, rng = np.arange(end.shape[-1]), np.random.default_rng(0)
-    again = [more(rng.choice(prompts, len(prompts))) for _ in range(RESAMPLES)]
-    low, high = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(more(prompts)), float(low), float(high), len(prompts))
 
 
 def table(by_arm: dict[str, list[dict]], figures: dict[str, str] = FIGURES) -> str:
