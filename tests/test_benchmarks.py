@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the benchma
 import common
 import growth
 import limit
+import readings
 import report
 import sync_healthy
 
@@ -97,6 +98,22 @@ def test_the_page_on_cpu_mode_has_the_measured_figures_of_healthy_syncs_and_of_f
     assert f"by {min(others):.0f} % or more" in page
     assert f"and {gaps['left behind: all tensors']:.0f} % with all tensors" in page
     assert not any(row["named"].startswith("0 ") for row in rows), "every fault is named by the comparison of weights"
+
+
+def test_readings_are_compared_by_group_and_by_pair():
+    found = readings.row("one", "other", [[0, 0, 1], [0, 1, 2]], [[0, 0, 1], [0, 0, 1]])
+    # Of six pairs the second group's first is told otherwise; all of it is flat, and its part of the push missing.
+    assert (found["alike"], found["flat"], found["push"]) == (round(5 / 6, 3), 1, 0.5)
+    assert found["correlation"] == 0.5 and found["kappa"] == pytest.approx(0.571, abs=1e-3)
+
+
+def test_each_group_has_a_reading_of_each_response_and_some_have_two():
+    kept = json.loads(readings.READINGS.read_text())
+    assert len(kept["groups"]) == 500 and len(kept["pairs"]) == 160
+    lengths = [{len(reading) for reading in each} for each in kept["groups"].values()]
+    assert all(len(each) == 1 and 7 <= min(each) <= max(each) <= 10 for each in lengths)
+    assert sum(len(each) == 2 for each in kept["groups"].values()) == 60
+    assert all(0 <= probability <= 1 for probability in kept["pairs"].values())
 
 
 def test_the_tail_of_healthy_syncs_is_gumbels_and_repeated_readings_count_once():

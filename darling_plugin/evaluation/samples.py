@@ -215,9 +215,7 @@ def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) ->
         prompt = prompt[0] if isinstance(prompt, list) else next(iter(prompt.values()))
     resps = [each for request in _list(record["resps"], "resps") for each in _list(request, "resps")]
     if not all(isinstance(each, str) or _is_chat(each) for each in resps):
-        raise _Fault(
-            "needs texts as resps, found likelihoods: a loglikelihood task, as multiple choice, has no samples"
-        )
+        raise _Fault("needs texts as resps, found a loglikelihood task's, as multiple choice: it samples nothing")
     responses = [_text(each) for each in resps]
     if not responses:
         raise _Fault("needs at least one response, found none")

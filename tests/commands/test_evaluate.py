@@ -43,7 +43,7 @@ def test_two_models_side_by_side_and_every_file(tmp_path, capsys, monkeypatch):
     difference = summary["differences"]["new - before"]
     assert difference["quality"] == {"mean": -0.25, "low": -0.25, "high": -0.25, "prompts": 5}
     assert summary["differences"]["new - before, at matched length"]["diversity"]["prompts"] == 5
-    assert summary["settings"]["clustering"] == "greedy" and "torch" in summary["versions"]
+    assert {"torch", "numpy", "scipy", "openai"} <= summary["versions"].keys()
     assert (out / "summary.png").stat().st_size > 10_000
     scores = [json.loads(line) for line in (out / "new" / "scores.jsonl").read_text().splitlines()]
     assert scores[0]["partition"] == [0, 1, 2, 3] and scores[0]["generation_scores"] == [1, 1, 0, 0]
@@ -66,10 +66,10 @@ def test_one_models_summary_has_noveltybenchs_keys(tmp_path):
     assert summary["models"]["runs"]["classes"] == "as the file has them"
 
 
-def test_noveltybenchs_utilities_and_summary_are_those_of_its_own_rules(tmp_path):
+def test_a_file_made_here_by_the_formulas_of_noveltybenchs_score_py_keeps_its_utilities_and_summary(tmp_path):
     rng = numpy.random.default_rng(0)
     rows, utilities, distinct = [], [], []
-    for k in range(30):  # as its score and summary steps make them, of any partition in its order
+    for k in range(30):  # random scores of any partition in its order: none of its published ones
         partition = list(itertools.accumulate(rng.integers(0, 2, 9), lambda top, new: top + int(new), initial=0))
         own = [int(score) for score in rng.integers(1, 11, 10)]
         first = [j for j in range(10) if partition[j] not in partition[:j]]
@@ -81,9 +81,9 @@ def test_noveltybenchs_utilities_and_summary_are_those_of_its_own_rules(tmp_path
             | {"partition": partition, "distinct": max(partition), "generation_scores": generation_scores}
             | {"partition_scores": [own[j] for j in first], "utility": utilities[-1]}
         )
-    published = write(tmp_path / "scores.jsonl", rows)
+    made_here = write(tmp_path / "scores.jsonl", rows)
     out = tmp_path / "out"
-    assert main([f"a={published}", f"b={published}", "-o", str(out), "--no_cosine"]) == 0
+    assert main([f"a={made_here}", f"b={made_here}", "-o", str(out), "--no_cosine"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["models"]["a"]["figures"]["utility"]["mean"] == pytest.approx(numpy.mean(utilities), abs=1e-9)
     for name in "ab":
@@ -95,6 +95,15 @@ def test_noveltybenchs_utilities_and_summary_are_those_of_its_own_rules(tmp_path
         assert json.loads((out / name / "summary.json").read_text()) == pytest.approx(
             {"mean_distinct": numpy.mean(distinct), "mean_utility": numpy.mean(utilities)}, abs=1e-9
         )
+
+
+def test_its_mean_utility_is_left_out_where_prompts_have_no_quality(tmp_path):
+    rows = [group("p", ["a", "b"], labels=[0, 1], quality=[4, 6]), group("q", ["a", "a"], labels=[0, 0])]
+    path, out = write(tmp_path / "runs.jsonl", rows), tmp_path / "out"
+    assert main([path, f"again={path}", "-o", str(out), "--no_cosine"]) == 0
+    assert json.loads((out / "again" / "summary.json").read_text()) == {"mean_distinct": 1.5}, "the other is of one"
+    figures = json.loads((out / "summary.json").read_text())["models"]["runs"]["figures"]
+    assert figures["utility"]["prompts"] == 1
 
 
 def test_every_model_is_compared_with_the_first_and_one_without_quality_leaves_its_place_empty(tmp_path):
@@ -120,6 +129,51 @@ def test_classes_that_were_not_made_alike_are_said_to_be(tmp_path, capsys, monke
     for arguments, said in ((paths, True), ([*paths, "--again"], False), (paths[:1], False)):
         assert main([*arguments, "--partition_model", "lexical", "--no_cosine"]) == 0
         assert ("not made alike" in capsys.readouterr().out) == said
+
+
+CHAIN = ["red blue", "red blue green", "blue green"]  # the one in the middle is like either, and they are not alike
+OWN_CLASSES = """\
+from darling_plugin import PartitionModel
+
+class Mine(PartitionModel):
+    def partition(self, groups):
+        return [list(range(len(group.responses))) for group in groups]
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "classes", "made_by", "clustering"),
+    [
+        (["--partition_model", "lexical"], 2, "lexical, greedy", "greedy"),
+        (["--partition_model", "lexical", "--clustering", "union_find"], 1, "lexical, union_find", "union_find"),
+        (["--partition_model", "lexical?clustering=union_find"], 1, "clustering=union_find, union_find", "union_find"),
+        (["--partition_model", "{mine}:Mine"], 3, "mine.py:Mine", None),
+        (["--partition_model", "{mine}:HandsOn"], 2, "mine.py:HandsOn, greedy", "greedy"),
+    ],
+)
+def test_classes_are_greedys_unless_something_else_is_said_or_the_model_makes_its_own(
+    arguments, classes, made_by, clustering, tmp_path
+):
+    (tmp_path / "mine.py").write_text(
+        "from darling_plugin.partition.models.lexical import Lexical\n"
+        + OWN_CLASSES
+        + "\nclass HandsOn(Lexical):\n    def __init__(self, **options):\n        super().__init__(**options)\n"
+    )
+    arguments = [each.format(mine=tmp_path / "mine.py") for each in arguments]
+    path, out = write(tmp_path / "x.jsonl", [group("p", CHAIN)]), tmp_path / "out"
+    assert main([path, *arguments, "-o", str(out), "--no_cosine"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    model = summary["models"]["x"]
+    assert model["figures"]["distinct"]["mean"] == classes
+    assert model["classes"].startswith("by ") and model["classes"].endswith(made_by)
+    assert summary["settings"]["clustering"] == clustering
+
+
+def test_a_clustering_that_the_model_does_not_take_is_refused_where_it_was_given(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN_CLASSES)
+    path = write(tmp_path / "x.jsonl", [group("p", CHAIN)])
+    assert main([path, "--partition_model", f"{tmp_path}/mine.py:Mine", "--clustering", "greedy"]) == 2
+    assert "options that Mine takes: none" in capsys.readouterr().err
 
 
 def test_prompts_with_a_single_pair_of_like_length_are_left_out(tmp_path):
@@ -185,6 +239,7 @@ def test_a_reward_model_gives_it_too_and_deciles_are_noveltybenchs(tmp_path):
     sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
     from tiny_model import build_reward_model
 
+    from darling_plugin.evaluation.noveltybench import decile
     from darling_plugin.evaluation.quality import by_model
     from darling_plugin.evaluation.samples import Samples
 
@@ -192,10 +247,7 @@ def test_a_reward_model_gives_it_too_and_deciles_are_noveltybenchs(tmp_path):
     samples = Samples("1", "name a bird", ["an owl", "a wren and a tit", "an owl"])
     raw = by_model(model)(samples)
     assert raw[0] == pytest.approx(raw[2]) and raw[0] != pytest.approx(raw[1])
-    for value, decile in zip(raw, by_model(model, deciles=True)(samples), strict=True):
-        assert decile == 1 + sum(
-            limit < value for limit in (-7.71875, -6.28125, -6, -5.71875, -5.5, -5, -4.375)
-        ) + sum(limit < value for limit in (-3.4375, -2.046875))
+    assert by_model(model, deciles=True)(samples) == [decile(value) for value in raw]
 
 
 def test_a_classifier_without_a_chat_template_reads_a_pair_and_of_several_labels_one_is_named(tmp_path):
@@ -284,6 +336,76 @@ def test_settings_of_sampling_are_those_of_samples_of_its_own(tmp_path):
     assert not {"n", "temperature", "max_tokens", "model", "url"} & settings.keys() and "seed" in settings
 
 
+def test_settings_are_those_in_effect(tmp_path):
+    path, out = write(tmp_path / "x.jsonl", [group("p", APART)]), tmp_path / "out"
+    arguments = [path, "-o", str(out), "--partition_model", "lexical", "--no_cosine"]
+    assert main(arguments) == 0
+    settings = json.loads((out / "summary.json").read_text())["settings"]
+    assert (settings["threshold"], settings["clustering"], settings["k"]) == (0.5, "greedy", [1, 2, 4])
+    assert (settings["patience"], settings["resamples"], settings["level"]) == (0.8, 2000, 0.95)
+    assert main([*arguments, "--threshold", "0.25", "--k", "3"]) == 0
+    settings = json.loads((out / "summary.json").read_text())["settings"]
+    assert (settings["threshold"], settings["k"]) == (0.25, [3])
+
+
+def test_the_table_says_which_step_was_read_and_a_split_that_all_have(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    steps = [{"step": [f"{k}"] * 2, "prompt": ["p"] * 2, "completion": ["a", "b"], "reward": [1, 0]} for k in range(5)]
+    of_run = [group("p", ["a", "b"], labels=[0, 1], step=4, split="eval")]
+    of_data = [group(f"p{k}", ["a", "b"], labels=[0, 1], split=f"s{k}") for k in range(2)]
+    out = tmp_path / "out"
+    for name, rows, said in (
+        ("swift", steps, "step 4"),
+        ("run", of_run, "eval, step 4"),
+        ("data", of_data, None),
+        ("one", of_data[:1], "s0"),
+    ):
+        path = write(tmp_path / f"{name}.jsonl", rows)
+        arguments = [path, "-o", str(out / name), "--partition_model", "lexical", "--no_cosine"]
+        assert main(arguments) == 0
+        lines = [line.strip("┃ ") for line in capsys.readouterr().out.splitlines() if line.startswith("┃")]
+        assert lines == [
+            name,
+            f"{len(rows) if name == 'data' else 1} prompt{'s' * (name == 'data')}",
+            *filter(None, [said]),
+        ]
+    models = {
+        name: json.loads((out / name / "summary.json").read_text())["models"][name] for name in ("swift", "data")
+    }
+    assert models["swift"]["step"] == 4 and models["data"]["split"] is None and models["data"]["prompts"] == 2
+
+
+def test_a_path_is_shown_as_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    path, out = write(tmp_path / "x.jsonl", [group("p", ["a"], labels=[0])]), tmp_path / "res[bold]"
+    assert main([path, "-o", str(out), "--no_cosine"]) == 0
+    assert f"{out}/ holds the files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--k", "2", "file.jsonl"], "needs an integer from 1, found file.jsonl; name files before it"),
+        (["--k", "0"], "needs an integer from 1, found 0"),
+        (["--n", "many"], "needs an integer from 1, found many"),
+        (["--seed", "1.5"], "needs an integer from 0, found 1.5"),
+        (["--temperature", "hot"], "needs a number from 0, found hot"),
+    ],
+)
+def test_numbers_that_are_none(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_a_k_that_no_prompt_has_responses_for_is_refused(tmp_path, capsys):
+    paths = [write(tmp_path / f"{n}.jsonl", [group("p", ["a"] * n, labels=[0] * n)]) for n in (1, 3)]
+    assert main([*paths, "--no_cosine", "--k", "2", "4", "64"]) == 2
+    said = capsys.readouterr().err
+    assert "--k up to the 3 responses of the largest group" in said and "4, 64" in said
+    assert main([*paths, "--no_cosine", "--k", "3"]) == 0, "the larger one has its figure"
+
+
 def test_wrong_usage(tmp_path, capsys):
     path = write(tmp_path / "x.jsonl", [group("p", ["a"])])
     sampled = [
@@ -348,8 +470,13 @@ def test_outputs_that_cannot_be(tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
-    for k, returned in enumerate(("None", "{}", "['high']")):
+    for k, returned in enumerate(("None", "{}", "['high']", "[10**400]")):
         rewards = tmp_path / f"r{k}.py"
         rewards.write_text(f"def reward_func(queries, prompts, labels):\n    return {returned}\n")
         assert main([path, "--reward_func", str(rewards), "--no_cosine"]) == 2
         assert "1 numbers from" in capsys.readouterr().err
+    for k, returned in enumerate(("float('nan')", "1e308")):
+        rewards = tmp_path / f"f{k}.py"
+        rewards.write_text(f"def reward_func(queries, prompts, labels):\n    return [{returned}]\n")
+        assert main([path, "--reward_func", str(rewards), "--no_cosine"]) == 2
+        assert "rewards from -1e+100 to 1e+100" in capsys.readouterr().err

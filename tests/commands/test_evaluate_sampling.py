@@ -60,6 +60,44 @@ def test_prompts_that_come_with_responses_are_sampled_anew(tmp_path, server):
     assert sorted(json.loads(line)["generations"]) == ["blue", "red"]
 
 
+def test_prompts_may_be_a_data_set_which_has_null_where_a_row_lacks_something(tmp_path, server):
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "train.jsonl", [{"question": "of another split"}])
+    rows = [{"question": "a colour", "id": None}, {"question": "a shade", "id": None, "answer": "red"}]
+    write(folder / "test.jsonl", rows)
+    server.reset()
+    server.script = [("red", []), ("blue", [])]
+    arguments = ["--url", server.url, "--prompts", str(folder), "--prompts_split", "test", "--n", "1", "--no_cosine"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        assert main([*arguments, "-o", str(tmp_path / "out"), "--partition_model", "lexical"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["prompt"], line["answer"]) for line in lines] == [
+        ("1", "a colour", None),
+        ("2", "a shade", "red"),
+    ]
+
+
+def test_one_prompt_under_two_ids_has_two_seeds(tmp_path, server):
+    server.reset()
+    server.script = [("red", []), ("blue", [])]
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "a colour", "id": name} for name in "ab"])
+    arguments = ["--url", server.url, "--prompts", prompts, "--n", "1", "-o", str(tmp_path / "out"), "--no_cosine"]
+    assert main([*arguments, "--partition_model", "lexical"]) == 0
+    first, second = (body["seed"] for body, _ in server.requests)
+    assert first != second
+    drawn = []
+
+    def chat(chats, parameters, **options):
+        drawn.extend(each["seed"] for each in parameters)
+        return [SimpleNamespace(outputs=[SimpleNamespace(text="red")])] * len(chats)
+
+    own_vllm(chat)([{"id": name, "prompt": "a colour"} for name in "ab"], Settings())
+    assert sorted(drawn) == sorted((first, second)), "vLLM here draws with the same"
+
+
 def test_prompts_that_cannot_be_sampled_are_named(tmp_path, capsys):
     path = tmp_path / "prompts.jsonl"
     arguments = [
@@ -138,9 +176,10 @@ def test_no_more_is_asked_where_the_first_are_all_refused_for_one_reason(one_rea
     prompts = [{"id": str(k), "prompt": f"prompt {k}"} for k in range(70)]
     asked = []
 
-    def refuse(texts, settings):
-        asked.extend(texts)
-        return [Refused("no temperature here" if one_reason else f"{text} is too long") for text in texts]
+    def refuse(some, settings):
+        asked.extend(some)
+        reasons = ["no temperature here" if one_reason else f"{each['prompt']} is too long" for each in some]
+        return list(map(Refused, reasons))
 
     with pytest.raises(DarlingError, match=f"all {32 if one_reason else 70} asked for refused"):
         sample(prompts, refuse, Settings(n=1), tmp_path / "samples.jsonl", "m")
@@ -164,6 +203,10 @@ class VLLMClientError(Exception):  # as newer releases of vLLM name it
     pass
 
 
+def of_texts(*texts):
+    return [{"id": str(k), "prompt": text} for k, text in enumerate(texts)]
+
+
 def own_vllm(chat):
     own = object.__new__(OwnVllm)
     own._vllm = SimpleNamespace(SamplingParams=lambda **settings: settings)
@@ -178,7 +221,7 @@ def test_a_prompt_that_vllm_refuses_leaves_the_others_their_samples(refusal):
             raise refusal("maximum context length is 8 tokens")
         return [SimpleNamespace(outputs=[SimpleNamespace(text=messages[0]["content"] + "!")]) for messages in chats]
 
-    found = own_vllm(chat)(["short", "a long prompt", "other"], Settings())
+    found = own_vllm(chat)(of_texts("short", "a long prompt", "other"), Settings())
     assert found == [["short!"], Refused("maximum context length is 8 tokens"), ["other!"]]
 
 
@@ -187,7 +230,7 @@ def test_an_engine_that_died_is_no_refusal():
         raise RuntimeError("the engine is dead")
 
     with pytest.raises(DarlingError, match="the engine is dead"):
-        own_vllm(chat)(["p", "q"], Settings())
+        own_vllm(chat)(of_texts("p", "q"), Settings())
 
 
 def test_a_model_is_sampled_in_vllm(tmp_path):

@@ -24,7 +24,7 @@ from darling_plugin.evaluation.measures import (
     summary,
     utility,
 )
-from darling_plugin.evaluation.noveltybench import by_first_appearance, lines
+from darling_plugin.evaluation.noveltybench import by_first_appearance, decile, lines
 from darling_plugin.evaluation.samples import Samples
 
 LABELS = st.lists(st.integers(0, 3), min_size=1, max_size=7)
@@ -145,6 +145,14 @@ def test_noveltybenchs_lines_are_what_its_own_rules_say():
     assert "scores" not in lines(Samples("1", "p", ["x"]), [0], "m")
 
 
+def test_deciles_are_those_that_its_score_py_has():
+    assert [decile(each) for each in (-math.inf, 0, math.inf)] == [1, 10, 10]
+    thresholds = (-7.71875, -6.28125, -6.0, -5.71875, -5.5, -5.0, -4.375, -3.4375, -2.046875)
+    for number, threshold in enumerate(thresholds, start=1):
+        around = (threshold - 1e-6, threshold, threshold + 1e-6)
+        assert [decile(each) for each in around] == [number, number, number + 1], "bisect_left, and 1"
+
+
 def test_real_groups_have_the_diversity_of_their_labels():
     path = Path(__file__).parents[3] / "shared/data/noveltybench/groups_odd.jsonl"
     if not path.exists():
@@ -158,19 +166,33 @@ def test_real_groups_have_the_diversity_of_their_labels():
         assert mean_diversity(labels) == pytest.approx(class_diversity(torch.tensor(labels)).mean().item(), abs=1e-6)
 
 
+class Axis:
+    """Keeps what is drawn, by the function that draws it."""
+
+    def __init__(self):
+        self.drawn = {}
+
+    def __getattr__(self, name):
+        return lambda *arguments, **options: self.drawn.setdefault(name, []).append((arguments, options))
+
+
 def test_the_curve_of_pass_at_k_ends_where_prompts_have_too_few_samples():
-    drawn = {}
-
-    class Axis:
-        def plot(self, ks, values, *rest, label, **options):
-            drawn[label] = list(ks), list(values)
-
-        def __getattr__(self, name):
-            return lambda *arguments, **options: None
-
     def of(k, prompts):
         return measures.Interval(k / 10, 0.0, 1.0, prompts)
 
     found = {"pass@1": of(1, 10), "pass@4": of(4, 10), "pass@8": of(8, 1)}
-    pictures._passes(Axis(), {"a": found, "b": {"pass@8": of(8, 3)}, "c": {}})
+    axis = Axis()
+    pictures._passes(axis, {"a": found, "b": {"pass@8": of(8, 3)}, "c": {}})
+    drawn = {options["label"]: (list(ks), list(values)) for (ks, values, _), options in axis.drawn["plot"]}
     assert drawn == {"a": ([1, 4], [0.1, 0.4]), "b": ([8], [0.8])}
+
+
+def test_quality_is_drawn_upwards_and_diversity_to_the_right():
+    axis = Axis()
+    both = {"quality": measures.Interval(0.5, 0.25, 1.0, 9), "diversity": measures.Interval(4.0, 2.0, 8.0, 9)}
+    pictures._frontier(axis, {"a": both, "b": {"diversity": both["diversity"]}})
+    (((x, y), options),) = axis.drawn["errorbar"]
+    assert (x, y, options["label"]) == (4.0, 0.5, "a"), "the other has no quality"
+    assert (options["xerr"], options["yerr"]) == ([[2.0], [4.0]], [[0.25], [0.5]])
+    ((_, labels),) = axis.drawn["set"]
+    assert (labels["xlabel"], labels["ylabel"]) == ("diversity", "quality")

@@ -3,12 +3,14 @@
 import gzip
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.measures import figures
 from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
 
 
@@ -57,6 +59,37 @@ def test_a_runs_log_is_its_last_evaluation(tmp_path):
         read(tmp_path, rows, step=3)
 
 
+def test_splits_of_a_data_set_are_all_read(tmp_path):
+    rows = [{"prompt": f"p{k}", "responses": ["a"], "split": name} for k, name in enumerate(("one", "two", "two"))]
+    found, bad = read(tmp_path, rows)
+    assert ([each.prompt for each in found], bad) == (["p0", "p1", "p2"], [])
+    found, _ = read(tmp_path, [rows[0], rows[1] | {"split": "eval"}])
+    assert [each.split for each in found] == ["one", "eval"], "a log has none but train and eval"
+    found, _ = read(tmp_path, rows, split="two")
+    assert [each.prompt for each in found] == ["p1", "p2"]
+    assert classes_of(tmp_path / "some file", found) == "as the file has them"
+    found, _ = read(tmp_path, [{"prompt": "p", "responses": ["a"]}, rows[0] | {"split": "train"}])
+    assert len(found) == 2, "one of no split is of no other"
+
+
+def test_null_is_no_id(tmp_path):
+    found, _ = read(tmp_path, [{"prompt": "p", "responses": ["a"], "id": each} for each in (None, 0, "x")])
+    assert [each.id for each in found] == ["1", "0", "x"]
+    found, _ = read(tmp_path, [{"doc_id": None, "arguments": [["Q", {}]], "resps": [["a"]]}] * 2)
+    assert [each.id for each in found] == ["1", "2"]
+
+
+def test_a_message_may_have_no_content_or_parts(tmp_path):
+    def message(content):
+        return [{"role": "assistant", "content": content}]
+
+    parts = [{"type": "text", "text": "one"}, {"type": "image", "image": "i.png"}, {"type": "text", "text": "two"}]
+    responses = [message(None), message(parts), message("as it is"), [*message("above"), *message(None)]]
+    (found,), bad = read(tmp_path, [{"prompt": message([*parts[:2], "three"]), "responses": responses}])
+    assert (found.prompt, bad) == ("one\nthree", [])
+    assert found.responses == ["", "one\ntwo", "as it is", "above\n"]
+
+
 def test_what_the_quality_gate_left_out_has_no_class_and_the_group_is_partitioned_again(tmp_path):
     (found,), bad = read(tmp_path, [{"prompt": "p", "responses": ["a", "b"], "labels": [0, -1], "quality": [1, 0]}])
     assert (found.labels, found.quality, bad) == (None, [1.0, 0.0], [])
@@ -98,15 +131,23 @@ def test_lm_eval_writes_each_document_once_a_filter(tmp_path):
     assert (found.quality, bad) == ([0.0], [])
 
 
+def test_a_loglikelihood_task_of_lm_eval_is_named_as_one(tmp_path):
+    good = {"doc_id": 1, "arguments": [["Q", {}]], "resps": [["a"]]}
+    for resps in ([[["-6.5", "False"]], [["-7.1", "True"]]], [[[-6.5, False]]], [[-123.4]]):
+        (found,), ((line, fault),) = read(tmp_path, [good, good | {"doc_id": 2, "resps": resps}])
+        assert (found.id, line) == ("1", 2) and "loglikelihood task" in fault
+
+
 KEYS = "prompt responses generations labels partition quality generation_scores partition_scores step split id".split()
 KEYS += "resps arguments metrics target filter input output score completion answers".split()
+KEYS += "a_reward b_reward advantage".split()
 VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-1, 3)
     | st.floats()
     | st.sampled_from(["a", "", "1", "score"])
-    | st.just(10**400),
+    | st.sampled_from([10**400, 1e308, -1e308, 1e100, sys.float_info.max]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["content", "a"]), inner, max_size=2),
     max_leaves=6,
 )
@@ -127,7 +168,8 @@ def test_whatever_a_line_holds_it_is_read_or_named(tmp_path_factory, rows):
     for each in found:
         n = len(each.responses)
         assert n and all(values is None or len(values) == n for values in (each.quality, each.labels))
-        assert each.quality is None or all(map(math.isfinite, each.quality))
+        assert each.quality is None or all(abs(quality) <= 1e100 for quality in each.quality)
+        assert all(map(math.isfinite, figures(each, each.labels or [0] * n, [1, 2], verifiable=False).values()))
         assert each.labels is None or min(each.labels) >= 0
 
 
@@ -193,12 +235,23 @@ def test_bad_lines_are_named_and_the_rest_goes_on(tmp_path):
     rows[5:5] = [good | {"partition": [3], "partition_scores": [1]}, good | {"quality": [10**400]}]
     rows += [good | {"labels": [0, 1]}, good | {"quality": [1, 2]}, good | {"quality": [None]}, good]
     found, bad = read(tmp_path, rows)
-    assert [line for line, _ in bad] == [2, 3, 4, 5, 6, 8, 9, 10]
-    assert [each.quality for each in found] == [None] * 4, "a quality that one response lacks is none"
+    assert [line for line, _ in bad] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert [each.quality for each in found] == [None] * 3, "a quality that one response lacks is none"
     with pytest.raises(DarlingError, match="none that can be read"):
         read(tmp_path, ["{"])
     with pytest.raises(DarlingError, match="a file with samples"):
         read_samples(tmp_path / "missing", pytest.fail)
+
+
+def test_a_quality_of_which_no_mean_can_be_made_is_named(tmp_path):
+    good = {"prompt": "p", "completion": "a", "a_reward": 1e100, "b_reward": -1.0, "advantage": 0.0}
+    huge = [good | {"a_reward": 1e308, "b_reward": 1e308}, good | {"b_reward": -1e101}, good | {"a_reward": 10**400}]
+    huge.append({"prompt": "p", "responses": ["a", "b"], "quality": [1e308, 1e308]})
+    huge.append({"doc_id": 1, "arguments": [["Q", {}]], "resps": [["a"]], "metrics": ["x"], "x": 1e308})
+    (found,), bad = read(tmp_path, [good, *huge])
+    assert found.quality == [1e100]
+    assert [line for line, _ in bad] == [2, 3, 4, 5, 6]
+    assert all("needs a quality from -1e+100 to 1e+100" in fault for _, fault in bad)
 
 
 def test_numbers_that_are_no_rewards_make_no_quality(tmp_path):
