@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--model", help="path or Hub name of a model, sampled with vLLM here")
     sampling.add_argument("--url", help="an OpenAI-compatible server to sample from")
     sampling.add_argument("--model_name", help="of the server's models; default: the only one")
-    sampling.add_argument("--prompts", help="JSONL file, or a data set of the Hugging Face Hub")
+    sampling.add_argument("--prompts", help="JSONL file, or a data set of the Hugging Face Hub or in a folder")
     sampling.add_argument("--prompts_split", default="train", help="of the data set; default: train")
     sampling.add_argument("--n", type=_count, default=10, help="samples a prompt; default: 10")
     sampling.add_argument("--temperature", type=_temperature, default=1.0, help="default: 1")

@@ -39,7 +39,7 @@ class Refused:
 
 
 def read_prompts(source: str, split: str = "train") -> list[dict[str, Any]]:
-    """Prompts with their ids and right answers, from a JSONL file or a data set of the Hugging Face Hub.
+    """Prompts with their ids and right answers, from a JSONL file or a data set, of Hugging Face's Hub or in a folder.
 
     A row's prompt is under prompt, input, question or problem; `id` is the row's own, else its number.
 

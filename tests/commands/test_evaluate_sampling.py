@@ -64,8 +64,8 @@ def test_prompts_may_be_a_data_set_which_has_null_where_a_row_lacks_something(tm
     datasets = pytest.importorskip("datasets")
     folder = tmp_path / "data"
     folder.mkdir()
-    write(folder / "train.jsonl", [{"question": "of another split"}])
-    rows = [{"question": "a colour", "id": None}, {"question": "a shade", "id": None, "answer": "red"}]
+    write(folder / "train.jsonl", [{"question": "of another split", "id": "x", "answer": "grey"}])
+    rows = [{"question": "a colour"}, {"question": "a shade", "id": None, "answer": "red"}]
     write(folder / "test.jsonl", rows)
     server.reset()
     server.script = [("red", []), ("blue", [])]
