@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -124,7 +125,9 @@ def train(
     if PartialState().is_main_process:
         # What a kill left half written; the Trainer writes its state last.
         for each in checkpoints.glob("checkpoint-*"):
-            if not (each / "trainer_state.json").exists():
+            try:
+                json.loads((each / "trainer_state.json").read_text())
+            except (FileNotFoundError, ValueError):
                 shutil.rmtree(each)
     PartialState().wait_for_everyone()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)

@@ -127,12 +127,20 @@ def command(arguments):
     return [sys.executable, "-m", "darling_plugin.commands.train_partition", *arguments]
 
 
+def json_whole(path):
+    try:
+        return bool(json.loads(path.read_text()))
+    except (OSError, ValueError):  # the Trainer removes old checkpoints, and writes a new one in place
+        return False
+
+
 def test_a_killed_training_goes_on_from_its_last_epoch(tree_pairs, bert, tmp_path):
     out = tmp_path / "trained"
     arguments = cross(tree_pairs, bert, out, "--epochs", "40", "--patience", "40")
     process = subprocess.Popen(command(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+    states = "checkpoints/checkpoint-*/trainer_state.json"
+    while not any(json_whole(state) for state in out.glob(states)) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -143,7 +151,11 @@ def test_a_killed_training_goes_on_from_its_last_epoch(tree_pairs, bert, tmp_pat
     Path(tree_pairs).write_text(content.replace("cat", "dog"))
     assert main(arguments) == 2  # nor do other pairs
     Path(tree_pairs).write_text(content)
-    (out / "checkpoints" / "checkpoint-99999").mkdir()  # killed as it began to write it
+    for step, state in ((99998, ""), (99999, None)):  # killed as it wrote the state, as it began to write
+        half = out / "checkpoints" / f"checkpoint-{step}"
+        half.mkdir()
+        if state is not None:
+            (half / "trainer_state.json").write_text(state)
     done = subprocess.run(command(arguments), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert (out / "report.json").exists() and not (out / "training.json").exists()
