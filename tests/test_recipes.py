@@ -86,9 +86,9 @@ def test_openrlhf_and_the_launcher_accept_it_with_the_papers_settings(recipe, va
         assert found == value, name
     assert parsed.darling.enable and not parsed.darling.cpu
     assert parsed.darling.num_partition_actors == gpus
-    if variant != "ngram":
-        classifier = {"w": "darling-modernbert", "d": "darling-qwen3-math"}[recipe[0]]
-        assert (parsed.darling.partition_model, parsed.darling.threshold) == (classifier, None)
+    classifier = {"w": "darling-modernbert", "d": "darling-qwen3-math"}[recipe[0]]
+    compared = ("lexical:4", "expected") if variant == "ngram" else (classifier, "classes")
+    assert (parsed.darling.partition_model, parsed.darling.diversity, parsed.darling.threshold) == (*compared, None)
     (reward,) = parsed.openrlhf.reward.remote_url
     name = "reward_athene.py" if recipe.startswith("wildchat") else "reward_math.py"
     assert Path(reward) == RECIPES.parent / name

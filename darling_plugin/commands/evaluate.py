@@ -42,9 +42,10 @@ from darling_plugin.partition import (
     check_partition_spec,
     load_partition_model,
 )
+from darling_plugin.partition.text import read_partition_text
 from darling_plugin.user_code import import_user_code
 
-FLAGS = ("partition_model", "threshold", "import_path")
+FLAGS = ("partition_model", "threshold", "partition_text", "import_path")
 AGAIN = ("classes", "quality")
 CLUSTERING = "greedy"  # NoveltyBench's
 SAMPLING = ("model", "url", "model_name", "prompts", "prompts_split", "n", "temperature", "max_tokens")
@@ -154,6 +155,7 @@ def _temperature(text: str) -> float:
 
 def _run(arguments: argparse.Namespace) -> int:
     _check_quality(arguments)
+    read_partition_text(arguments.partition_text)
     inputs = dict(_named(text) for text in arguments.inputs)
     samples_itself, refused = bool(arguments.model or arguments.url), 0
     if arguments.output:
@@ -176,6 +178,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.partition_model,
         {name: classes_of(path, read[name]) for name, path in inputs.items()},
         ks=ks,
+        partition_text=arguments.partition_text,
         extra=None if arguments.no_cosine else Cosines(),
         again="classes" in arguments.again,
     )

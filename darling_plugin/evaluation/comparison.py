@@ -19,6 +19,7 @@ from darling_plugin.evaluation.measures import Interval, figures, is_verifiable,
 from darling_plugin.evaluation.samples import Samples
 from darling_plugin.log import installed_versions
 from darling_plugin.partition import Group, measure
+from darling_plugin.partition.text import PartitionText, read_partition_text
 from darling_plugin.queries import asked
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def evaluate(
     file_names: dict[str, str],
     *,
     ks: Sequence[int],
+    partition_text: str = "whole",
     extra: Callable[[Sequence[str]], dict[str, float]] | None = None,
     again: bool = False,
 ) -> list[Evaluated]:
@@ -100,15 +102,16 @@ def evaluate(
     Args:
         load: loads the partition model, which is asked where samples have no classes; load_name: how it is named,
             before its clustering.
+        partition_text: what of a response that model compares; all other figures are of the whole.
         file_names: by input, how the classes that its samples have are named.
         ks: for the figures of k responses.
         extra: more figures of a prompt's responses.
         again: makes classes anew where samples have them.
     """
     everything = [each for samples in inputs.values() for each in samples]
-    labels, expected, model = _partition(everything, load, again)
+    labels, expected, model = _partition(everything, load, read_partition_text(partition_text), again)
     clustering = getattr(model, "clustering", None)
-    load_name += f", {clustering}" if clustering else ""
+    load_name += (f", {clustering}" if clustering else "") + f", {partition_text}" * (partition_text != "whole")
     verifiable = is_verifiable(everything)
     found, start = [], 0
     for name, samples in inputs.items():
@@ -141,7 +144,7 @@ def _keys(samples: Sequence[Samples]) -> list[Key]:
 
 
 def _partition(
-    everything: Sequence[Samples], load: Callable[[], PartitionModel], again: bool
+    everything: Sequence[Samples], load: Callable[[], PartitionModel], part: PartitionText, again: bool
 ) -> tuple[list[list[int]], dict[int, float], PartitionModel | None]:
     """The labels of each group; by its place the expected diversity, where a calibrated model was asked; the model."""
     labels = [None if again else each.labels for each in everything]
@@ -151,7 +154,7 @@ def _partition(
     with tqdm(total=len(missing), desc="classes", unit="prompt", disable=not missing) as bar:
         for start in range(0, len(missing), GROUPS_AT_ONCE):
             some = missing[start : start + GROUPS_AT_ONCE]
-            groups = [Group(everything[k].prompt, everything[k].responses) for k in some]
+            groups = [_compared(everything[k], part) for k in some]
             calibrated = getattr(model, "calibrated", False)
             for k, measured in zip(some, measure(model, groups, with_similarity=calibrated), strict=True):
                 labels[k] = measured.labels.tolist()
@@ -159,6 +162,17 @@ def _partition(
                     expected[k] = float(expected_diversity(measured.similarity).mean())
             bar.update(len(some))
     return labels, expected, model
+
+
+def _compared(samples: Samples, part: PartitionText) -> Group:
+    try:
+        return Group(samples.prompt, [part(samples.prompt, response) or "" for response in samples.responses])
+    except Exception as error:  # a user's own function
+        raise DarlingError(
+            f"a text of each response by {spelled('partition_text')}",
+            f"{type(error).__name__}: {error}, for the prompt {samples.prompt!r:.80}",
+            "mend that function",
+        ) from error
 
 
 def differences(evaluated: Sequence[Evaluated], seed: int = 0) -> Differences:

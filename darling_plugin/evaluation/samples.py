@@ -92,8 +92,10 @@ def classes_of(path: Path, samples: list[Samples]) -> str:
     try:
         if samples[0].split not in SPLITS:
             raise LookupError  # no run's log
-        model = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["partition_model"]
-        return f"as the file has them, by {model['class'].rpartition('.')[2]}, {model['clustering'] or 'its own'}"
+        run = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
+        model, text = run["partition_model"], run["darling"].get("partition_text", "whole")
+        made = f"as the file has them, by {model['class'].rpartition('.')[2]}, {model['clustering'] or 'its own'}"
+        return made + f", {text}" * (text != "whole")
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "as the file has them"
 

@@ -62,6 +62,25 @@ def test_a_clustering_that_the_model_does_not_take_is_refused_where_it_was_given
     assert "options that Mine takes: none" in capsys.readouterr().err
 
 
+def test_classes_are_of_the_text_that_is_compared_and_all_else_of_the_whole(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def mine(prompt, response):\n    return {}[response]\n")
+    thoughts = [f"thought{k} " * 9 + f"</think>{answer}" for k, answer in enumerate(["red", "red", "blue"])]
+    path = write(tmp_path / "x.jsonl", [group("p", [*thoughts, "never came to its end"])])
+    found = {}
+    for spec in ("whole", "after:</think>"):
+        out = tmp_path / spec.partition(":")[0]
+        arguments = ["--partition_model", "lexical", "--partition_text", spec, "-o", str(out), "--no_cosine"]
+        assert main([path, *arguments]) == 0
+        found[spec] = json.loads((out / "summary.json").read_text())["models"]["x"]
+    assert found["after:</think>"]["figures"]["distinct"]["mean"] == 3  # red, blue and the empty one
+    assert found["after:</think>"]["figures"]["words"] == found["whole"]["figures"]["words"]
+    assert found["after:</think>"]["classes"] == "by lexical, greedy, after:</think>"
+    assert found["whole"]["classes"] == "by lexical, greedy" and found["whole"]["figures"]["distinct"]["mean"] == 4
+    for spec, said in (("after", "in one of the forms"), (f"{tmp_path}/mine.py:mine", "KeyError: 'thought0 ")):
+        assert main([path, "--partition_model", "lexical", "--partition_text", spec]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_settings_are_those_in_effect(tmp_path):
     path, out = write(tmp_path / "x.jsonl", [group("p", APART)]), tmp_path / "out"
     arguments = [path, "-o", str(out), "--partition_model", "lexical", "--no_cosine"]
