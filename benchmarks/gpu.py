@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [section ...]
 
 Each section is a table results/gpu_<section>.json, written row by row; report.py puts it on the page, with the card's
-name. Without sections all are measured. Weights are random wherever only time counts; `precision` counts decisions, for
-which MiniLM is fine-tuned once. A machine without a GPU computes everything with tiny shapes, to show that it runs;
-those tables go to runs/benchmarks/gpu, for they say nothing.
+name. Without sections all are measured. Weights are random wherever only time counts; `precision` counts decisions,
+for which MiniLM is fine-tuned once. A machine without a GPU computes everything with tiny shapes, to show that it
+runs; those tables go to runs/benchmarks/gpu, for they say nothing.
 """
 
 from __future__ import annotations

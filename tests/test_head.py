@@ -25,6 +25,7 @@ from darling_plugin.partition.models.head.features import (
     pair_features,
 )
 from darling_plugin.partition.models.head.model import FILE, SHIPPED
+from darling_plugin.partition.models.head.order import framed
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,26 @@ FEW_WORDS = [" ".join(STORIES), "Don't leave now.", "Unabracusabook", "her cubs"
 
 def test_a_few_words_beside_a_long_response_are_judged_as_long_ones_are(default):
     assert default.partition([Group("Tell me something.", FEW_WORDS)])[0].tolist() == [0, 1, 2, 3]
+
+
+FRAME = (
+    "Dear customer, thank you for the order that you placed with our shop last week. The number of the invoice is {}, "
+    "and you find it on the label of the parcel, too. Please keep it until everything has reached you safely. {}"
+)
+
+
+@pytest.mark.parametrize("more", ["", " ".join(STORIES)])
+def test_long_responses_in_one_frame_differ_where_their_numbers_or_codes_do(default, more):
+    for second, of_its_own in (("4712", 1), ("#00ff00", 1), ("post@two.com", 1), ("4,711", 0)):
+        groups = [Group("Write a note.", [FRAME.format(each, more) for each in ("4711", second)])]
+        assert default.partition(groups)[0].tolist() == [0, of_its_own], second
+    groups = [Group("Write a note.", [FRAME.format(each, more) for each in ("1 km", "1000 m", "A-17", "B-17")])]
+    assert default.partition(groups)[0].tolist() == [0, 0, 1, 2]
+
+
+def test_frames_are_found_word_for_word():
+    texts = ["a 1 b", "a 2 b", "a 1 c", "a 1  b", "a 1.0 b", "a b 1", "a x b"]
+    assert sorted(framed(texts)) == [(0, 1), (1, 3), (1, 4)]
 
 
 def test_a_paraphrase_is_one_class_and_another_story_is_not(default):

@@ -8,8 +8,7 @@ computed at once, from texts that were encoded once.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from darling_plugin.partition.models.head.order import exchanged, initials, opposed, opposites, replaced
-from darling_plugin.partition.models.head.sets import Sets, numbered, runs
+from darling_plugin.partition.models.head.order import exchanged, framed, initials, opposed, opposites, replaced
+from darling_plugin.partition.models.head.sets import Sets, counted, numbered, runs
 from darling_plugin.partition.models.head.words import (
     FILLERS,
     NEGATIONS,
@@ -207,12 +206,17 @@ def pair_features(prompt: Encoded, responses: Sequence[Encoded], idf: torch.Floa
 
 
 def kinds(responses: Sequence[Encoded]) -> torch.LongTensor:
-    """(n, n): which of KINDS each two are, by their lengths in words."""
+    """(n, n): which of KINDS each two are, by their lengths in words; in one frame they are sentences at the least."""
     length = torch.tensor([each.length for each in responses])
     shorter, longer = torch.minimum(length[:, None], length), torch.maximum(length[:, None], length)
     short = (shorter <= SHORT_ANSWER) & (longer <= BESIDE_SHORT)
     sentences = (shorter <= SENTENCE) & (longer <= BESIDE_SENTENCE)  # of the lengths of short answers too
-    return short.long() + sentences.long()
+    found = short.long() + sentences.long()
+    long = [k for k, each in enumerate(responses) if each.length > SENTENCE]
+    for first, second in framed([responses[k].text for k in long]):
+        places = [long[first], long[second]]
+        found[places, places[::-1]] = found[places, places[::-1]].clamp(min=1)
+    return found
 
 
 def _of_vectors(prompt: Encoded, responses: Sequence[Encoded]) -> dict[str, np.ndarray]:
@@ -330,8 +334,7 @@ def _agreement(asked: Sequence[str], responses: Sequence[list[str]], texts: Sequ
         found["words" + suffix] = shared.jaccard
         found["contained" + suffix] = shared.of_smaller
     found["each_adds"] = np.log1p(np.minimum(shared.lacking, shared.lacking.T))  # apart from the prompt
-    # "2x + 2" has another 2 than "2x + 1".
-    numbers = Sets(numbered([_counted(w for w in own if is_number(w)) for own in content]))
+    numbers = Sets(numbered([counted(w for w in own if is_number(w)) for own in content]))
     both = (numbers.totals[:, None] > 0) & (numbers.totals > 0)
     found["numbers_agree"] = both & (numbers.jaccard == 1)
     found["numbers_differ"] = np.minimum(numbers.lacking, numbers.lacking.T) > 0
@@ -343,13 +346,12 @@ def _agreement(asked: Sequence[str], responses: Sequence[list[str]], texts: Sequ
 
 
 def _in_order(responses: Sequence[list[str]], content: Sequence[list[str]]) -> dict[str, np.ndarray]:
-    """(n, n) each: what the words of two short texts tell in their order; content: without fillers."""
+    """(n, n) each: what the words of two texts tell in their order; content: without fillers."""
     n = len(responses)
     found = {name: np.zeros((n, n), np.float32) for name in ("replaced", "exchanged", "opposed", "initials")}
     whole = [initials(own) if len(own) > 1 or " " in own[0] else "" for own in (each or [""] for each in content)]
     bags, refused = [tuple(sorted(each)) for each in responses], [opposites(each) for each in responses]
-    few = [k for k, each in enumerate(responses) if 0 < len(each) <= BESIDE_SENTENCE]
-    for i, j in combinations(few, 2):
+    for i, j in combinations([k for k, each in enumerate(responses) if each], 2):
         first, second = responses[i], responses[j]
         # Most pairs have none of these, which is told at a glance: a group of a thousand has half a million pairs.
         if first[0] == second[0] or first[-1] == second[-1]:
@@ -361,16 +363,6 @@ def _in_order(responses: Sequence[list[str]], content: Sequence[list[str]]) -> d
         if content[i] == [whole[j]] or content[j] == [whole[i]]:
             found["initials"][i, j] = 1.0
     return {name: value + value.T for name, value in found.items()}
-
-
-def _counted(words: Iterable[str]) -> list[tuple[str, int]]:
-    """Each word with how often it came before."""
-    before: Counter[str] = Counter()
-    found = []
-    for word in words:
-        found.append((word, before[word]))
-        before[word] += 1
-    return found
 
 
 def _rarest(prompt: Encoded, responses: Sequence[Encoded], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

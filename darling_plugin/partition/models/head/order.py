@@ -1,9 +1,13 @@
-"""What the words of two short texts tell in their order: one frame, an exchange, opposites, initials."""
+"""What the words of two texts tell in their order: one frame, and in short ones an exchange, opposites, initials."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from darling_plugin.partition.models.head.words import values_of
 
 # Both sides of these may be exchanged: "a and b", "Oslo is the capital".
 COMMUTATIVE = set("and or is are was were be plus times + × = ≠ & both the a an".split())
@@ -103,3 +107,26 @@ def _exchanged(first: Sequence[str], second: Sequence[str]) -> bool:
             if second == [*first[-right:], *middle, *first[:left]] and not set(middle) <= COMMUTATIVE:
                 return True
     return False
+
+
+NUMERIC = re.compile(r"[\d@#]|://|www\.")  # in a number or a code
+
+
+def framed(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Of each two texts that are the same word for word, but for numbers or codes that differ, their places.
+
+    Texts of any length: of the long ones hardly two have as many words, and no others are looked at.
+    """
+    split = [text.split() for text in texts]
+    have = Counter(len(words) for words in split)
+    frames: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
+    for place, words in enumerate(split):
+        if have[len(words)] > 1:
+            numeric = [NUMERIC.search(word) for word in words]
+            frame = tuple("" if found else word for word, found in zip(words, numeric, strict=True))
+            told = values_of(" ".join(word for word, found in zip(words, numeric, strict=True) if found))
+            frames[frame].append((place, told))
+    for own in frames.values():
+        for (first, told), (second, other) in combinations(own, 2):
+            if told != other:
+                yield first, second

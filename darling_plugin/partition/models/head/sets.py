@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -70,3 +71,13 @@ def numbered(lists: Sequence[Sequence[Hashable]]) -> list[np.ndarray]:
     """Each list's members as whole numbers, equal ones the same."""
     numbers: dict[Hashable, int] = {}
     return [np.array([numbers.setdefault(each, len(numbers)) for each in own], np.int64) for own in lists]
+
+
+def counted(words: Iterable[str]) -> list[tuple[str, int]]:
+    """Each word with how often it came before: "2x + 2" has another 2 than "2x + 1"."""
+    before: Counter[str] = Counter()
+    found = []
+    for word in words:
+        found.append((word, before[word]))
+        before[word] += 1
+    return found
