@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("data", metavar="DATA[:WEIGHT]", nargs="+", help="labelled pairs or groups: a JSONL file, a data set of "
-        "the Hugging Face Hub, or its folder; what each of its pairs weighs in training a head: 1")  # fmt: skip
+        "the Hugging Face Hub, or its folder; what each of its pairs weighs in training; default: 1")  # fmt: skip
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the model and the report")
     add("--kind", choices=("head", "cross-encoder"), default="head", help="default: head, which costs n texts a group")
     add("--split", default="train", help="of a data set; default: train")

@@ -78,12 +78,13 @@ def train(
     weights = _class_weights(train_pairs) if settings.class_weights else None
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        # In training the Trainer sums over the batches of a step, and says how many rows these have together.
+        # In training the Trainer sums over the batches of a step, and says how many labels these have together: of a
+        # row two, its weight at the one that it has and 0 at the other.
         logits = outputs.logits.float()
         rows = torch.nn.functional.cross_entropy(
-            logits, labels, None if weights is None else weights.to(logits), reduction="none"
+            logits, labels.to(logits), None if weights is None else weights.to(logits), reduction="none"
         )
-        return rows.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        return rows.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch / 2)
 
     checkpoints = folder / CHECKPOINTS
     arguments = TrainingArguments(
@@ -143,16 +144,17 @@ def train(
     # By the engine that will use it, with its dtype, its order and its cutting.
     engine = CrossEncoder(str(folder))
     labels = np.array([pair.similar for pair in validation_pairs])
+    weight = np.array([pair.weight for pair in validation_pairs])
     probabilities = predict(engine, validation_pairs)
     if not np.isfinite(probabilities).all():
         raise DarlingError(
             "a training that converges", "weights that are no numbers", f"lower {spelled('learning_rate')}"
         )
-    slope, intercept = _calibration(labels, probabilities)
+    slope, intercept = _calibration(labels, probabilities, weight)
     if state.is_main_process:
         shift = _calibrate(_last_layer(model), slope, intercept)
         calibrated = _sigmoid(slope * _logit(probabilities) + intercept)
-        threshold = best_threshold(labels, calibrated, aim=settings.threshold_for)
+        threshold = best_threshold(labels, calibrated, weight, settings.threshold_for)
         _save(folder, model, tokenizer, replace(classifier, threshold=threshold, logit_shift=shift))
     state.wait_for_everyone()
 
@@ -207,16 +209,16 @@ def _with_lora(model: Any, rank: int) -> Any:
 
 
 def _class_weights(pairs: Sequence[LabelledPair]) -> torch.FloatTensor:
-    """(2,) such that both labels count for as much: N / (2 N_label)."""
-    similar = sum(pair.similar for pair in pairs)
-    counts = torch.tensor([len(pairs) - similar, similar], dtype=torch.float32)
-    return len(pairs) / (2 * counts)
+    """(2,) such that both labels count for as much: W / (2 W_label), of the pairs' weights."""
+    of_label = torch.tensor([sum(p.weight for p in pairs if p.similar == label) for label in (0, 1)])
+    return of_label.sum() / (2 * of_label)
 
 
 def _examples(pairs: Sequence[LabelledPair], tokens: PairTokens) -> list[dict[str, Any]]:
-    """Each pair in both orders."""
+    """Each pair in both orders; labels: of its two, the pair's weight at its own, on average 1."""
     ordered = [Pair(p.prompt, *two) for p in pairs for two in ((p.first, p.second), (p.second, p.first))]
-    labels = [pair.similar for pair in pairs for _ in range(2)]
+    mean = sum(pair.weight for pair in pairs) / len(pairs)
+    labels = [[pair.weight / mean * (pair.similar == k) for k in (0, 1)] for pair in pairs for _ in range(2)]
     return [
         {"input_ids": each.ids, "token_type_ids": each.types, "labels": label}
         for each, label in zip(tokens(ordered), labels, strict=True)
@@ -244,7 +246,7 @@ def _last_layer(model: Any) -> torch.nn.Linear:
     return [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 2][-1]
 
 
-def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
+def _calibration(labels: np.ndarray, probabilities: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """Platt's slope and intercept of the logit, fitted to his targets, which are never quite 0 or 1."""
     from sklearn.linear_model import LogisticRegression
 
@@ -254,7 +256,7 @@ def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, 
     fitted = LogisticRegression(C=1e6).fit(
         np.tile(_logit(probabilities), 2)[:, None],
         np.repeat([1, 0], len(labels)),
-        sample_weight=np.concatenate([targets, 1 - targets]),
+        sample_weight=np.concatenate([weight * targets, weight * (1 - targets)]),
     )
     slope = float(fitted.coef_[0, 0])
     if slope <= 0:

@@ -147,10 +147,6 @@ def _check_head(settings: TrainingSettings, pairs: list[LabelledPair], tested: l
 
 def _check_cross_encoder(settings: TrainingSettings, pairs: list[LabelledPair], tested: list[list[int]]) -> None:
     own = settings.cross_encoder
-    weighted = sorted({pair.weight for pair in pairs if pair.weight != 1})
-    if weighted:
-        needed = "pairs that all weigh 1, for a cross-encoder"
-        raise DarlingError(needed, f"the weights {weighted}", "leave them out, or train a head")
     for name in ("max_length", "epochs", "patience", "batch_size", "accumulate"):
         if getattr(own, name) < 1:
             raise DarlingError(f"{spelled(name)} of 1 or more", f"{getattr(own, name)}", "correct it")

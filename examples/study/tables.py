@@ -115,7 +115,7 @@ def at_equal_quality(by_arm: dict[str, list[dict]], base: str, figure: str = "di
     An arm that pushes less ends with more quality and less variety and is not the better one for it; so an arm is held
     against what `base` had when it was as good, earlier in its training, of the same seed.
     """
-    title = (FIGURES | VERIFIABLE)[figure]
+    title = (VERIFIABLE if base.startswith(YEARS) else FIGURES)[figure]
     lines = [f"| arm | seeds | quality | {title} | `{base}` at that quality | more | times |", "|---" * 7 + "|"]
     curves = {run["seed"]: curve_of(run, figure) for run in by_arm.get(base, [])}
     for arm, runs in by_arm.items():
@@ -197,6 +197,9 @@ def main() -> None:
         raise SystemExit("no results yet: make study")
     parts = {prefix: {a: by_arm.pop(a) for a in list(by_arm) if a.startswith(prefix)} for prefix in (YEARS, LONG)}
     made = [compared(by_arm, "quality", FIGURES, DIFFERENCES, "distinct_8")]
+    made.append(at_equal_quality(by_arm, "quality", "distinct_32"))
+    of_default = {arm: runs for arm, runs in by_arm.items() if arm.startswith(("classes", "expected"))}
+    made += ["Beside what `classes` had at the same quality:", at_equal_quality(of_default, "classes")]
     if parts[YEARS]:
         made += ["The second task:", compared(parts[YEARS], f"{YEARS}quality", VERIFIABLE, VERIFIABLE, "distinct_32")]
     if parts[LONG]:

@@ -168,9 +168,3 @@ def test_a_head_from_pairs_and_groups_reports_on_both(story_pairs, tmp_path, cap
     # 26 of 40 pairs and, each half a pair, 24 of 72.
     assert written_report["base_rate"] == pytest.approx((26 + 12) / (40 + 36))
     assert written_report["arguments"]["inputs"][1] == {"data": groups, "weight": 0.5}
-
-
-def test_a_cross_encoder_with_weights_is_refused(story_pairs, tmp_path, capsys):
-    command = [f"{story_pairs}:2", "-o", str(tmp_path / "out"), "--kind", "cross-encoder", "--base", "b"]
-    assert main(command) == 2
-    assert "pairs that all weigh 1, for a cross-encoder" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +97,42 @@ def test_both_labels_weigh_alike_and_both_orders_are_trained_on(tree_pairs, bert
     first, second = ([WORDS.index(w) + 4 for w in text.split()] for text in (pairs[0].first, pairs[0].second))
     assert rows[0]["input_ids"].tolist() == [2, *first, 3, *second, 3]
     assert rows[1]["input_ids"].tolist() == [2, *second, 3, *first, 3]
-    assert [row["labels"] for row in rows] == [pairs[0].similar] * 2
+    assert [row["labels"] for row in rows] == [[1 - pairs[0].similar, pairs[0].similar]] * 2
+
+
+def test_a_pairs_weight_does_what_copies_of_it_do(tree_pairs, bert, tmp_path, monkeypatch):
+    losses, evaluate = [], transformers.Trainer.evaluate
+
+    def recording(trainer, **options):
+        found = evaluate(trainer, **options)
+        losses.append(found["eval_loss"])
+        return found
+
+    monkeypatch.setattr(transformers.Trainer, "evaluate", recording)
+    pairs = labelled(tree_pairs)[:30]
+    heavy = [replace(pair, weight=0.6 if k % 4 == 1 else 0.2) for k, pair in enumerate(pairs)]
+    copied = [each for k, pair in enumerate(pairs) for each in [pair] * (3 if k % 4 == 1 else 1)]
+    assert torch.allclose(cross_encoder._class_weights(heavy), cross_encoder._class_weights(copied))
+    assert not torch.allclose(cross_encoder._class_weights(heavy), cross_encoder._class_weights(pairs))
+    for name, own in (("heavy", heavy), ("copied", copied), ("plain", pairs)):
+        settings = cross_encoder.Settings(bert, max_length=32, epochs=1, learning_rate=1e-9, class_weights=False)
+        cross_encoder.train(own, own, settings, tmp_path / name)
+    heavy_loss, copied_loss, plain_loss = losses
+    assert heavy_loss == pytest.approx(copied_loss, rel=1e-4) and heavy_loss != pytest.approx(plain_loss, rel=1e-3)
+    labels, weight = np.array([0, 1] * 500), np.tile([1.0, 1.0, 3.0, 1.0], 250)
+    probabilities = cross_encoder._sigmoid(labels + np.random.default_rng(0).normal(0, 2, 1000))
+    fitted = cross_encoder._calibration(labels, probabilities, weight)
+    copies = cross_encoder._calibration(
+        labels.repeat(weight.astype(int)), probabilities.repeat(weight.astype(int)), np.ones(int(weight.sum()))
+    )
+    assert fitted == pytest.approx(copies, rel=0.02)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_calibration_in_the_last_layer_is_platts(bias):
     labels = np.array([0, 1] * 2000)
     logits = np.where(labels, 3.0, -1.0) + np.random.default_rng(0).normal(0, 4, 4000)
-    slope, intercept = cross_encoder._calibration(labels, 1 / (1 + np.exp(-logits)))
+    slope, intercept = cross_encoder._calibration(labels, 1 / (1 + np.exp(-logits)), np.ones(4000))
     # Of two normal distributions of one variance, the log odds are (m1 - m0) / s² x - (m1² - m0²) / 2 s².
     assert slope == pytest.approx(4 / 16, rel=0.1) and intercept == pytest.approx(-8 / 32, rel=0.3)
     model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=bias))
@@ -118,7 +147,7 @@ def test_calibration_in_the_last_layer_is_platts(bias):
 
 def test_pairs_told_apart_without_exception_are_calibrated_to_finite_odds():
     labels = np.array([0, 1] * 50)
-    slope, intercept = cross_encoder._calibration(labels, np.where(labels, 0.7, 0.2))
+    slope, intercept = cross_encoder._calibration(labels, np.where(labels, 0.7, 0.2), np.ones(100))
     called = cross_encoder._sigmoid(slope * cross_encoder._logit(np.array([0.2, 0.7])) + intercept)
     assert called == pytest.approx([1 / 52, 51 / 52], abs=1e-3)  # Platt's targets for 50 pairs
 
