@@ -157,7 +157,8 @@ FRAME = (
 @pytest.mark.parametrize("more", ["", " ".join(STORIES)])
 def test_long_responses_in_one_frame_differ_where_their_numbers_or_codes_do(default, more):
     different = ("4711", "4712"), ("4711", "#00ff00"), ("C-17", "B-17"), ("mail@one.org", "post@two.com")
-    for first, second in (*different, ("4711", "4,711"), ("1 km", "1000 m")):
+    different += (("section 2.1", "section 2.10"),)
+    for first, second in (*different, ("4711", "4,711"), ("1 km", "1000 m"), ("$ 2.1", "$ 2.10")):
         group = Group("Write a note.", [FRAME.format(each, more) for each in (first, second)])
         assert default.partition([group])[0].tolist() == [0, int((first, second) in different)], (first, second)
 
