@@ -125,9 +125,8 @@ def framed(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             numeric = [NUMERIC.search(word) for word in words]
             frame = tuple("" if found else word for word, found in zip(words, numeric, strict=True))
             # With the word before, which may say what it is: 2.10 is another section than 2.1, but the same price.
-            told = values_of(
-                " ".join(" ".join(words[max(k - 1, 0) : k + 1]) for k, found in enumerate(numeric) if found)
-            )
+            both = (" ".join(words[max(k - 1, 0) : k + 1]) for k, found in enumerate(numeric) if found)
+            told = values_of(" ".join(both))
             frames[frame].append((place, told))
     for own in frames.values():
         for (first, told), (second, other) in combinations(own, 2):
