@@ -200,6 +200,9 @@ def main() -> None:
     made.append(at_equal_quality(by_arm, "quality", "distinct_32"))
     of_default = {arm: runs for arm, runs in by_arm.items() if arm.startswith(("classes", "expected"))}
     made += ["Beside what `classes` had at the same quality:", at_equal_quality(of_default, "classes")]
+    if "oracle" in by_arm:
+        beside = of_default | {"oracle": by_arm["oracle"]}
+        made += ["Beside what the oracle had at the same quality:", at_equal_quality(beside, "oracle")]
     if parts[YEARS]:
         made += ["The second task:", compared(parts[YEARS], f"{YEARS}quality", VERIFIABLE, VERIFIABLE, "distinct_32")]
     if parts[LONG]:
