@@ -67,7 +67,9 @@ bench-gpu: $(INSTALLED) ## the GPU's tables alone, in under four minutes, and be
 
 default-model: $(INSTALLED) ## the partition model `default` again, from PAIRS and GROUPS, NoveltyBench's labelled ones
 	rm -rf runs/default-model
-	$(BIN)/darling-train-partition $(PAIRS) $(GROUPS):0.1 -o runs/default-model --dtype float32
+	$(BIN)/python benchmarks/readings.py --write $(GROUPS) runs/groups_read.jsonl
+	$(BIN)/darling-train-partition $(PAIRS) $(GROUPS):0.1 -o runs/default-model --dtype float32 \
+	  --adapt $(PAIRS) runs/groups_read.jsonl:0.1
 	cp runs/default-model/head.safetensors runs/default-model/report.json darling_plugin/partition/default/
 	cp runs/default-model/reliability.png docs/partition-models/default-reliability.png
 

@@ -1,14 +1,16 @@
 """Careful readings of NoveltyBench's groups: how far the labels, and the partition models, agree with them.
 
-python benchmarks/readings.py
+make default-model PAIRS=... GROUPS=...; python benchmarks/readings.py
 
-The 500 groups of groups_odd.jsonl have the classes of NoveltyBench's DeBERTa classifier as labels. A large language
-model, another kind of judge, read them by the guidelines below without seeing any label: each group once, 60 of them a
-second time, in another order and without the first reading. It also read 160 of the 1000 pairs that humans labelled.
-`default` is held out by prompt, in the five folds of darling-train-partition (seed 0), with its labels, not with the
-readings. Correlation is the mean of the groups' own, push, error and flat as evaluation/within_group.py has them; the
-error of no signal at all stands beside it. Alike is the share of the groups' pairs that both say the same of;
-average: classes by average linkage.
+(--write GROUPS OUT writes the groups with the readings as their labels, and nothing else.) The 500 groups of
+groups_odd.jsonl have the classes of NoveltyBench's DeBERTa classifier as labels. A large language model, another kind
+of judge, read them by the guidelines below without seeing any label: each group once, 60 of them a second time, in
+another order and without the first reading. It also read 160 of the 1000 pairs that humans labelled. `default` is held
+out by prompt, in the five folds of its training (seed 0): its head learned from the labels, its adapter from the
+readings, of other prompts. Correlation is the mean of the groups' own, push, error and flat as
+evaluation/within_group.py has them, in brackets 95 % intervals of a bootstrap over prompts; the error of no signal at
+all stands beside it. Alike is the share of the groups'
+pairs that both say the same of; average: classes by average linkage.
 
 The guidelines: two responses are in one class if a user who has seen one would gain nearly nothing from seeing the
 other as well. Where a choice, fact, name, number or recommendation is asked for, the choice decides; other wording,
@@ -21,8 +23,10 @@ very long ones at least 300 words.
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,21 +34,25 @@ import torch
 from common import NOVELTYBENCH, ROOT, save
 
 from darling_plugin.diversity import class_diversity, expected_diversity
-from darling_plugin.evaluation.within_group import WithinGroup, within_group
+from darling_plugin.evaluation.within_group import within_group
 from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.training import report
-from darling_plugin.training.group_report import ALL, group_figures
-from darling_plugin.training.head import HeadTrainer
+from darling_plugin.training.group_report import group_diversities
 from darling_plugin.training.pairs import Input, LabelledGroup, LabelledPair, folds_by_prompt, read_inputs
 
 READINGS = ROOT / "benchmarks/readings.json"  # of each group its readings; P(equivalent) of pairs, by their line
 GROUPS = NOVELTYBENCH.with_name("groups_odd.jsonl")
+PREDICTIONS = ROOT / "runs/default-model/predictions.jsonl"
 WEIGHT, FOLDS, SEED = 0.1, 5, 0  # as `default` is trained
+RESAMPLES = 300
 
 Labels = Sequence[Sequence[int]]  # of each group the class of each response
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--write"]:
+        write(*map(Path, sys.argv[2:]))
+        return
     if not (NOVELTYBENCH.exists() and GROUPS.exists()):
         sys.exit(f"needs NoveltyBench's pairs in {NOVELTYBENCH} and its groups in {GROUPS}")
     pairs, groups = read_inputs([Input(str(NOVELTYBENCH)), Input(str(GROUPS), WEIGHT)])
@@ -64,9 +72,18 @@ def main() -> None:
     )
 
 
+def write(groups: Path, out: Path) -> None:
+    """Line by line the groups, labelled by the first reading; `source` says so."""
+    readings = json.loads(READINGS.read_text())["groups"]
+    rows = [json.loads(line) for line in groups.read_text(encoding="utf-8").splitlines()]
+    read = [row | {"labels": readings[str(k)][0], "source": f"{row['source']}, read"} for k, row in enumerate(rows)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in read), encoding="utf-8")
+
+
 PAIRS = """
 
-python benchmarks/readings.py
+make default-model PAIRS=... GROUPS=...; python benchmarks/readings.py
 
 Of 160 of NoveltyBench's human-labelled pairs, drawn at random, read as the groups are: what the reader said, at a
 probability of a half, and what `default` says, held out by prompt, at its folds' thresholds.
@@ -75,11 +92,14 @@ probability of a half, and what `default` says, held out by prompt, at its folds
 
 def held_out(pairs: Sequence[LabelledPair]) -> tuple[np.ndarray, np.ndarray]:
     """P(similar) of each pair, and the threshold, by a head that was trained without its prompt."""
-    trainer = HeadTrainer(pairs, None, folds=FOLDS, seed=SEED, dtype="float32")
+    if not PREDICTIONS.exists():
+        sys.exit(f"needs {PREDICTIONS}: make default-model PAIRS={NOVELTYBENCH} GROUPS={GROUPS}")
+    rows = [json.loads(line) for line in PREDICTIONS.read_text().splitlines()]
+    at = [k for part in folds_by_prompt(pairs, FOLDS, SEED) for k in part]
+    if [(row["line"], row["similar"]) for row in rows] != [(pairs[k].line, pairs[k].similar) for k in at]:
+        sys.exit(f"{PREDICTIONS} is of other pairs than {NOVELTYBENCH} and {GROUPS}: make default-model again")
     probabilities, thresholds = np.empty(len(pairs)), np.empty(len(pairs))
-    for part in folds_by_prompt(pairs, FOLDS, SEED):
-        head = trainer.fit(np.setdiff1d(np.arange(len(pairs)), part))
-        probabilities[part], thresholds[part] = trainer.predict(head, part), head.threshold
+    probabilities[at], thresholds[at] = zip(*((row["probability"], row["threshold"]) for row in rows), strict=True)
     return probabilities, thresholds
 
 
@@ -97,43 +117,70 @@ def of_groups(
     def some(of: Labels) -> Labels:
         return [of[k] for k in twice]
 
-    yield row("the labels' classifier", "first reading", labels, first)
-    yield row("the labels' classifier", "first reading, those read twice", some(labels), some(first))
-    yield row("second reading", "first reading", [read[k][1] for k in twice], some(first))
+    prompts = [group.prompt for group in groups]
+    yield row("the labels' classifier", "first reading", labels, first, prompts)
+    yield row("the labels' classifier", "first reading, those read twice", some(labels), some(first), some(prompts))
+    yield row("second reading", "first reading", [read[k][1] for k in twice], some(first), some(prompts))
     lexical = [
         expected_diversity(each)
         for each in load_partition_model("lexical").similarities(
             [Group(group.prompt, group.responses) for group in groups]
         )
     ]
-    for against, true in (("first reading", first), ("the labels", labels)):
-        relabelled = [replace(group, labels=tuple(own)) for group, own in zip(groups, true, strict=True)]
-        figures = group_figures(relabelled, pairs, probabilities, thresholds)[ALL]
+    given = group_diversities(groups, pairs, probabilities, thresholds)
+    for against, true in (("first reading", diversities(first)), ("the labels", diversities(labels))):
         for kind in ("classes", "average", "pairs", "expected"):
-            own = {name: np.nan if value is None else value for name, value in figures[kind].items()}
-            yield shown(f"`default`, {kind}", against, WithinGroup(**own))
-        yield shown("`lexical`, expected", against, within_group(lexical, diversities(true)))
+            yield shown(f"`default`, {kind}", against, [each[kind] for each in given], true, prompts)
+        yield shown("`lexical`, expected", against, lexical, true, prompts)
 
 
-def row(said: str, against: str, given: Labels, true: Labels) -> dict[str, Any]:
-    return shown(said, against, within_group(diversities(given), diversities(true)), *alike(given, true))
+def row(said: str, against: str, given: Labels, true: Labels, prompts: Sequence[str]) -> dict[str, Any]:
+    return shown(said, against, diversities(given), diversities(true), prompts, *alike(given, true))
 
 
 def shown(
-    said: str, against: str, found: WithinGroup, share: float | None = None, kappa: float | None = None
+    said: str,
+    against: str,
+    given: Sequence[torch.Tensor],
+    true: Sequence[torch.Tensor],
+    prompts: Sequence[str],
+    share: float | None = None,
+    kappa: float | None = None,
 ) -> dict[str, Any]:
+    found = within_group(given, true)
+    intervals = drawn_again(given, true, prompts)
+
+    def cell(name: str) -> str:
+        low, high = intervals[name]
+        return f"{getattr(found, name):.3f} ({low:.3f}–{high:.3f})"
+
     return {
         "said by": said,
         "compared with": against,
         "groups": found.groups,
-        "correlation": round(found.correlation_of_groups, 3),
-        "push": round(found.push, 3),
-        "error": round(found.error, 3),
+        "correlation": cell("correlation_of_groups"),
+        "push": cell("push"),
+        "error": cell("error"),
         "of no signal": round(found.error_of_none, 3),
         "flat": found.flat,
         "alike": "–" if share is None else round(share, 3),
         "kappa": "–" if kappa is None else round(kappa, 3),
     }
+
+
+def drawn_again(
+    given: Sequence[torch.Tensor], true: Sequence[torch.Tensor], prompts: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of a bootstrap over prompts, of which each brings all its groups."""
+    of_prompt: dict[str, list[int]] = defaultdict(list)
+    for k, prompt in enumerate(prompts):
+        of_prompt[prompt].append(k)
+    own, rng = list(of_prompt.values()), np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        at = [k for which in rng.integers(0, len(own), len(own)) for k in own[which]]
+        drawn.append(asdict(within_group([given[k] for k in at], [true[k] for k in at])))
+    return {name: tuple(np.quantile([each[name] for each in drawn], (0.025, 0.975))) for name in drawn[0]}
 
 
 def diversities(labels: Labels) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ import limit
 import readings
 import report
 import sync_healthy
+
+from darling_plugin.training.pairs import LabelledPair, folds_by_prompt
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +104,10 @@ def test_the_page_on_cpu_mode_has_the_measured_figures_of_healthy_syncs_and_of_f
 
 
 def test_readings_are_compared_by_group_and_by_pair():
-    found = readings.row("one", "other", [[0, 0, 1], [0, 1, 2]], [[0, 0, 1], [0, 0, 1]])
+    found = readings.row("one", "other", [[0, 0, 1], [0, 1, 2]], [[0, 0, 1], [0, 0, 1]], ["p", "q"])
     # Of six pairs the second group's first is told otherwise; all of it is flat, and its part of the push missing.
-    assert (found["alike"], found["flat"], found["push"]) == (round(5 / 6, 3), 1, 0.5)
-    assert found["correlation"] == 0.5 and found["kappa"] == pytest.approx(0.571, abs=1e-3)
+    assert (found["alike"], found["flat"], found["push"]) == (round(5 / 6, 3), 1, "0.500 (0.000–1.000)")
+    assert found["correlation"] == "0.500 (0.000–1.000)" and found["kappa"] == pytest.approx(0.571, abs=1e-3)
 
 
 def test_each_group_has_a_reading_of_each_response_and_some_have_two():
@@ -114,6 +117,24 @@ def test_each_group_has_a_reading_of_each_response_and_some_have_two():
     assert all(len(each) == 1 and 7 <= min(each) <= max(each) <= 10 for each in lengths)
     assert sum(len(each) == 2 for each in kept["groups"].values()) == 60
     assert all(0 <= probability <= 1 for probability in kept["pairs"].values())
+
+
+def test_readings_become_labels_and_predictions_of_other_pairs_are_refused(tmp_path, monkeypatch):
+    rows = [{"prompt": "p", "responses": ["a"] * 10, "labels": [0] * 10, "source": f"model {k}"} for k in range(2)]
+    (tmp_path / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    readings.write(tmp_path / "groups.jsonl", tmp_path / "out" / "read.jsonl")
+    kept = json.loads(readings.READINGS.read_text())["groups"]
+    written = [json.loads(line) for line in (tmp_path / "out" / "read.jsonl").read_text().splitlines()]
+    assert [row["labels"] for row in written] == [kept["0"][0], kept["1"][0]]
+    assert [row["source"] for row in written] == ["model 0, read", "model 1, read"]
+    pairs = [LabelledPair(f"p{k}", "a", "b", k % 2, k) for k in range(20)]
+    at = [k for part in folds_by_prompt(pairs, readings.FOLDS, readings.SEED) for k in part]
+    predicted = [{"line": k, "similar": k % 2, "probability": k / 20, "threshold": 0.5} for k in at]
+    monkeypatch.setattr(readings, "PREDICTIONS", tmp_path / "predictions.jsonl")
+    readings.PREDICTIONS.write_text("".join(json.dumps(row) + "\n" for row in predicted))
+    assert readings.held_out(pairs)[0].tolist() == [k / 20 for k in range(20)]
+    with pytest.raises(SystemExit, match="of other pairs"):
+        readings.held_out([replace(pair, similar=1 - pair.similar) for pair in pairs])
 
 
 def test_the_tail_of_healthy_syncs_is_gumbels_and_repeated_readings_count_once():

@@ -43,7 +43,7 @@ CROSS_ENCODER = {
     "accumulate": "batches an optimizer step",
     "lora_rank": "of LoRA on all linear layers; 0 trains all weights",
 }
-HEAD_OPTIONS = ("encoder", "dtype")
+HEAD_OPTIONS = ("encoder", "dtype", "adapt")
 CROSS_ENCODER_OPTIONS = ("base", *CROSS_ENCODER, "no_class_weights", "bf16")
 
 
@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     head = parser.add_argument_group("head")
     head.add_argument("--encoder", help="a sentence encoder's path or Hub name; default: all-MiniLM-L6-v2's package")
     head.add_argument("--dtype", help="of the encoder's layers; default: the fastest that is native")
+    head.add_argument("--adapt", metavar="DATA[:WEIGHT]", nargs="*", help="fine-tune the encoder too, by LoRA, for "
+        "responses of 9 words and more and at most 160 tokens, on these data, or where none are named on those of the "
+        "head: minutes a fold on a CPU")  # fmt: skip
     cross = parser.add_argument_group("cross-encoder")
     cross.add_argument("--base", help="path or Hub name of the model to start from")
     defaults = {field.name: field.default for field in fields(cross_encoder.Settings)}
@@ -115,6 +118,7 @@ def _settings(arguments: argparse.Namespace) -> TrainingSettings:
     shared = ("output", "kind", "split", "folds", "test_folds", "seed", "threshold_for", "encoder", "dtype")
     return TrainingSettings(
         inputs=tuple(map(Input.parse, arguments.data)),
+        adapt=None if arguments.adapt is None else tuple(map(Input.parse, arguments.adapt)),
         columns=Columns(**{name: getattr(arguments, f"{name}_column") for name in asdict(Columns())}),
         cross_encoder=cross_encoder.Settings(
             arguments.base or "",

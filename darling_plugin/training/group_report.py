@@ -54,14 +54,9 @@ def group_figures(
     diversity.py; the true diversity is that of the labels' classes. ARI: their mean adjusted Rand index. A group
     counts if all its pairs of different texts were tested; none: no figures.
     """
-    judged = {
-        (pair.group, frozenset((pair.first.strip(), pair.second.strip()))): (float(p), float(threshold))
-        for pair, p, threshold in zip(pairs, probabilities, thresholds, strict=True)
-        if pair.group is not None
-    }
     of_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for group in groups:
-        if (found := _diversities(group, judged)) is not None:
+    for group, found in zip(groups, group_diversities(groups, pairs, probabilities, thresholds), strict=True):
+        if found is not None:
             of_source[group.source].append(found)
     if not of_source:
         return {}
@@ -69,10 +64,21 @@ def group_figures(
     return {ALL: _figures(everything)} | {source: _figures(own) for source, own in sorted(of_source.items())}
 
 
+def group_diversities(
+    groups: Sequence[LabelledGroup], pairs: Sequence[LabelledPair], probabilities: np.ndarray, thresholds: np.ndarray
+) -> list[dict[str, Any] | None]:
+    """Of each group its diversity (n,) by kind, its labels' as `true`, and `ari`; None if a pair was not tested."""
+    judged = {
+        (pair.group, frozenset((pair.first.strip(), pair.second.strip()))): (float(p), float(threshold))
+        for pair, p, threshold in zip(pairs, probabilities, thresholds, strict=True)
+        if pair.group is not None
+    }
+    return [_diversities(group, judged) for group in groups]
+
+
 def _diversities(
     group: LabelledGroup, judged: dict[tuple[int, frozenset[str]], tuple[float, float]]
 ) -> dict[str, Any] | None:
-    """None if a pair was not tested."""
     import torch
     from sklearn.metrics import adjusted_rand_score
 

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.models.embedding import Embedding
+from darling_plugin.partition.models.head.adapter import adapted_encoder, read_whole, with_cosines
 from darling_plugin.partition.models.head.features import FEATURES, KINDS, Encoded, encode, kinds, pair_features
 from darling_plugin.partition.models.head.model import FILE, SHIPPED
+from darling_plugin.training.adapter import train_adapter
 from darling_plugin.training.pairs import LabelledPair, folds_by_prompt, read_pairs
 from darling_plugin.training.report import best_threshold
 
@@ -56,6 +58,7 @@ class HeadTrainer:
         encoder: path or Hub name of a sentence encoder; None: all-MiniLM-L6-v2's package.
         folds: of the cross-validation that chooses penalty and threshold within the pairs trained on.
         dtype: of the encoder's layers, as for the partition model.
+        adapt: pairs to train an adapter of the encoder on, with each head; None: it gets none.
         threshold_for: what the threshold is best for, one of report.AIMS.
     """
 
@@ -67,6 +70,7 @@ class HeadTrainer:
         folds: int,
         seed: int,
         dtype: str | None = None,
+        adapt: Sequence[LabelledPair] | None = None,
         threshold_for: str = "balanced_accuracy",
     ) -> None:
         self.pairs, self.folds, self.seed = list(pairs), folds, seed
@@ -75,19 +79,21 @@ class HeadTrainer:
         # prompt that is among the pairs none may be trained on while that is tested.
         prompts = {pair.prompt for pair in self.pairs}
         self.packaged = [pair for pair in read_pairs(str(PACKAGED)) if pair.prompt not in prompts]
-        model = Embedding(encoder, dtype=dtype)
-        self.vocabulary = len(model.model.tokenizer)
+        self.dtype, self.adapt = dtype, adapt
+        self.encoder = Embedding(encoder, dtype=dtype)
+        self.vocabulary = len(self.encoder.model.tokenizer)
         texts = list(dict.fromkeys(t for p in (*self.pairs, *self.packaged) for t in _texts(p)))
         self._encoded: dict[str, Encoded] = {}
         with tqdm(total=len(texts), unit=" texts", desc="encoding", dynamic_ncols=True) as bar:
             for k in range(0, len(texts), TEXTS_AT_ONCE):
-                self._encoded |= encode(model, texts[k : k + TEXTS_AT_ONCE])
+                self._encoded |= encode(self.encoder, texts[k : k + TEXTS_AT_ONCE])
                 bar.update(min(TEXTS_AT_ONCE, len(texts) - k))
 
     def fit(self, at: Sequence[int]) -> TrainedHead:
         """A head from the pairs with these indices; penalty and threshold by cross-validation within them.
 
-        Where the pairs of one kind are too few for that, its weights are learned from all of them.
+        Where the pairs of one kind are too few for that, its weights are learned from all of them. The threshold is
+        that of the head without its adapter, which has seen all of these pairs.
         """
         pairs = [self.pairs[k] for k in at]
         idf = self._idf(pairs)
@@ -133,6 +139,12 @@ class HeadTrainer:
                 packaged_held_out[kind] = 1 / (1 + np.exp(-_logit(probabilities) - shift)), y
         packaged = {kind: (int(((p > threshold) == y).sum()), len(y)) for kind, (p, y) in packaged_held_out.items()}
         weights = {"weight": weight, "bias": bias, "idf": idf.half()}
+        if self.adapt is not None:
+            tested = {pair.prompt for pair in self.pairs} - {pair.prompt for pair in pairs}
+            own = [pair for pair in self.adapt if pair.prompt not in tested]
+            texts, ids = self._read_whole(own)
+            inputs = dict(zip(texts, self.encoder.with_special_tokens(ids), strict=True))
+            weights |= train_adapter(self.encoder.path, own, inputs, self.seed)
         return TrainedHead(weights, threshold, packaged)
 
     def predict(self, head: TrainedHead, at: Sequence[int]) -> np.ndarray:
@@ -141,11 +153,24 @@ class HeadTrainer:
         kind_of = self._kinds(pairs)
         weight, bias = (head.weights[name].double().numpy()[kind_of] for name in ("weight", "bias"))
         logits = (self._features(pairs, head.weights["idf"].float()) * weight).sum(1) + bias
+        if (adapted := adapted_encoder(self.encoder, head.weights, dtype=self.dtype)) is not None:
+            texts, ids = self._read_whole(pairs)
+            vectors = adapted.embed_ids(ids)().double()
+            of_text = dict(zip(texts, torch.nn.functional.normalize(vectors, dim=-1), strict=True))
+            for k, (_, *two) in enumerate(map(_texts, pairs)):
+                if kind_of[k] == 0 and all(text in of_text for text in two):
+                    logits[k] = with_cosines(logits[k], float(of_text[two[0]] @ of_text[two[1]]))
         return 1 / (1 + np.exp(-logits))
 
     def _kinds(self, pairs: Sequence[LabelledPair]) -> np.ndarray:
         found = (kinds([self._encoded[text] for text in _texts(pair)[1:]]) for pair in pairs)
         return np.array([int(each[0, 1]) for each in found], dtype=int)
+
+    def _read_whole(self, pairs: Sequence[LabelledPair]) -> tuple[list[str], list[np.ndarray]]:
+        """The responses that an adapter reads, and their token ids."""
+        texts = sorted({text for pair in pairs for text in _texts(pair)[1:]})
+        both = zip(texts, self.encoder.token_ids(texts), strict=True)
+        return tuple(map(list, zip(*(each for each in both if read_whole(*each)), strict=True))) or ([], [])
 
     def _idf(self, pairs: Sequence[LabelledPair]) -> torch.FloatTensor:
         """(V,) log((N + 1) / (k + 1)): of N responses k have that token."""

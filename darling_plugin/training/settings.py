@@ -25,6 +25,7 @@ class TrainingSettings:
             cross-encoder by default.
         threshold_for: what the threshold is best for, one of report.AIMS.
         encoder, dtype: of a head, as for HeadTrainer.
+        adapt: inputs to train a head's adapter on; (): those of the head; None: it gets none.
         cross_encoder: how that is trained; its base "" for a head.
     """
 
@@ -39,6 +40,7 @@ class TrainingSettings:
     threshold_for: str = "balanced_accuracy"
     encoder: str | None = None
     dtype: str | None = None
+    adapt: tuple[Input, ...] | None = None
     cross_encoder: Settings = field(default_factory=lambda: Settings(""))
 
     @property

@@ -121,6 +121,7 @@ def _train_head(
         folds=settings.folds,
         seed=settings.seed,
         dtype=settings.dtype,
+        adapt=_pairs_to_adapt(settings, pairs),
         threshold_for=settings.threshold_for,
     )
     everything = np.arange(len(pairs))
@@ -136,9 +137,18 @@ def _train_head(
     return {"packaged": {kind: {"right": right, "pairs": count} for kind, (right, count) in head.packaged.items()}}
 
 
+def _pairs_to_adapt(settings: TrainingSettings, pairs: list[LabelledPair]) -> list[LabelledPair] | None:
+    if settings.adapt:
+        return read_inputs(settings.adapt, settings.columns, settings.split)[0]
+    return pairs if settings.adapt is not None else None
+
+
 def _check_head(settings: TrainingSettings, pairs: list[LabelledPair], tested: list[list[int]]) -> None:
     if PartialState().num_processes > 1:
         raise DarlingError("one process for a head", f"{PartialState().num_processes}", "leave out accelerate launch")
+    if settings.adapt is not None and torch.cuda.device_count() > 1:
+        needed, found = f"one GPU, for {spelled('adapt')}", f"{torch.cuda.device_count()}"
+        raise DarlingError(needed, found, "set CUDA_VISIBLE_DEVICES=0")
     for part in tested:  # each is left out in turn, and the rest is split again
         left_out = set(part)
         rest = [pair for k, pair in enumerate(pairs) if k not in left_out]

@@ -103,8 +103,6 @@ class Embedding(EmbeddingModel):
         """Queues the work and returns what waits for it: (M, d), one row a text of at most as many ids as the model
         takes; not normalized, as :meth:`embed`.
         """
-        import numpy as np
-
         from darling_plugin.partition.engine.inputs import ModelInput
 
         if self._forward is None:
@@ -113,11 +111,17 @@ class Embedding(EmbeddingModel):
                 f"{self.path}, which only SentenceTransformer.encode runs",
                 "use a sentence encoder on BERT, RoBERTa or ModernBERT with mean or CLS pooling, and no prompt",
             )
+        return self._forward.begin([[ModelInput(ids) for ids in self.with_special_tokens(texts)]])
+
+    def with_special_tokens(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Each text's ids (t,) with what this model's tokenizer puts before and after."""
+        import numpy as np
+
         tokenizer = self.model.tokenizer
         sample, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
         at = whole.index(sample[0])
         before, after = (np.array(ids, dtype=np.int64) for ids in (whole[:at], whole[at + len(sample) :]))
-        return self._forward.begin([[ModelInput(np.concatenate([before, ids, after])) for ids in texts]])
+        return [np.concatenate([before, ids, after]) for ids in texts]
 
     def _choose_forward(self, compile_after: float | None, token_budget: int | None) -> Forward | None:
         """Our own batches for models of text that end in plain pooling; others go through encode()."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from darling_plugin.partition.models.head.adapter import read_whole, with_adapter
 from darling_plugin.partition.models.head.order import exchanged, framed, initials, opposed, opposites, replaced
 from darling_plugin.partition.models.head.sets import Sets, counted, numbered, runs
 from darling_plugin.partition.models.head.words import (
@@ -118,6 +119,7 @@ class Encoded:
     ids: np.ndarray
     chunks: torch.FloatTensor
     sizes: torch.FloatTensor  # (C,)
+    whole: torch.FloatTensor | None = None  # (d,) of length 1, where an adapted encoder reads it: adapter.py
 
     @cached_property
     def vector(self) -> torch.FloatTensor:
@@ -144,8 +146,10 @@ def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
     return ready_to_encode(encoder, texts)()()
 
 
-def ready_to_encode(encoder: Embedding, texts: Sequence[str]) -> Callable[[], Callable[[], dict[str, Encoded]]]:
-    """Tokenises, and returns what has the encoder begin, which returns what waits for it: see :func:`encode`."""
+def ready_to_encode(
+    encoder: Embedding, texts: Sequence[str], adapted: Embedding | None = None
+) -> Callable[[], Callable[[], dict[str, Encoded]]]:
+    """Tokenises, and returns what has the encoders begin, which returns what waits for them: see :func:`encode`."""
     texts = sorted(set(texts))  # so that an encoder's batches, and their rounding, do not depend on the order
     if not texts:
         return lambda: dict
@@ -153,12 +157,16 @@ def ready_to_encode(encoder: Embedding, texts: Sequence[str]) -> Callable[[], Ca
     chunks = [np.array_split(each, max(1, -(-len(each) // CHUNK_TOKENS))) for each in ids]
     sizes = [torch.tensor([float(max(len(chunk), 1)) for chunk in own]) for own in chunks]
 
+    short = [k for k, text in enumerate(texts) if adapted and read_whole(text, ids[k])]
+
     def begin() -> Callable[[], dict[str, Encoded]]:
         vectors = encoder.embed_ids([chunk for own in chunks for chunk in own])
+        of_short = adapted.embed_ids([ids[k] for k in short]) if short else None
 
         def encoded() -> dict[str, Encoded]:
+            whole = dict(zip(short, _unit(of_short()), strict=True)) if short else {}
             parts = zip(texts, ids, _unit(vectors()).split([*map(len, chunks)]), sizes, strict=True)
-            return {text: Encoded(text, *own) for text, *own in parts}
+            return {own[0]: Encoded(*own, whole.get(k)) for k, own in enumerate(parts)}
 
         return encoded
 
@@ -173,9 +181,10 @@ def probability(weights: dict[str, torch.Tensor], prompt: Encoded, responses: Se
     """
     in_order = sorted(range(len(responses)), key=lambda k: responses[k].text)
     ordered = [responses[k] for k in in_order]
-    features = pair_features(prompt, ordered, weights["idf"])
-    of_each_kind = features @ weights["weight"].T + weights["bias"]
-    computed = of_each_kind.gather(-1, kinds(ordered)[..., None]).squeeze(-1).sigmoid()
+    of_each_kind = pair_features(prompt, ordered, weights["idf"]) @ weights["weight"].T + weights["bias"]
+    kind = kinds(ordered)
+    logits = of_each_kind.gather(-1, kind[..., None]).squeeze(-1)
+    computed = with_adapter(logits, kind == 0, ordered).sigmoid()
     mirrored = computed.triu() + computed.triu(1).T
     place = torch.tensor(in_order).argsort()
     return mirrored[place][:, place]

@@ -17,6 +17,7 @@ from darling_plugin.registry import register_partition_model
 if TYPE_CHECKING:
     import torch
 
+    from darling_plugin.partition.models.embedding import Embedding
     from darling_plugin.partition.models.head.features import Encoded
 
 Opened = tuple[str, str]  # a short answer that a response opens with, and the beginning of what comes after
@@ -37,6 +38,9 @@ class Head(SimilarityModel):
 
     Of a response of more than 200,000 characters (50,000 tokens) the first so many are read: what one response may
     cost has an end.
+
+    A head may have an adapter of its encoder, for long responses of at most 160 tokens (adapter.py): these
+    are read twice.
 
     There are three of w and b, by the words of the shorter and of the longer response: for short answers (at most 8
     and 24), sentences (at most 24 and 32), and all others. The folder has them with the encoder's name and the
@@ -63,14 +67,25 @@ class Head(SimilarityModel):
         token_budget: int | None = None,
     ) -> None:
         from darling_plugin.partition.models.embedding import Embedding
+        from darling_plugin.partition.models.head.adapter import adapted_encoder
 
         self._weights, settings = read_head(Path(path))
         self.cuts = Cuts()
         super().__init__(threshold=settings["threshold"] if threshold is None else threshold, clustering=clustering)
-        self.encoder = Embedding(
-            settings["encoder"], dtype=dtype, compile_after=compile_after, token_budget=token_budget
-        )
-        self.sleep, self.wake = self.encoder.sleep, self.encoder.wake  # the head itself is small, and on the CPU
+        options = {"dtype": dtype, "compile_after": compile_after, "token_budget": token_budget}
+        self.encoder = Embedding(settings["encoder"], **options)
+        self.adapted = adapted_encoder(self.encoder, self._weights, **options)
+
+    def sleep(self) -> None:
+        for each in self._encoders():  # the head itself is small, and on the CPU
+            each.sleep()
+
+    def wake(self) -> None:
+        for each in self._encoders():
+            each.wake()
+
+    def _encoders(self) -> list[Embedding]:
+        return [self.encoder, self.adapted] if self.adapted else [self.encoder]
 
     def similarities(self, groups: Sequence[Group]) -> list[torch.FloatTensor]:
         parts = self._parts([self._beginnings(group) for group in groups])
@@ -111,7 +126,7 @@ class Head(SimilarityModel):
         opened = [{each: opening_and_rest(each, group.responses) for each in group.responses} for group in groups]
         texts = [text for group in groups for text in (group.prompt, *group.responses)]
         texts += [text for own in opened for parts in own.values() if parts for text in parts]
-        return opened, ready_to_encode(self.encoder, texts)
+        return opened, ready_to_encode(self.encoder, texts, self.adapted)
 
     def _of_group(
         self, group: Group, opened: dict[str, Opened | None], encoded: dict[str, Encoded]

@@ -1,0 +1,157 @@
+"""`darling-train-partition --adapt`: a head whose encoder is fine-tuned for responses that it reads whole."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from training_inputs import story
+
+from darling_plugin.commands.train_partition import main
+from darling_plugin.errors import DarlingError
+from darling_plugin.partition import Group, load_partition_model
+from darling_plugin.partition.models.embedding import _default_model_path
+from darling_plugin.partition.models.head.adapter import MIDDLE, SHARE, SLOPE, read_whole
+from darling_plugin.partition.models.head.model import SHIPPED, read_head
+from darling_plugin.training import adapter, head
+from darling_plugin.training.head import HeadTrainer
+from darling_plugin.training.pairs import read_pairs
+
+pytestmark = pytest.mark.usefixtures("few_resamples", "few_packaged_pairs")
+
+# Two ways to say each of two things, of which the words tell nothing: the pairs within a way look alike and differ.
+WET, DRY = ("river", "lake"), ("desert", "dune")
+FRAMES = (
+    "Long after midnight the two of them still sat by the {}, talked of old times and did not think of going home.",
+    "When summer came she drove out to the {} alone, took a few photographs there and returned in the evening.",
+)
+
+
+def groups(path, count):
+    rows = []
+    for k in range(count):
+        first, second = FRAMES[k % 2], FRAMES[1 - k % 2]
+        responses = [first.format(WET[0]), second.format(WET[1]), first.format(DRY[0]), second.format(DRY[1])]
+        rows.append({"prompt": f"Prompt {k}", "responses": responses, "labels": [0, 0, 1, 1]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A head trained on 16 prompts, and its folder; the trainer has all 24, in the order of the file."""
+    folder = tmp_path_factory.mktemp("adapter")
+    pairs = read_pairs(groups(folder / "groups.jsonl", 24))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter, "EPOCHS", 10)
+        patch.setattr(head, "PACKAGED", folder / "groups.jsonl")  # of whose prompts all are among the pairs
+        trainer = HeadTrainer(pairs, None, folds=3, seed=0, dtype="float32", adapt=pairs)
+        found = trainer.fit(range(96))
+    found.save(folder / "head", None)
+    return trainer, found, folder
+
+
+def opened(folder):
+    return load_partition_model(f"head:{folder}?dtype=float32")
+
+
+def test_an_adapter_learns_what_the_features_do_not_show(trained):
+    trainer, found, _ = trained
+    at = range(96, 144)
+    similar = torch.tensor([float(trainer.pairs[k].similar) for k in at])
+    plain = replace(found, weights={name: each for name, each in found.weights.items() if "adapter" not in name})
+    losses = [
+        float(torch.nn.functional.binary_cross_entropy(torch.tensor(trainer.predict(each, at)).float(), similar))
+        for each in (plain, found)
+    ]
+    assert losses[1] < 0.6 * losses[0], losses
+    own = {name: each for name, each in found.weights.items() if name.startswith("adapter.")}
+    # Six layers of six matrices, and none of the pooler, whose output nobody reads.
+    assert len(own) == 2 * 36 and {each.dtype for each in own.values()} == {torch.float16}
+
+
+def test_the_folder_says_what_the_trainer_predicts(trained):
+    trainer, found, folder = trained
+    rows = [trainer.pairs[k] for k in range(96, 102)]
+    texts = list(dict.fromkeys(text for pair in rows for text in (pair.first, pair.second)))
+    said = opened(folder / "head").similarities([Group(rows[0].prompt, texts)])[0]
+    predicted = trainer.predict(found, range(96, 102))
+    for pair, expected in zip(rows, predicted, strict=True):
+        assert float(said[texts.index(pair.first), texts.index(pair.second)]) == pytest.approx(expected, abs=2e-4)
+
+
+def test_both_logits_count_for_responses_read_whole_and_the_heads_own_for_others(trained, tmp_path):
+    _, found, _ = trained
+    own_adapter = {name: each for name, each in found.weights.items() if name.startswith("adapter.")}
+    shipped = read_head(SHIPPED)[0]
+    plain_weights = {name: each for name, each in shipped.items() if not name.startswith("adapter.")}
+    for name, weights in (("plain", plain_weights), ("head", plain_weights | own_adapter)):
+        replace(found, weights=weights).save(tmp_path / name, None)
+    short, middle = "A lake.", [FRAMES[0].format("lake"), FRAMES[1].format("river"), story("fox", "slept")]
+    long = " ".join(middle * 4)
+    texts = [short, *middle, long]
+    adapted, plain = opened(tmp_path / "head"), opened(tmp_path / "plain")
+    prompt = "Where did they sit?"
+    both, own = (model.similarities([Group(prompt, texts)])[0].double().logit() for model in (adapted, plain))
+    model = SentenceTransformer(_default_model_path(), device="cpu")
+    for name, layer in model[0].auto_model.named_modules():
+        if f"adapter.{name}.up" in own_adapter:
+            up, down = (own_adapter[f"adapter.{name}.{which}"].float() for which in ("up", "down"))
+            layer.weight.data += up @ down
+    vectors = model.encode(texts, convert_to_tensor=True, normalize_embeddings=True).double()
+    for i in range(5):
+        for j in range(i):
+            if 0 < j < i < 4:
+                expected = SHARE * (own[i, j] + SLOPE * (vectors[i] @ vectors[j] - MIDDLE))
+                assert abs(float(expected - own[i, j])) > 0.05
+            else:
+                expected = own[i, j]
+            assert float(both[i, j]) == pytest.approx(float(expected), abs=2e-3), (i, j)
+    again = Group(prompt, texts[::-1])
+    adapted.sleep()
+    adapted.wake()
+    assert torch.equal(adapted.similarities([again])[0].flip(0, 1), adapted.similarities([Group(prompt, texts)])[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens", "whole"), [(8, 20, False), (9, 20, True), (100, 160, True), (100, 161, False)]
+)
+def test_which_responses_are_read_whole(words, tokens, whole):
+    assert read_whole(" ".join(["word"] * words), range(tokens)) is whole
+
+
+def test_another_encoder_than_the_adapters_is_refused(trained, tmp_path):
+    _, found, _ = trained
+    name = next(iter(name for name in found.weights if name.endswith(".up")))
+    changed = found.weights | {name: found.weights[name][:-1]}
+    replace(found, weights=changed).save(tmp_path / "head", None)
+    with pytest.raises(DarlingError, match="of another shape"):
+        opened(tmp_path / "head")
+
+
+def test_no_prompt_that_is_tested_adapts_the_encoder(tmp_path, monkeypatch):
+    data, other = (groups(tmp_path / f"{name}.jsonl", 9) for name in ("data", "other"))
+    calls = []
+
+    def recorded(encoder, pairs, inputs, seed):
+        calls.append({pair.prompt for pair in pairs})
+        assert all(text in inputs for pair in pairs if "Prompt" in pair.prompt for text in (pair.first, pair.second))
+        return {}
+
+    monkeypatch.setattr(head, "train_adapter", recorded)
+    out = tmp_path / "out"
+    command = [data, "-o", str(out), "--folds", "3", "--dtype", "float32", "--adapt", f"{other}:0.5"]
+    assert main(command) == 0
+    prompts = {f"Prompt {k}" for k in range(9)}
+    *folds, last = (call & prompts for call in calls)
+    assert last == prompts and [len(fold) for fold in folds] == [6, 6, 6]
+    assert set.union(*(prompts - fold for fold in folds)) == prompts
+    assert json.loads((out / "report.json").read_text())["arguments"]["adapt"] == [{"data": other, "weight": 0.5}]
+
+
+def test_what_cannot_be_adapted_to_is_refused(tmp_path, capsys):
+    with pytest.raises(DarlingError, match="none of 1 pairs"):
+        adapter.train_adapter("", read_pairs(groups(tmp_path / "groups.jsonl", 1))[:1], {}, 0)
+    assert main(["pairs.jsonl", "-o", str(tmp_path / "o"), "--kind", "cross-encoder", "--base", "b", "--adapt"]) == 2
+    assert "--adapt" in capsys.readouterr().err
