@@ -58,8 +58,9 @@ class DarlingConfig:
     )
     clustering: str | None = _flag(
         None,
-        "similarities to classes: union_find (the official code; the default), greedy (NoveltyBench's evaluation), "
-        "average (average linkage: one unsure pair joins no two classes)",
+        "similarities to classes: union_find (the official code), greedy (NoveltyBench's evaluation), average (by the "
+        "mean similarity: one unsure pair joins no two classes); default: the partition model's own, average for "
+        "default and heads, else union_find",
         type=check_clustering,
         choices=CLUSTERINGS,
     )

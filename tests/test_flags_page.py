@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| `--darling\.(\w+)` \| (.*?) \| (.*) \|$", re.MULTILINE)
 FLAGS = {flag.name: flag for flag in fields(DarlingConfig)}
 # What a flag that is not set stands for, where that is not "none".
-UNSET = {"threshold": "the model's own", "clustering": "`union_find`", "advantage": "`centered`"}
+UNSET = {"threshold": "the model's own", "clustering": "the model's own", "advantage": "`centered`"}
 REGISTERED = {"reward": rewards, "advantage": advantages, "quality_gate": quality_gates}
 
 

@@ -24,9 +24,10 @@ def test_every_arms_flags_are_the_launchers(arm):
     config, rest = parse(["--darling.enable", *(flag.format(study=STUDY) for flag in arms.ARMS[arm])])
     config.check()
     assert not rest
-    assert (config != DarlingConfig(enable=True)) == (
-        arm.removeprefix("years-").removeprefix("long-") not in ("classes", "untrained")
-    )
+    as_it_comes = config == DarlingConfig(enable=True)
+    assert as_it_comes == (arm.removeprefix("years-") in ("classes-average", "untrained"))
+    plain = config == DarlingConfig(enable=True, clustering="union_find")
+    assert plain == (arm.removeprefix("years-").removeprefix("long-") == "classes")
 
 
 def test_the_runs_are_the_main_arms_with_three_seeds_and_all_others_with_one():

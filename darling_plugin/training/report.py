@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from darling_plugin.partition.clustering import DEFAULT_CLUSTERING
 from darling_plugin.training.group_report import group_figures, of_sources
 from darling_plugin.training.pairs import LabelledGroup, LabelledPair, groups_of
 
@@ -124,11 +125,11 @@ def measures(
 
 
 def partitions_agree(
-    pairs: Sequence[LabelledPair], probabilities: np.ndarray, thresholds: np.ndarray
+    pairs: Sequence[LabelledPair], probabilities: np.ndarray, thresholds: np.ndarray, clustering: str
 ) -> tuple[int, int]:
     """Of the groups of three or more responses with all pairs labelled: how many get the classes of their labels.
 
-    Both are union-find's: of the labels, and of the pairs above their threshold. Returns agreeing, all.
+    The labels' are union-find's, those of the probabilities `clustering`'s. Returns agreeing, all.
     """
     import torch
 
@@ -140,13 +141,15 @@ def partitions_agree(
     count = agree = 0
     for at in of_group.values():
         own = [pairs[k] for k in at]
-        above = {
-            (pair.prompt, frozenset((pair.first, pair.second))): bool(probabilities[k] > thresholds[k])
+        said = {
+            (pair.prompt, frozenset((pair.first, pair.second))): (float(probabilities[k]), float(thresholds[k]))
             for k, pair in zip(at, own, strict=True)
         }
         for prompt, responses, labels in groups_of(own):
-            called = [[a == b or above[prompt, frozenset((a, b))] for b in responses] for a in responses]
-            true, found = (cluster(torch.tensor(each).float(), 0.5) for each in (labels, called))
+            threshold = said[prompt, frozenset(responses[:2])][1]  # one fold's: a prompt is not split
+            called = [[1.0 if a == b else said[prompt, frozenset((a, b))][0] for b in responses] for a in responses]
+            true = cluster(torch.tensor(labels).float(), 0.5)
+            found = cluster(torch.tensor(called, dtype=torch.float64), threshold, clustering)
             agree, count = agree + int(torch.equal(true, found)), count + 1
     return agree, count
 
@@ -159,6 +162,7 @@ def write(
     facts: dict[str, Any],
     seed: int = 0,
     groups: Sequence[LabelledGroup] = (),
+    clustering: str = DEFAULT_CLUSTERING,
 ) -> str:
     """Writes report.json, predictions.jsonl, roc.png, reliability.png, scores.png; returns the numbers to print.
 
@@ -169,10 +173,11 @@ def write(
         thresholds: (M,) that model's.
         facts: what else belongs into report.json.
         groups: of which a diversity is measured, those of whose pairs all are among the pairs.
+        clustering: of the model.
     """
     labels = np.array([pair.similar for pair in pairs])
     found = measures(pairs, probabilities, thresholds, seed)
-    agree, count = partitions_agree(pairs, probabilities, thresholds)
+    agree, count = partitions_agree(pairs, probabilities, thresholds, clustering)
     sources = of_sources(pairs, probabilities, thresholds)
     diversities = group_figures(groups, pairs, probabilities, thresholds)
     report = {

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from darling_plugin import __version__
 from darling_plugin.errors import DarlingError, spelled
 from darling_plugin.partition.models.cross_encoder import CrossEncoder
+from darling_plugin.partition.models.head.model import Head
 from darling_plugin.training import cross_encoder, report
 from darling_plugin.training.head import HeadTrainer
 from darling_plugin.training.pairs import LabelledPair, folds_by_prompt, read_inputs
@@ -61,7 +62,14 @@ def train_partition(settings: TrainingSettings) -> None:
             | {"darling-plugin": __version__},
         }
         lines = report.write(
-            settings.output, [pairs[k] for k in tested], probabilities, thresholds, facts, settings.seed, groups
+            settings.output,
+            [pairs[k] for k in tested],
+            probabilities,
+            thresholds,
+            facts,
+            settings.seed,
+            groups,
+            {"head": Head, "cross-encoder": CrossEncoder}[settings.kind].clustering,
         )
         shutil.rmtree(settings.output / cross_encoder.CHECKPOINTS, ignore_errors=True)
         progress.path.unlink()

@@ -82,10 +82,11 @@ def test_partitions_agree_where_all_classes_do_and_not_where_one_pair_joins_two(
     pairs = [pair(prompt, *each) for prompt in ("p", "q") for each in triple] + [pair("alone", "a", "b", 1)]
     right = np.array([0.9, 0.1, 0.2, 0.9, 0.1, 0.8, 0.3])  # in q, b and c are called similar
     thresholds = np.full(7, 0.5)
-    assert report.partitions_agree(pairs, right, thresholds) == (1, 2)
+    assert report.partitions_agree(pairs, right, thresholds, "union_find") == (1, 2)
     # Transitive closure: a missed pair that others join does no harm.
     joined = [pair("r", "a", "b", 1), pair("r", "a", "c", 1), pair("r", "b", "c", 1)]
-    assert report.partitions_agree(joined, np.array([0.9, 0.9, 0.1]), np.full(3, 0.5)) == (1, 1)
+    assert report.partitions_agree(joined, np.array([0.9, 0.9, 0.1]), np.full(3, 0.5), "union_find") == (1, 1)
+    assert report.partitions_agree(joined, np.array([0.9, 0.9, 0.1]), np.full(3, 0.5), "average") == (0, 1)
 
 
 def test_the_report_and_its_pictures_are_written(tmp_path):

@@ -53,6 +53,7 @@ class Head(SimilarityModel):
     """
 
     calibrated = True
+    clustering = "average"
     local = True
     option_limits: ClassVar = {"compile_after": Between(0), "token_budget": Between(1), "dtype": OneOf(DTYPES)}
 
