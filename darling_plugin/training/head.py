@@ -153,8 +153,9 @@ class HeadTrainer:
         kind_of = self._kinds(pairs)
         weight, bias = (head.weights[name].double().numpy()[kind_of] for name in ("weight", "bias"))
         logits = (self._features(pairs, head.weights["idf"].float()) * weight).sum(1) + bias
-        if (adapted := adapted_encoder(self.encoder, head.weights, dtype=self.dtype)) is not None:
-            texts, ids = self._read_whole(pairs)
+        adapted = adapted_encoder(self.encoder, head.weights, dtype=self.dtype)
+        texts, ids = self._read_whole(pairs)
+        if adapted is not None and texts:
             vectors = adapted.embed_ids(ids)().double()
             of_text = dict(zip(texts, torch.nn.functional.normalize(vectors, dim=-1), strict=True))
             for k, (_, *two) in enumerate(map(_texts, pairs)):

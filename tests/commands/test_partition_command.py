@@ -31,7 +31,9 @@ def test_a_lone_surrogate_is_partitioned_and_comes_out_as_it_came(command, model
     line = {"prompt": "Name a \ud800", "responses": ["red \udc00", "red \udfff", "blue"]}
     done = command([line], "--partition_model", model, "--partition_text", "regex:(.*)")
     assert (done.status, done.err.count("failed")) == (0, 0)
-    assert done.records[0] == {**line, "compared": [None] * 3, "labels": [0, 0, 1], "diversity": [0.5, 0.5, 1.0]}
+    found = done.records[0]
+    assert (found.pop("similarity", None) is not None) == (model == "default")  # of whose classes it is the reason
+    assert found == {**line, "compared": [None] * 3, "labels": [0, 0, 1], "diversity": [0.5, 0.5, 1.0]}
 
 
 @pytest.mark.parametrize("diversity", DIVERSITIES)

@@ -145,15 +145,15 @@ def test_the_built_in_models_leave_their_gpu_for_a_sleep_and_score_the_same_afte
     model = load_partition_model(f"{spec}:{make_classifier(tmp_path, kind)}" if kind else spec)
     group = Group("Where?", ["the cat sat on the mat and ran", "a dog ran under the tree and sat", "the cat sat"])
     before = model.similarities([group])[0]
-    weights = getattr(model, "encoder", model).model
-    where = ["cuda:1"]
+    weights = [model.encoder.model, model.adapted.model] if spec == "default" else [model.model]
+    where = {id(each): ["cuda:1"] for each in weights}
     with monkeypatch.context() as played:
-        played.setattr(type(weights), "device", property(lambda self: torch.device(where[-1])))
-        played.setattr(type(weights), "to", lambda self, device: where.append(str(device)))
+        played.setattr(type(weights[0]), "device", property(lambda self: torch.device(where[id(self)][-1])))
+        played.setattr(type(weights[0]), "to", lambda self, device: where[id(self)].append(str(device)))
         model.sleep()
-        assert where == ["cuda:1", "cpu"]
+        assert all(each == ["cuda:1", "cpu"] for each in where.values())
         model.wake()
-        assert where == ["cuda:1", "cpu", "cuda:1"]
+        assert all(each == ["cuda:1", "cpu", "cuda:1"] for each in where.values())
     model.sleep()
     model.wake()
     assert torch.equal(model.similarities([group])[0], before)

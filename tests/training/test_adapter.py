@@ -23,8 +23,10 @@ pytestmark = pytest.mark.usefixtures("few_resamples", "few_packaged_pairs")
 # Two ways to say each of two things, of which the words tell nothing: the pairs within a way look alike and differ.
 WET, DRY = ("river", "lake"), ("desert", "dune")
 FRAMES = (
-    "Long after midnight the two of them still sat by the {}, talked of old times and did not think of going home.",
-    "When summer came she drove out to the {} alone, took a few photographs there and returned in the evening.",
+    "Long after midnight the two of them still sat by the {}, talked of old times and did not think of going home, "
+    "for there was nobody who waited for them, and the night was as warm as the day before had been.",
+    "When summer came she drove out to the {} alone, took a few photographs there and returned in the evening, tired "
+    "and glad, to write a long letter to her sister, who had asked her so often what it looked like.",
 )
 
 

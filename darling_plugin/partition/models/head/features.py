@@ -156,7 +156,6 @@ def ready_to_encode(
     ids = encoder.token_ids(texts)
     chunks = [np.array_split(each, max(1, -(-len(each) // CHUNK_TOKENS))) for each in ids]
     sizes = [torch.tensor([float(max(len(chunk), 1)) for chunk in own]) for own in chunks]
-
     short = [k for k, text in enumerate(texts) if adapted and read_whole(text, ids[k])]
 
     def begin() -> Callable[[], dict[str, Encoded]]:

@@ -39,8 +39,8 @@ class Head(SimilarityModel):
     Of a response of more than 200,000 characters (50,000 tokens) the first so many are read: what one response may
     cost has an end.
 
-    A head may have an adapter of its encoder, for long responses of at most 160 tokens (adapter.py): these
-    are read twice.
+    A head may have an adapter of its encoder, for long responses of at most 160 tokens (adapter.py), which are read
+    twice. Classes are made by average linkage: a head is too unsure of a pair for one to join two classes.
 
     There are three of w and b, by the words of the shorter and of the longer response: for short answers (at most 8
     and 24), sentences (at most 24 and 32), and all others. The folder has them with the encoder's name and the
