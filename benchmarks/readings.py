@@ -9,8 +9,8 @@ another order and without the first reading. It also read 160 of the 1000 pairs 
 out by prompt, in the five folds of its training (seed 0): its head learned from the labels, its adapter from the
 readings, of other prompts. Correlation is the mean of the groups' own, push, error and flat as
 evaluation/within_group.py has them, in brackets 95 % intervals of a bootstrap over prompts; the error of no signal at
-all stands beside it. Alike is the share of the groups'
-pairs that both say the same of; average: classes by average linkage.
+all stands beside it. Alike is the share of the groups' pairs that both say the same of; average: classes by average
+linkage.
 
 The guidelines: two responses are in one class if a user who has seen one would gain nearly nothing from seeing the
 other as well. Where a choice, fact, name, number or recommendation is asked for, the choice decides; other wording,

@@ -24,10 +24,16 @@ def test_every_arms_flags_are_the_launchers(arm):
     config, rest = parse(["--darling.enable", *(flag.format(study=STUDY) for flag in arms.ARMS[arm])])
     config.check()
     assert not rest
-    as_it_comes = config == DarlingConfig(enable=True)
-    assert as_it_comes == (arm.removeprefix("years-") in ("classes-average", "untrained"))
-    plain = config == DarlingConfig(enable=True, clustering="union_find")
-    assert plain == (arm.removeprefix("years-").removeprefix("long-") == "classes")
+    assert (config != DarlingConfig(enable=True)) == (
+        arm.removeprefix("years-").removeprefix("long-") not in ("classes", "untrained")
+    )
+
+
+@pytest.mark.parametrize("arm", [arm for arm in arms.ARMS if not arm.endswith("untrained")])
+def test_classes_are_joined_by_union_find_but_in_the_arm_that_is_named_after_another(arm, tmp_path):
+    argv, _ = study.command(arm, 1, STUDY, tmp_path)
+    config, _ = parse(["--darling.enable", *argv[argv.index("--darling.clustering") :]])
+    assert config.clustering == ("average" if arm == "classes-average" else "union_find")
 
 
 def test_the_runs_are_the_main_arms_with_three_seeds_and_all_others_with_one():

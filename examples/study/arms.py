@@ -6,8 +6,8 @@ EXPECTED = ("--darling.diversity", "expected")
 QUALITY = ("--darling.reward", "quality")
 FOUR_GRAMS = ("--darling.partition_model", "lexical:4", *EXPECTED)
 
-# What joined classes by default when the study began; `default` takes average linkage since.
-UNION_FIND = ("--darling.clustering", "union_find")
+# What joins every arm's classes, but for `classes-average`: the official code's, and `default`'s when the study began.
+UNION_FIND = "union_find"
 
 UNTRAINED = "untrained"  # the model as it is, on the same held-out prompts
 YEARS = "years-"  # what the arms of the second task begin with
@@ -15,18 +15,18 @@ LONG = "long-"  # and those that are trained four times as long
 ARMS: dict[str, tuple[str, ...]] = {
     UNTRAINED: (),
     "quality": QUALITY,
-    "classes": UNION_FIND,
-    "classes-average": (),
-    "classes-0.5": (*UNION_FIND, "--darling.weight", "0.5"),
-    "classes-1.5": (*UNION_FIND, "--darling.weight", "1.5"),
+    "classes": (),
+    "classes-average": ("--darling.clustering", "average"),
+    "classes-0.5": ("--darling.weight", "0.5"),
+    "classes-1.5": ("--darling.weight", "1.5"),
     "expected": EXPECTED,
     "expected-0.5": (*EXPECTED, "--darling.weight", "0.5"),
     "expected-1.5": (*EXPECTED, "--darling.weight", "1.5"),
     "oracle": ORACLE,
     "oracle-0.5": (*ORACLE, "--darling.weight", "0.5"),
     "oracle-1.5": (*ORACLE, "--darling.weight", "1.5"),
-    "with-std": (*UNION_FIND, "--darling.advantage", "centered_std"),
-    "additive": (*UNION_FIND, "--darling.reward", "additive"),
+    "with-std": ("--darling.advantage", "centered_std"),
+    "additive": ("--darling.reward", "additive"),
     "4-gram": FOUR_GRAMS,
     # The methods of the field that ranked an earlier run's responses least as DARLING did (docs/methods.md).
     "marginal-relevance": ("--darling.reward", "marginal_relevance"),
@@ -34,9 +34,9 @@ ARMS: dict[str, tuple[str, ...]] = {
     "reasoning-novelty": ("--darling.reward", "reasoning_novelty"),
     f"{YEARS}{UNTRAINED}": (),
     f"{YEARS}quality": QUALITY,
-    f"{YEARS}classes": UNION_FIND,
+    f"{YEARS}classes": (),
     f"{LONG}quality": QUALITY,
-    f"{LONG}classes": UNION_FIND,
+    f"{LONG}classes": (),
 }
 # The first round has each arm that the others are measured by, the next ones its other seeds.
 MAIN = ("quality", "classes", "expected", "oracle")

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 import years
-from arms import ARMS, LONG, RUNS, UNTRAINED, YEARS
+from arms import ARMS, LONG, RUNS, UNION_FIND, UNTRAINED, YEARS
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -102,6 +102,7 @@ def command(arm: str, seed: int, model: Path, out: Path) -> tuple[list[str], dic
         *("--eval.n_samples_per_prompt", SAMPLES, "--eval.temperature", 1.0),
         *("--ckpt.save_steps", SAVE_EACH, "--ckpt.max_num", 1, "--ckpt.load_enable"),
         *("--ckpt.best_metric_key", "none"),
+        *("--darling.clustering", UNION_FIND),
         *(flag.format(study=STUDY) for flag in ARMS[arm]),
     ]
     environment = {**os.environ, "PYTHON": sys.executable, "MODEL": str(model.resolve()), "OUT": str(out.resolve())}
@@ -141,7 +142,9 @@ def sample_untrained(task: Task, seed: int, model: Path, out: Path) -> float:
     samples = [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n")[:-1]]
     groups = [Group(each["prompt"], each["generations"]) for each in samples]
     records = []
-    for each, measured in zip(samples, measure(load_partition_model("default"), groups), strict=True):
+    for each, measured in zip(
+        samples, measure(load_partition_model("default", clustering=UNION_FIND), groups), strict=True
+    ):
         queries = [each["prompt"] + response for response in each["generations"]]
         labels = [each["answers"]] * SAMPLES
         rewards = task.reward.reward_func(queries, [each["prompt"]] * SAMPLES, labels)["rewards"].tolist()

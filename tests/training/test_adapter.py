@@ -16,7 +16,7 @@ from darling_plugin.partition.models.head.adapter import MIDDLE, SHARE, SLOPE, r
 from darling_plugin.partition.models.head.model import SHIPPED, read_head
 from darling_plugin.training import adapter, head
 from darling_plugin.training.head import HeadTrainer
-from darling_plugin.training.pairs import read_pairs
+from darling_plugin.training.pairs import LabelledPair, read_pairs
 
 pytestmark = pytest.mark.usefixtures("few_resamples", "few_packaged_pairs")
 
@@ -28,6 +28,8 @@ FRAMES = (
     "When summer came she drove out to the {} alone, took a few photographs there and returned in the evening, tired "
     "and glad, to write a long letter to her sister, who had asked her so often what it looked like.",
 )
+# Of more than 8 words, which an adapted encoder reads, and too few for it to have a say of the two.
+SENTENCES = "We sat by the old lake until it was late.", "We sat by the old lake, and soon it was dark."
 
 
 def groups(path, count):
@@ -42,9 +44,9 @@ def groups(path, count):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A head trained on 16 prompts, and its folder; the trainer has all 24, in the order of the file."""
+    """A head trained on 16 prompts, and its folder; the trainer has 24, in the order of the file, and SENTENCES."""
     folder = tmp_path_factory.mktemp("adapter")
-    pairs = read_pairs(groups(folder / "groups.jsonl", 24))
+    pairs = [*read_pairs(groups(folder / "groups.jsonl", 24)), LabelledPair("Where was it?", *SENTENCES, 1, 25)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter, "EPOCHS", 10)
         patch.setattr(head, "PACKAGED", folder / "groups.jsonl")  # of whose prompts all are among the pairs
@@ -75,12 +77,13 @@ def test_an_adapter_learns_what_the_features_do_not_show(trained):
 
 def test_the_folder_says_what_the_trainer_predicts(trained):
     trainer, found, folder = trained
-    rows = [trainer.pairs[k] for k in range(96, 102)]
-    texts = list(dict.fromkeys(text for pair in rows for text in (pair.first, pair.second)))
-    said = opened(folder / "head").similarities([Group(rows[0].prompt, texts)])[0]
-    predicted = trainer.predict(found, range(96, 102))
-    for pair, expected in zip(rows, predicted, strict=True):
-        assert float(said[texts.index(pair.first), texts.index(pair.second)]) == pytest.approx(expected, abs=2e-4)
+    model = opened(folder / "head")
+    for at in (range(96, 102), [144]):
+        rows = [trainer.pairs[k] for k in at]
+        texts = list(dict.fromkeys(text for pair in rows for text in (pair.first, pair.second)))
+        said = model.similarities([Group(rows[0].prompt, texts)])[0]
+        for pair, expected in zip(rows, trainer.predict(found, at), strict=True):
+            assert float(said[texts.index(pair.first), texts.index(pair.second)]) == pytest.approx(expected, abs=2e-4)
 
 
 def test_both_logits_count_for_responses_read_whole_and_the_heads_own_for_others(trained, tmp_path):
@@ -91,8 +94,7 @@ def test_both_logits_count_for_responses_read_whole_and_the_heads_own_for_others
     for name, weights in (("plain", plain_weights), ("head", plain_weights | own_adapter)):
         replace(found, weights=weights).save(tmp_path / name, None)
     short, middle = "A lake.", [FRAMES[0].format("lake"), FRAMES[1].format("river"), story("fox", "slept")]
-    long = " ".join(middle * 4)
-    texts = [short, *middle, long]
+    texts = [short, *middle, " ".join(middle * 4), *SENTENCES]
     adapted, plain = opened(tmp_path / "head"), opened(tmp_path / "plain")
     prompt = "Where did they sit?"
     both, own = (model.similarities([Group(prompt, texts)])[0].double().logit() for model in (adapted, plain))
@@ -102,11 +104,11 @@ def test_both_logits_count_for_responses_read_whole_and_the_heads_own_for_others
             up, down = (own_adapter[f"adapter.{name}.{which}"].float() for which in ("up", "down"))
             layer.weight.data += up @ down
     vectors = model.encode(texts, convert_to_tensor=True, normalize_embeddings=True).double()
-    for i in range(5):
+    for i in range(7):
         for j in range(i):
-            if 0 < j < i < 4:
+            if {i, j} <= {1, 2, 3, 5, 6} and {i, j} != {5, 6}:  # of two that are read whole one is long
                 expected = SHARE * (own[i, j] + SLOPE * (vectors[i] @ vectors[j] - MIDDLE))
-                assert abs(float(expected - own[i, j])) > 0.05
+                assert abs(float(expected - own[i, j])) > 0.01
             else:
                 expected = own[i, j]
             assert float(both[i, j]) == pytest.approx(float(expected), abs=2e-3), (i, j)
@@ -150,6 +152,25 @@ def test_no_prompt_that_is_tested_adapts_the_encoder(tmp_path, monkeypatch):
     assert last == prompts and [len(fold) for fold in folds] == [6, 6, 6]
     assert set.union(*(prompts - fold for fold in folds)) == prompts
     assert json.loads((out / "report.json").read_text())["arguments"]["adapt"] == [{"data": other, "weight": 0.5}]
+
+
+def test_a_pairs_weight_counts_in_the_loss(tmp_path):
+    pairs = read_pairs(groups(tmp_path / "groups.jsonl", 1))
+    inputs = {text: torch.arange(3, 9).numpy() for pair in pairs for text in (pair.first, pair.second)}
+    weighed = [replace(pair, weight=3.0 if pair.similar else 1.0) for pair in pairs]
+    batch = adapter._Collator(inputs, 0, 2.0)([weighed])
+    assert batch["weight"].tolist() == [1.5 if pair.similar else 0.5 for pair in pairs]
+
+    class Encoder(torch.nn.Module):
+        def forward(self, features):
+            return {"sentence_embedding": torch.eye(len(features["input_ids"]))}
+
+    loss = float(adapter._PairLoss(Encoder())(**batch)["loss"])
+    # All cosines are 0: the logit of each pair is -SLOPE * MIDDLE.
+    similar, count = sum(pair.similar for pair in pairs), len(pairs)
+    of_similar, of_other = (torch.nn.functional.softplus(torch.tensor(z * SLOPE * MIDDLE)) for z in (1, -1))
+    expected = (similar * 1.5 * of_similar + (count - similar) * 0.5 * of_other) / count
+    assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_what_cannot_be_adapted_to_is_refused(tmp_path, capsys):
