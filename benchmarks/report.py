@@ -40,8 +40,9 @@ What partitioning costs, and what the engine gains. Made by `python benchmarks/r
 `make bench` runs everything and writes this page. Contestants of a table ran in turn in one run; numbers are medians
 of three rounds, ratios the median of the rounds' ratios. A `+` after the commit: tracked files differed from it.
 
-`make bench-gpu` makes the tables of a GPU in under four minutes, with tiny shapes where there is none. No
-GPU has run it yet: the figures of one H200 on other pages (3bf20c8, 2026-11-26) were measured by hand before.
+`make bench-gpu` makes the tables of a GPU in under four minutes, with the python3 that trains there, and tiny shapes
+where there is none. No GPU has run it yet: the figures of one H200 on other pages (3bf20c8, 2026-11-26) were measured
+by hand before.
 """
 
 

@@ -204,8 +204,9 @@ class DarlingConfig:
         groups_with_text(self.log_responses, step=0, count=1)
         if self.log_groups_every < 0:
             raise _bad_value("log_groups_every", "a number of steps, or 0", self.log_groups_every)
-        if self.gpus_per_partition_actor < 0:
-            raise _bad_value("gpus_per_partition_actor", "0 or more", self.gpus_per_partition_actor)
+        gpus = self.gpus_per_partition_actor
+        if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):  # Ray lends a share of one, or whole ones
+            raise _bad_value("gpus_per_partition_actor", "a share of a GPU from 0 to 1, or a whole number", gpus)
         self._check_sleep()
 
     def _check_sleep(self) -> None:

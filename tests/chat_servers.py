@@ -41,7 +41,7 @@ class FakeJudge:
         self.reset()
 
     def reset(self):
-        self.models = ["judge-1"]
+        self.models, self.root = ["judge-1"], None
         self.logprobs = "given"  # or "ignored", or "refused"
         self.refuses = {}  # an option of a request, and the message with which it is refused
         self.overflow = None  # the answer to what is longer than the context, in place of OpenAI's
@@ -92,7 +92,8 @@ def app_of(fake):
 
     @app.get("/v1/models")
     def models():
-        return {"object": "list", "data": [{"id": name, "object": "model"} for name in fake.models]}
+        root = {"root": fake.root} if fake.root else {}  # as vLLM says where it has a model from
+        return {"object": "list", "data": [{"id": name, "object": "model", **root} for name in fake.models]}
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request):

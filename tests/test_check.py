@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import ray
@@ -128,7 +129,7 @@ def test_a_model_that_takes_too_long_to_load_is_a_line_and_not_a_wait(monkeypatc
         "    def similarity(self, pairs):\n        return [0.0] * len(pairs)\n"
     )
     monkeypatch.setenv("RAY_ADDRESS", shared_ray.address())
-    monkeypatch.setattr(check, "LATEST_START", 5.0)
+    monkeypatch.setattr(check, "DarlingConfig", partial(DarlingConfig, start_timeout=5.0))
     monkeypatch.setattr(check, "CHECKS", (check.ray_and_model,))
     try:
         assert check.main(["--partition_model", f"{tmp_path}/slow.py:Slow"]) == 1

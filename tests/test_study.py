@@ -83,7 +83,7 @@ def made_up(tmp_path, monkeypatch):
         (tmp_path / f"{seed}").mkdir()
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / f"{seed}" / "partitions.jsonl").write_text(text)
-        kept = study.result("classes", seed, tmp_path / f"{seed}", 60.0)
+        kept = study.result("classes", seed, tmp_path / f"{seed}", 60.0, "1234567")
         (tmp_path / "results" / f"classes-{seed}.json").write_text(json.dumps(kept))
     return tmp_path
 
@@ -124,6 +124,13 @@ def test_differences_are_of_the_same_prompts_and_of_the_seeds_that_both_arms_hav
     assert row.startswith("| `oracle` | 1 | +0.250 (+0.250 to +0.250) | +0.500 (+0.3"), row
 
 
+def test_arms_that_hold_out_other_prompts_are_not_compared(made_up):
+    by_arm = tables.read()
+    other = {**by_arm["classes"][0], "prompts": by_arm["classes"][1]["prompts"]}
+    with pytest.raises(ValueError, match="oracle and classes of seed 1 hold out other prompts"):
+        tables.differences({**by_arm, "oracle": [other]}, ("oracle",), "classes")
+
+
 def test_an_interval_draws_seeds_and_their_prompts():
     seeds_alone = tables.pooled([[0.0, 0.0], [1.0, 1.0]])
     assert (seeds_alone.mean, seeds_alone.low, seeds_alone.high) == (0.5, 0.0, 1.0)
@@ -144,9 +151,10 @@ def test_an_arm_is_held_against_what_its_base_had_at_the_same_quality():
         "oracle": [run_of(1, (0.95, 2.5))],  # better than the base ever was: held against its best
     }
     classes, oracle = tables.at_equal_quality(arms, "quality").splitlines()[2:]
+    times = "1.38 (1.33 to 1.44)"
     # Seed 1: 2.25 at 0.8. Seed 2: its first evaluation had less of both than its second, so 3, which came with 0.8.
-    assert classes == "| `classes` | 1, 2 | 0.700 | 3.62 | 2.62 | +1.00 (+1.00 to +1.00) | 1.38 |"
-    assert oracle == "| `oracle` | 1 | 0.950 | 2.50 | 2.00 | +0.50 (+0.50 to +0.50) | 1.25 |"
+    assert classes == f"| `classes` | 1, 2 | 0.700 | 3.62 | 2.62 | +1.00 (+1.00 to +1.00) | {times} | 2 of 2 |"
+    assert oracle == "| `oracle` | 1 | 0.950 | 2.50 | 2.00 | +0.50 (+0.50 to +0.50) | 1.25 (1.25 to 1.25) | 0 of 1 |"
 
 
 def test_an_interval_of_one_seed_draws_the_prompts_of_both_together():
@@ -201,14 +209,15 @@ def test_the_second_task_gets_tables_of_its_own(made_up, monkeypatch):
             lines.append(line | {"quality": [1] * right + [0] * (32 - right), "labels": [0] * 32})
         (made_up / arm).mkdir()
         (made_up / arm / "partitions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        kept = study.result(arm, 1, made_up / arm, 60.0)
+        kept = study.result(arm, 1, made_up / arm, 60.0, "1234567")
         (made_up / "results" / f"{arm}-1.json").write_text(json.dumps(kept))
     for name in ("study.md", "methods.md"):
         (made_up / name).write_text(f"{tables.BEGIN}\n{tables.END}")
     tables.main()
     page = (made_up / "study.md").read_text()
-    (quality,) = (line for line in page.splitlines() if line.startswith("| `years-quality`"))
+    quality, _ = (line for line in page.splitlines() if line.startswith("| `years-quality`"))
     assert quality.startswith("| `years-quality` | 1 | 0.250 (0.250 to 0.250) |") and "| 4.000 (4.000" in quality
     assert "| less `years-quality` | seeds | pass@1 |" in page
     assert "| `years-classes` | 1 | +0.250 (+0.250 to +0.250) |" in page
+    assert "| `years-classes` | 1 | 0.500, 4.00 |" in page
     assert "years" not in page[: page.index("The second task:")]

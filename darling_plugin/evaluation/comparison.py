@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,10 +134,15 @@ def evaluate(
 
 
 def _keys(samples: Sequence[Samples]) -> list[Key]:
+    # A run's log has it within a chat template; conversations that end with the same question are told apart whole.
+    wholes = defaultdict(set)
+    for each in samples:
+        wholes[asked(each.prompt)].add(each.prompt)
     before: Counter[str] = Counter()
     keys = []
     for each in samples:
-        prompt = asked(each.prompt)  # a run's log has it within a chat template
+        prompt = asked(each.prompt)
+        prompt = prompt if len(wholes[prompt]) == 1 else each.prompt
         keys.append((prompt, before[prompt]))
         before[prompt] += 1
     return keys

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError, spelled
+from darling_plugin.evaluation.fields import LARGEST
 from darling_plugin.evaluation.noveltybench import decile
-from darling_plugin.evaluation.samples import LARGEST, Samples
+from darling_plugin.evaluation.samples import Samples
 from darling_plugin.queries import asked
 from darling_plugin.user_code import import_user_code
 

@@ -7,9 +7,7 @@ this package's partitions.jsonl and what darling-partition writes. docs/evaluate
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from darling_plugin.errors import DarlingError
-from darling_plugin.partition.base import encodable
+from darling_plugin.evaluation.fields import (
+    Fault,
+    id_of,
+    is_chat,
+    labels_of,
+    list_of,
+    qualities_of,
+    reference_of,
+    step_of,
+    text_of,
+)
+from darling_plugin.evaluation.rows import Row, reward_columns, rows_of
 from darling_plugin.partition.groups import given_responses, lines_of
 
 Report = Callable[[int, str], None]
-ROW_RESPONSES = ("completion", "output", "response")  # of a line that is one response
-ROW_PROMPTS = ("prompt", "input", "messages")
-STEPS = ("step", "gen_step")
-QUALITIES = ("score", "quality", "reward")  # of a line that is one response
-REFERENCES = ("answers", "label", "gts", "answer", "solution", "target")  # what a correct answer is
 SPLITS = {"train", "eval"}  # of a training log
-LARGEST = 1e100  # of a quality: sums of larger ones may be no floats any more
-NO_REWARD = {*STEPS, "global_step", "index", "doc_id", "uid"}  # numbers of a row that are no reward
 
 
 @dataclass
@@ -55,10 +57,6 @@ class Samples:
     quality_from: str | None = None
 
 
-class _Fault(ValueError):
-    """What is wrong with a line."""
-
-
 def read_samples(
     path: Path, report: Report, *, quality_key: str | None = None, split: str | None = None, step: int | None = None
 ) -> list[Samples]:
@@ -73,7 +71,9 @@ def read_samples(
 
     Raises DarlingError for a file that is not there, that holds no samples, or none with quality_key.
     """
-    found = _of_step(_group_rows(_lines(path, report, quality_key)), split, step)
+    lines = list(_lines(path, report, quality_key))
+    columns = [quality_key] if quality_key else reward_columns([line for line in lines if isinstance(line, Row)])
+    found = _of_step(_group_rows(lines, columns, report), split, step)
     if not found:
         raise DarlingError(
             "a file with prompts and responses",
@@ -100,8 +100,8 @@ def classes_of(path: Path, samples: list[Samples]) -> str:
         return "as the file has them"
 
 
-def _lines(path: Path, report: Report, quality_key: str | None) -> Iterator[tuple[Samples, bool]]:
-    """What each line holds, and whether that is one response of a prompt whose others have lines of their own."""
+def _lines(path: Path, report: Report, quality_key: str | None) -> Iterator[Samples | Row]:
+    """What each line holds."""
     first_filter = None
     for number, record in _records(path, report):
         if "resps" in record:  # lm-eval writes each document again for each filter of its answers
@@ -110,7 +110,7 @@ def _lines(path: Path, report: Report, quality_key: str | None) -> Iterator[tupl
                 continue
         try:
             yield from _parse(record, number, quality_key)
-        except _Fault as fault:
+        except Fault as fault:
             report(number, str(fault))
 
 
@@ -158,28 +158,20 @@ def _parquet(path: Path) -> Iterable[dict[str, Any]]:
         raise DarlingError("a parquet file that pyarrow can read", f"{path}: {error}", "copy it again") from error
 
 
-def _parse(record: dict[str, Any], number: int, quality_key: str | None) -> Iterator[tuple[Samples, bool]]:
-    """One line: a group; or one response, or (ms-swift) lists of a step's."""
+def _parse(record: dict[str, Any], number: int, quality_key: str | None) -> Iterator[Samples | Row]:
     if given_responses(record) is not None:
-        yield _of_group(record, number, quality_key), False
+        yield _of_group(record, number, quality_key)
     elif "resps" in record:
-        yield _of_lm_eval(record, number, quality_key), False
+        yield _of_lm_eval(record, number, quality_key)
     else:
-        prompt_key = next((key for key in ROW_PROMPTS if key in record), None)
-        response_key = next((key for key in ROW_RESPONSES if key in record), None)
-        if prompt_key is None or response_key is None:
-            raise _Fault(f"needs a prompt and responses, found the keys {', '.join(list(record)[:12]) or 'none'}")
-        if isinstance(record[response_key], list) and not _is_chat(record[response_key]):
-            yield from _of_columns(record, number, prompt_key, response_key, quality_key)
-        else:
-            yield _of_row(record, number, prompt_key, response_key, quality_key), True
+        yield from rows_of(record, number)
 
 
 def _of_group(record: dict[str, Any], number: int, quality_key: str | None) -> Samples:
-    responses = [_text(each) for each in _list(given_responses(record), "responses")]
+    responses = [text_of(each) for each in list_of(given_responses(record), "responses")]
     if not responses:
-        raise _Fault("needs at least one response, found none")
-    labels = _labels(record.get("labels", record.get("partition")), len(responses))
+        raise Fault("needs at least one response, found none")
+    labels = labels_of(record.get("labels", record.get("partition")), len(responses))
     quality_from = quality_key or "quality"
     if quality_key is None and "partition_scores" in record and not isinstance(record.get("quality"), list):
         quality, quality_from = _of_scores(record, labels, len(responses)), "partition_scores"
@@ -187,12 +179,12 @@ def _of_group(record: dict[str, Any], number: int, quality_key: str | None) -> S
         quality = record.get(quality_from)
     return Samples(
         id_of(record, number),
-        _text(record.get("prompt")),
+        text_of(record.get("prompt")),
         responses,
-        _numbers(quality, len(responses)),
+        qualities_of(quality, len(responses)),
         labels,
-        _reference(record),
-        _step(record.get("step")),
+        reference_of(record),
+        step_of(record.get("step")),
         record["split"] if isinstance(record.get("split"), str) else None,
         quality_from,
     )
@@ -205,7 +197,7 @@ def _of_scores(record: dict[str, Any], labels: list[int] | None, n: int) -> list
     """
     own, of_classes = record.get("generation_scores"), record["partition_scores"]
     if labels is None or not isinstance(of_classes, list) or max(labels) >= len(of_classes):
-        raise _Fault("needs a partition, and a score for each class, beside partition_scores")
+        raise Fault("needs a partition, and a score for each class, beside partition_scores")
     if isinstance(own, list) and len(own) == n and own.count(0) < n - len(of_classes):
         return own
     return [of_classes[label] for label in labels]
@@ -213,15 +205,15 @@ def _of_scores(record: dict[str, Any], labels: list[int] | None, n: int) -> list
 
 def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) -> Samples:
     prompt = record.get("arguments")  # [[prompt, settings]], or {"gen_args_0": {"arg_0": prompt, ...}}
-    while isinstance(prompt, list | dict) and prompt and not _is_chat(prompt):
+    while isinstance(prompt, list | dict) and prompt and not is_chat(prompt):
         prompt = prompt[0] if isinstance(prompt, list) else next(iter(prompt.values()))
-    resps = [each for request in _list(record["resps"], "resps") for each in _list(request, "resps")]
-    if not all(isinstance(each, str) or _is_chat(each) for each in resps):
-        raise _Fault("needs texts as resps, found a loglikelihood task's, as multiple choice: it samples nothing")
-    responses = [_text(each) for each in resps]
+    resps = [each for request in list_of(record["resps"], "resps") for each in list_of(request, "resps")]
+    if not all(isinstance(each, str) or is_chat(each) for each in resps):
+        raise Fault("needs texts as resps, found a loglikelihood task's, as multiple choice: it samples nothing")
+    responses = [text_of(each) for each in resps]
     if not responses:
-        raise _Fault("needs at least one response, found none")
-    metrics = [name for name in _list(record.get("metrics") or [], "metrics") if isinstance(name, str)]
+        raise Fault("needs at least one response, found none")
+    metrics = [name for name in list_of(record.get("metrics") or [], "metrics") if isinstance(name, str)]
     names = [quality_key] if quality_key else [name for name in metrics if isinstance(record.get(name), int | float)]
     # A metric is of the whole document: a response's own quality it is where there is one.
     value = record.get(names[0]) if names else None
@@ -229,83 +221,37 @@ def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) ->
     target = record.get("target")
     return Samples(
         id_of(record, number, "doc_id"),
-        _text(prompt),
+        text_of(prompt),
         responses,
-        _numbers(quality, len(responses)),
+        qualities_of(quality, len(responses)),
         reference=None if target is None else str(target),
         quality_from=names[0] if names else None,
     )
 
 
-def _of_columns(
-    record: dict[str, Any], number: int, prompt_key: str, response_key: str, quality_key: str | None
-) -> Iterator[tuple[Samples, bool]]:
-    length = len(record[response_key])
-    if not length:
-        raise _Fault("needs at least one response, found none")
-    columns = {key: value for key, value in record.items() if isinstance(value, list) and len(value) == length}
-    if prompt_key not in columns:
-        raise _Fault(f"needs {length} prompts for {length} responses")
-    constant = {key: value for key, value in record.items() if key not in columns}
-    for k in range(length):
-        row = constant | {key: value[k] for key, value in columns.items()}
-        yield _of_row(row, number, prompt_key, response_key, quality_key, of_columns=True), True
-
-
-def _of_row(
-    record: dict[str, Any],
-    number: int,
-    prompt_key: str,
-    response_key: str,
-    quality_key: str | None,
-    of_columns: bool = False,
-) -> Samples:
-    names = [quality_key] if quality_key else _reward_columns(record, of_columns)
-    values = [record.get(name) for name in names]
-    # A reward function that has nothing to say of a response gives None: the others count.
-    numbers = [_in_range(value) for value in values if _is_number(value)]
-    quality = math.fsum(numbers) if numbers else None
-    return Samples(
-        str(number),
-        _text(record[prompt_key]),
-        [_text(record[response_key])],
-        _numbers(None if quality is None else [quality], 1),
-        reference=_reference(record),
-        step=next((_step(record[key]) for key in STEPS if key in record), None),
-        quality_from=" + ".join(names) or None,
-    )
-
-
-def _reward_columns(record: dict[str, Any], all_numbers: bool) -> list[str]:
-    """Which columns of a response's line make its quality.
-
-    TRL and ms-swift write a column a reward function before the advantage, and what else there is (entropy) after it.
-    A user's own may stand among them: where any is named reward, only those count.
-
-    Args:
-        all_numbers: whether the line is known to be of such a tool.
-    """
-    known = next((name for name in QUALITIES if _is_number(record.get(name))), None)
-    if known is not None:  # verl's score; its extras may be numbers too
-        return [known]
-    before = itertools.takewhile(lambda key: key not in ("advantage", "advantages"), record)
-    numbers = [key for key in before if _is_number(record[key]) and key not in NO_REWARD | set(REFERENCES)]
-    all_numbers |= not {"advantage", "advantages"}.isdisjoint(record)
-    return [name for name in numbers if "reward" in name.lower()] or (numbers if all_numbers else [])
-
-
-def _group_rows(lines: Iterable[tuple[Samples, bool]]) -> list[Samples]:
+def _group_rows(lines: Iterable[Samples | Row], columns: list[str], report: Report) -> list[Samples]:
     """Rows of one response become groups of one prompt (and step); what is a group already stays one."""
     groups: dict[Any, Samples] = {}
-    for each, is_row in lines:
-        if not is_row:
-            groups[object()] = each
+    for line in lines:
+        if isinstance(line, Samples):
+            groups[object()] = line
             continue
-        group = groups.setdefault((each.step, each.prompt), each)
-        if group is not each:
-            group.responses += each.responses
-            both = group.quality is not None and each.quality is not None
-            group.quality = [*group.quality, *each.quality] if both else None
+        try:
+            quality = line.quality(columns)
+        except Fault as fault:
+            report(line.number, str(fault))
+            continue
+        group = groups.get((line.step, line.prompt))
+        if group is None:
+            own, reference = None if quality is None else [quality], reference_of(line.record)
+            groups[line.step, line.prompt] = Samples(
+                **{"id": str(line.number), "prompt": line.prompt, "responses": [line.response], "quality": own},
+                **{"reference": reference, "step": line.step, "quality_from": " + ".join(columns) or None},
+            )
+            continue
+        group.responses.append(line.response)
+        both = group.quality is not None and quality is not None
+        group.quality = [*group.quality, quality] if both else None
     return list(groups.values())
 
 
@@ -320,79 +266,3 @@ def _of_step(found: list[Samples], split: str | None, step: int | None) -> list[
         step = max((each.step for each in found if each.step is not None), default=None)
     # A line without a step among others with one is of no other step.
     return found if step is None else [each for each in found if each.step in (None, step)]
-
-
-def id_of(record: dict[str, Any], number: int, key: str = "id") -> str:
-    """What a record calls itself, else its number; data sets have null in a column that a row lacks."""
-    return str(number if record.get(key) is None else record[key])
-
-
-def _step(value: Any) -> int | None:
-    """ms-swift's are texts."""
-    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
-        return int(value)
-    return int(value) if _is_number(value) else None
-
-
-def _text(value: Any) -> str:
-    """A text, or the contents of a chat's messages, one below the other."""
-    if _is_chat(value):
-        value = "\n".join(_content(message) for message in value)
-    if not isinstance(value, str):
-        raise _Fault(f"needs texts as prompt and responses, found {type(value).__name__}")
-    return encodable(value)
-
-
-def _content(message: dict[str, Any]) -> str:
-    """A message's, of which a call of a tool may have none, or the texts among its parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        return "\n".join(text for text in texts if isinstance(text, str))
-    return "" if content is None else str(content)
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Fault(f"needs a list as {name}, found {type(value).__name__}")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # NaN is not
-
-
-def _in_range(value: float) -> float:
-    if abs(value) > LARGEST:
-        raise _Fault(f"needs a quality from {-LARGEST:g} to {LARGEST:g}, found {value!r:.40}")
-    return float(value)
-
-
-def _numbers(values: Any, n: int) -> list[float] | None:
-    if values is None:
-        return None
-    if not isinstance(values, list) or len(values) != n:
-        raise _Fault(f"needs a quality for each of {n} responses, found {values!r:.80}")
-    if not all(_is_number(value) or isinstance(value, bool) for value in values):
-        return None  # one of them has none: a mean over the others would be of other responses
-    return [_in_range(value) for value in values]
-
-
-def _labels(values: Any, n: int) -> list[int] | None:
-    if values is None:
-        return None
-    whole = isinstance(values, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in values)
-    if not whole or len(values) != n:
-        raise _Fault(f"needs a class for each of {n} responses, found {values!r:.80}")
-    return values if min(values) >= 0 else None  # -1: the quality gate left it out of the partition
-
-
-def _reference(record: dict[str, Any]) -> str | None:
-    for key in REFERENCES:
-        if record.get(key) is not None:
-            return record[key] if isinstance(record[key], str) else json.dumps(record[key], default=str)
-    return None

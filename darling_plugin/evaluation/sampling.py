@@ -8,13 +8,14 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError, spelled
-from darling_plugin.evaluation.samples import REFERENCES, id_of
+from darling_plugin.evaluation.fields import REFERENCES, id_of
 from darling_plugin.partition.base import encodable
 from darling_plugin.partition.groups import lines_of
 
@@ -87,19 +88,22 @@ def _rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings, kept: Path, name: str) -> int:
     """Leaves a line a prompt with `generations` in `kept`; those that are there already are not made again.
 
+    Their right answers become those of `prompts`, where they were corrected since.
+
     A prompt that the model refuses is named on stderr, and in a file of its own, `kept` with .refused before its
     ending, which each call writes anew: the next one tries them again. Returns how many there are.
 
     Args:
         prompts: as read_prompts gives them.
-        generate: some of them, settings -> of each a list of n texts, or Refused.
+        generate: some of them, settings -> of each a list of n texts, or Refused; its `source` says which model it is.
         kept: a JSONL file that is appended to as samples come, so that a run that is stopped goes on.
         name: of the model.
 
     Raises DarlingError where `kept` has samples of another model, other settings or other prompts, and where all
     prompts are refused, or the first PROMPTS_AT_ONCE for one and the same reason.
     """
-    done = _done(kept, {each["id"]: each["prompt"] for each in prompts}, name, settings)
+    made_by = {"model": name, "source": generate.source, "settings": vars(settings)}
+    done = _done(kept, {each["id"]: each for each in prompts}, made_by)
     missing = [prompt for prompt in prompts if prompt["id"] not in done]
     kept.parent.mkdir(parents=True, exist_ok=True)
     refused: list[dict[str, Any]] = []
@@ -117,8 +121,7 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
                     tqdm.write(f"prompt {prompt['id']}: refused: {texts.reason}", file=sys.stderr)
                     _write_lines(refused_file, refused)
                     continue
-                line = {**prompt, "model": name, "settings": vars(settings), "generations": texts}
-                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                file.write(_lines([{**prompt, **made_by, "generations": texts}]))
             file.flush()
             bar.update(len(some))
             # Prompts that are too long are refused each for a length of its own: others may be shorter.
@@ -130,11 +133,14 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    path.write_text(_lines(rows), encoding="utf-8", errors="backslashreplace")
 
 
-def _done(path: Path, texts: dict[str, str], name: str, settings: Settings) -> set[str]:
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _done(path: Path, prompts: dict[str, dict[str, Any]], made_by: dict[str, Any]) -> set[str]:
     """The ids of the prompts in a file of samples; what a kill left unfinished is taken off it."""
     if not path.exists():
         return set()
@@ -144,22 +150,33 @@ def _done(path: Path, texts: dict[str, str], name: str, settings: Settings) -> s
         path.write_bytes(whole[:end])
     try:
         found = [json.loads(line) for line in whole[:end].split(b"\n")[:-1]]
-        of_ours = all({"id", "prompt", "model", "settings"} <= record.keys() for record in found)
+        of_ours = all({"id", "prompt", "generations", *made_by} <= record.keys() for record in found)
     except (ValueError, AttributeError):
         of_ours = False
     if not of_ours:
-        raise DarlingError(f"samples that {name} left in {path}", "lines of another kind", "name another folder")
+        needed = f"samples that {made_by['model']} left in {path}"
+        raise DarlingError(needed, "lines of another kind", "name another folder")
     for record in found:
-        if (record["model"], record["settings"]) != (name, vars(settings)):
-            wanted, there = f"{name} with {vars(settings)}", f"{record['model']}, {record['settings']}"
-        elif texts.get(record["id"]) != record["prompt"]:
+        before = {key: record[key] for key in made_by}
+        if before != made_by:
+            wanted, there = _told(made_by), _told(before)
+        elif prompts.get(record["id"], {}).get("prompt") != record["prompt"]:
             wanted, there = "these prompts", f"another, {record['prompt']!r:.80}"
         else:
             continue
         raise DarlingError(
             f"samples of {wanted}", f"{path} with those of {there}", "name another folder, or remove that file"
         )
+    now = [{**prompts[record["id"]], **made_by, "generations": record["generations"]} for record in found]
+    if _lines(now) != _lines(found):
+        unfinished = path.with_suffix(".unfinished")
+        _write_lines(unfinished, now)
+        unfinished.replace(path)
     return {record["id"] for record in found}
+
+
+def _told(made_by: dict[str, Any]) -> str:
+    return f"{made_by['model']} ({made_by['source']}) with {made_by['settings']}"
 
 
 def seed_of(prompt: dict[str, Any], settings: Settings) -> int:
@@ -168,12 +185,22 @@ def seed_of(prompt: dict[str, Any], settings: Settings) -> int:
     return zlib.crc32(text.encode("utf-8", errors="replace")) >> 1
 
 
+def folder_as_of(folder: Path) -> str:
+    changed = max((file.stat().st_mtime for file in folder.iterdir() if file.is_file()), default=0)
+    return f"{folder.resolve()}, of {datetime.fromtimestamp(changed):%Y-%m-%d %H:%M:%S}"
+
+
 class OwnVllm:
-    """Samples with vLLM in this process, through the model's chat template."""
+    """Samples with vLLM in this process, through the model's chat template.
+
+    Attributes:
+        source: the folder and when its files were last changed, or the model's name on Hugging Face's Hub.
+    """
 
     def __init__(self, path: str) -> None:
         import torch
 
+        self.source = folder_as_of(Path(path)) if Path(path).is_dir() else path
         if not torch.cuda.is_available():
             # vLLM's CPU build would take nearly all of the memory for its cache, and bind each thread to a core.
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
@@ -230,7 +257,12 @@ class OwnVllm:
 
 
 class Server:
-    """Samples from a server with OpenAI's chat completions, several prompts at a time; OPENAI_API_KEY where set."""
+    """Samples from a server with OpenAI's chat completions, several prompts at a time; OPENAI_API_KEY where set.
+
+    Attributes:
+        source: where the server has the model from, as vLLM's says (one that was started again elsewhere is the same);
+            else the server's URL.
+    """
 
     CONCURRENCY = 16
     REFUSALS = (400, 413, 422)  # HTTP statuses of a request that no other one has a part in
@@ -246,16 +278,23 @@ class Server:
         url = url if url.endswith("/v1") else f"{url}/v1"
         key = os.environ.get("OPENAI_API_KEY", "none")
         self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=self.RETRIES)
-        self.model = model or self._only_model(url)
+        served = self._served(url, model)
+        if model is None and len(served) != 1:
+            raise DarlingError(f"one model at {url}, or {spelled('model_name')}", f"{list(served)}", "name one")
+        self.model = model or next(iter(served))
+        self.source = served.get(self.model) or url
 
-    def _only_model(self, url: str) -> str:
+    def _served(self, url: str, model: str | None) -> dict[str, str | None]:
+        """By name, where each of the server's models is from."""
         try:
-            served = [each.id for each in self._client.models.list().data]
+            return {each.id: getattr(each, "root", None) for each in self._client.models.list().data}
         except self._failure as error:
-            raise DarlingError(f"the models of {url}", f"{error}", "correct the URL, or name one") from error
-        if len(served) != 1:
-            raise DarlingError(f"one model at {url}, or {spelled('model_name')}", f"{served}", "name one")
-        return served[0]
+            if model is not None and isinstance(error, self._status_error):  # some servers have no such list
+                return {}
+            action = (
+                "correct the URL, or name one" if model is None else "look at the server; the same command goes on"
+            )
+            raise DarlingError(f"the models of {url}", f"{error}", action) from error
 
     def __call__(self, prompts: Sequence[dict[str, Any]], settings: Settings) -> list[list[str] | Refused]:
         from concurrent.futures import ThreadPoolExecutor

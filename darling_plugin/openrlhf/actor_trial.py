@@ -49,8 +49,7 @@ def loaded_where_actors_run(config: DarlingConfig) -> Loaded:
     labels = [response["extra_logs"][LABEL] for response in scored]
     if labels[0] != labels[1]:
         raise RuntimeError(f"identical responses in different classes: {labels}")
-    device = "a GPU" if config.gpus_per_partition_actor else "a CPU"
-    return Loaded(pool.description["node"], device, start_seconds, group_seconds)
+    return Loaded(pool.description["node"], pool.description["device"], start_seconds, group_seconds)
 
 
 def _group() -> list[dict[str, Any]]:

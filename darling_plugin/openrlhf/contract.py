@@ -126,6 +126,7 @@ COMMAND_LINE: dict[str, tuple[str, Any]] = {
     "is_async": ("train.async_enable", False),
     "nodes": ("actor.num_nodes", 1),
     "gpus_per_node": ("actor.num_gpus_per_node", 8),
+    "tensor_parallel": ("vllm.tensor_parallel_size", 1),
 }
 # These, and those that only the hooks read, from `args`, where each dot is a namespace.
 FLAGS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition import PartitionModel
+from darling_plugin.partition.base import out_of_memory
+
+WAKE_WITHIN, WAKE_AGAIN = 60.0, 0.5  # seconds that a model waits for memory to wake in, and between its attempts
 
 
 def bind_to_share(share: float) -> None:
@@ -47,11 +51,24 @@ class GpuMemory:
 
         def measured(*args: Any) -> Any:
             if self._asleep:
-                self._model.wake()
+                self._wake()
                 self._asleep = False
             return measure(*args)
 
         return measured
+
+    def _wake(self) -> None:
+        """Waits for memory, as while an asynchronous run's training has the GPU; what has moved already stays."""
+        until = time.monotonic() + WAKE_WITHIN
+        while True:
+            try:
+                return self._model.wake()
+            except Exception as error:
+                if not out_of_memory(error) or time.monotonic() > until:
+                    raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            time.sleep(WAKE_AGAIN)
 
     def give_back(self) -> None:
         if self._sleeps and not self._asleep:

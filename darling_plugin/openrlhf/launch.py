@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import os
 import runpy
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+
+from packaging.version import Version
 
 from darling_plugin.config import PREFIX, DarlingConfig, build_parser, parse
 from darling_plugin.errors import DarlingError, options_begin_with
@@ -111,7 +114,22 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
             "name another folder, move that file away, or resume its run with --ckpt.load_enable",
         )
     placement.check_colocation(flags, config)
+    _check_ray(flags.tensor_parallel)
     return config
+
+
+def _check_ray(tensor_parallel: int) -> None:
+    """Raises DarlingError for engines of several GPUs in a Ray before 2.55, the one of OpenRLHF 0.10.2.
+
+    Their workers get the actor's runtime_env with what the setup hook left in it, and that Ray refuses it there.
+    """
+    found = importlib.metadata.version("ray")
+    if tensor_parallel > 1 and Version(found) < Version("2.55"):
+        raise DarlingError(
+            f"Ray 2.55 or newer, for --vllm.tensor_parallel_size {tensor_parallel} beside Ray's setup hook",
+            f"ray {found}",
+            "install OpenRLHF 0.10.3 or newer, or pass --vllm.tensor_parallel_size 1",
+        )
 
 
 def _warn_of_std(flags: argparse.Namespace, config: DarlingConfig) -> None:

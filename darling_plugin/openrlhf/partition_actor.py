@@ -130,6 +130,7 @@ class PartitionActor:
 
     def __init__(self, config: DarlingConfig, tokenizer: Any, quality_expected: bool, journal: str) -> None:
         placement.see_own_gpus_alone(config)
+        placement.check_gpu(config)
         placement.stay_within_own_cores(config)
         if config.import_path:
             import_user_code(config.import_path)
@@ -161,6 +162,7 @@ class PartitionActor:
             "threshold": getattr(self._model, "threshold", None),
             "clustering": getattr(self._model, "clustering", None),
             "node": platform.node(),
+            "device": placement.device(self._config),
         }
 
     async def time_group(self, step: Step) -> Timed | None:

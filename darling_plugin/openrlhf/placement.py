@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -212,3 +213,30 @@ def see_own_gpus_alone(config: DarlingConfig) -> None:
     # Whether Ray does so depends on its version and on RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES.
     gpus = ray.get_gpu_ids() if config.gpus_per_partition_actor else []
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+
+
+def check_gpu(config: DarlingConfig) -> None:
+    """Raises DarlingError in an actor whose GPU torch cannot use: it would hold its share and compute on a core.
+
+    With --darling.cpu Ray's GPUs are there in name only.
+    """
+    import torch
+
+    share = config.gpus_per_partition_actor
+    if share and not config.cpu and not torch.cuda.is_available():
+        raise DarlingError(
+            f"a GPU that torch computes on, for --darling.gpus_per_partition_actor {share:g}",
+            f"none on {platform.node()} for torch {torch.__version__} (CUDA {torch.version.cuda}), where Ray lent "
+            f"GPU {os.environ['CUDA_VISIBLE_DEVICES'] or 'none'}",
+            "see there what python3 -c 'import torch; torch.zeros(1).cuda()' says: a torch without CUDA, or a driver "
+            "older than its CUDA; or pass --darling.gpus_per_partition_actor 0",
+        )
+
+
+def device(config: DarlingConfig) -> str:
+    """What a partition model of its own computes on here, for people."""
+    import torch
+
+    if config.gpus_per_partition_actor and torch.cuda.is_available():
+        return f"a GPU, {torch.cuda.get_device_name(0)}"
+    return "a CPU"

@@ -369,8 +369,8 @@ def in_halves(score: Callable[[Sequence[Any]], torch.Tensor], items: Sequence[An
 def out_of_memory(error: Exception) -> bool:
     import torch
 
-    # The CPU's allocator, CUDA itself and cuBLAS raise bare RuntimeErrors.
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    # The CPU's allocator, CUDA itself and cuBLAS raise bare RuntimeErrors, this also where its handle finds no room.
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "cublasCreate")
     if isinstance(error, DarlingError):  # which may quote such a text, of a server's memory say
         return False
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

@@ -10,11 +10,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Cuts:
-    """How many texts, or pairs of them, a model has read since it was loaded, and how many not to their end."""
+    """How many texts, or pairs of them, a model has read since it was loaded, and how many not to their end.
+
+    Attributes:
+        made_up: what is read now is nobody's response: not counted, not warned of.
+        all_cut: whether all that was made up and read last was cut: of longer texts no more would be read.
+    """
 
     read: int = 0
     cut: int = 0
-    made_up: bool = False  # what is read now is nobody's response: not counted, not warned of
+    made_up: bool = False
+    all_cut: bool = False
 
     def count(self, read: int, cut: int, reads: str) -> None:
         """Counts, and warns of the first that are cut: what begins alike for as long as a model reads is one to it.
@@ -23,6 +29,7 @@ class Cuts:
             reads: who reads how much, and of what: "BERT reads 256 tokens of a text".
         """
         if self.made_up:
+            self.all_cut = 0 < read == cut
             return
         if cut and not self.cut:
             logger.warning(

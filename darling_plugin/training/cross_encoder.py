@@ -176,7 +176,7 @@ def _load(settings: Settings) -> tuple[Any, Any]:
         raise DarlingError(
             "a model that transformers can put a classification head on, with its tokenizer",
             f"{settings.base}: {error}",
-            f"correct {spelled('base')}, or download it first: huggingface-cli download <Hub name>",
+            f"correct {spelled('base')}, or download it first: hf download <Hub name>",
         ) from error
     if ClassifierSettings.written(model.config):
         logger.warning(

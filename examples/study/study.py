@@ -155,8 +155,8 @@ def sample_untrained(task: Task, seed: int, model: Path, out: Path) -> float:
     return time.monotonic() - began
 
 
-def result(arm: str, seed: int, out: Path, seconds: float) -> dict:
-    """What is kept of a run.
+def result(arm: str, seed: int, out: Path, seconds: float, commit: str) -> dict:
+    """What is kept of a run, that was made at this commit.
 
     Of each evaluated response that earned its reward the number of the answer that it names, None of the others, and
     its class; of each training step the means over its groups.
@@ -179,9 +179,9 @@ def result(arm: str, seed: int, out: Path, seconds: float) -> dict:
     return {
         "arm": arm,
         "seed": seed,
-        "flags": [flag.format(study="examples/study") for flag in ARMS[arm]],
+        "flags": ["--darling.clustering", UNION_FIND, *(flag.format(study="examples/study") for flag in ARMS[arm])],
         "minutes": round(seconds / 60, 1),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=STUDY, text=True).strip(),
+        "commit": commit,
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         "prompts": prompts,
@@ -212,6 +212,15 @@ def _means(record: dict, named: list[str | None]) -> dict[str, float]:
     }
 
 
+def revision() -> str:
+    """The commit, and whether files differ from it."""
+    described = ["git", "describe", "--always", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.check_output(described, cwd=STUDY, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def processor() -> str:
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
@@ -233,14 +242,14 @@ def main() -> None:
         if kept.exists():
             console.print(f"{name}: {kept} is there")
             continue
-        out = arguments.out / name
+        out, commit = arguments.out / name, revision()
         if arm.endswith(UNTRAINED):
             seconds = sample_untrained(task_of(arm), int(seed), arguments.model, out)
         else:
             seconds = train(arm, int(seed), arguments.model, out, console)
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(
-            json.dumps(result(arm, int(seed), out, seconds), ensure_ascii=False, separators=(",", ":")) + "\n",
+            json.dumps(result(arm, int(seed), out, seconds, commit), ensure_ascii=False, separators=(",", ":")) + "\n",
             encoding="utf-8",
         )
         for needless in ("checkpoints", "model"):

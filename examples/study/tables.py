@@ -69,20 +69,24 @@ def of_arm(runs: list[dict], figure: str, at: int = -1) -> Interval:
 
 def pooled(seeds: list[list[float]]) -> Interval:
     """The seeds' mean; its interval draws seeds again, and of each its prompts. Few seeds make it too narrow."""
-    return drawn_again(lambda seed, at: float(np.mean(np.asarray(seeds[seed])[at])), [len(own) for own in seeds])
+    return drawn_again(lambda seed, at: np.mean(np.asarray(seeds[seed])[at]), [len(own) for own in seeds])
 
 
-def drawn_again(of_seed: Callable[[int, np.ndarray], float], prompts: list[int]) -> Interval:
-    """Of the mean over seeds of what `of_seed` makes of a seed and of which of its prompts."""
+def drawn_again(
+    of_seed: Callable[[int, np.ndarray], np.ndarray],
+    prompts: list[int],
+    figure: Callable[[np.ndarray], float] = float,
+) -> Interval:
+    """A figure of the mean over seeds of what `of_seed` makes of a seed and of which of its prompts."""
     rng = np.random.default_rng(0)
     everything = [np.arange(count) for count in prompts]
 
     def once() -> float:
         drawn = rng.integers(0, len(prompts), len(prompts))
-        return mean(of_seed(seed, rng.choice(everything[seed], prompts[seed])) for seed in drawn)
+        return figure(np.mean([of_seed(seed, rng.choice(everything[seed], prompts[seed])) for seed in drawn], 0))
 
     low, high = np.quantile([once() for _ in range(RESAMPLES)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    found = mean(of_seed(seed, own) for seed, own in enumerate(everything))
+    found = figure(np.mean([of_seed(seed, own) for seed, own in enumerate(everything)], 0))
     return Interval(found, float(low), float(high), prompts[0])
 
 
@@ -98,6 +102,10 @@ def differences(
         if arm == base or not ends:
             continue
         cells = []
+        for run in by_arm[arm]:
+            same = next((other["prompts"] for other in by_arm[base] if other["seed"] == run["seed"]), run["prompts"])
+            if run["prompts"] != same:
+                raise ValueError(f"{arm} and {base} of seed {run['seed']} hold out other prompts: make both again")
         for name in names:
             less = [
                 [of_arm[name] - of_base[name] for of_arm, of_base in zip(prompts, bases[seed], strict=True)]
@@ -113,10 +121,12 @@ def at_equal_quality(by_arm: dict[str, list[dict]], base: str, figure: str = "di
     """A table: of each arm's end, how much more variety it has than `base` had at the same quality.
 
     An arm that pushes less ends with more quality and less variety and is not the better one for it; so an arm is held
-    against what `base` had when it was as good, earlier in its training, of the same seed.
+    against what `base` had when it was as good, earlier in its training, of the same seed. The last column counts the
+    seeds whose quality lies between those of `base`'s evaluations: others are held against the nearest of these.
     """
     title = (VERIFIABLE if base.startswith(YEARS) else FIGURES)[figure]
-    lines = [f"| arm | seeds | quality | {title} | `{base}` at that quality | more | times |", "|---" * 7 + "|"]
+    titles = ["arm", "seeds", "quality", title, f"`{base}` at that quality", "more", "times", "within its qualities"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     curves = {run["seed"]: curve_of(run, figure) for run in by_arm.get(base, [])}
     for arm, runs in by_arm.items():
         seeds = [(curve_of(run, figure)[-1:], curves[run["seed"]]) for run in runs if run["seed"] in curves]
@@ -125,15 +135,21 @@ def at_equal_quality(by_arm: dict[str, list[dict]], base: str, figure: str = "di
         ends = [end.mean(-1)[0] for end, _ in seeds]
         at_base = [distinct_at(quality, curve) for (quality, _), (_, curve) in zip(ends, seeds, strict=True)]
 
-        def gained(seed: int, at: np.ndarray, seeds: list = seeds) -> float:
+        def both(seed: int, at: np.ndarray, seeds: list = seeds) -> np.ndarray:
             end, curve = (each[..., at] for each in seeds[seed])
             quality, distinct = end[0].mean(-1)
-            return float(distinct - distinct_at(quality, curve))
+            return np.array([distinct, distinct_at(quality, curve)])
 
-        more = drawn_again(gained, [end.shape[-1] for end, _ in seeds])
-        quality, distinct = mean(q for q, _ in ends), mean(d for _, d in ends)
-        cells = [f"{quality:.3f}", f"{distinct:.2f}", f"{mean(at_base):.2f}"]
-        cells += [f"{more.mean:+.2f} ({more.low:+.2f} to {more.high:+.2f})", f"{distinct / mean(at_base):.2f}"]
+        prompts = [end.shape[-1] for end, _ in seeds]
+        more = drawn_again(both, prompts, lambda found: float(found[0] - found[1]))
+        times = drawn_again(both, prompts, lambda found: float(found[0] / found[1]))
+        within = sum(
+            curve.mean(-1)[:, 0].min() <= quality <= curve.mean(-1)[:, 0].max()
+            for (quality, _), (_, curve) in zip(ends, seeds, strict=True)
+        )
+        cells = [f"{mean(q for q, _ in ends):.3f}", f"{mean(d for _, d in ends):.2f}", f"{mean(at_base):.2f}"]
+        cells.append(f"{more.mean:+.2f} ({more.low:+.2f} to {more.high:+.2f})")
+        cells += [f"{times.mean:.2f} ({times.low:.2f} to {times.high:.2f})", f"{within} of {len(seeds)}"]
         shown = [run["seed"] for run in runs if run["seed"] in curves]
         lines.append(f"| `{arm}` | {', '.join(map(str, shown))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -151,6 +167,19 @@ def distinct_at(quality: float, curve: np.ndarray) -> float:
     """
     qualities, distinct = (column for column in curve.mean(-1)[curve.mean(-1)[:, 0].argsort()].T)
     return float(np.interp(quality, qualities, np.maximum.accumulate(distinct[::-1])[::-1]))
+
+
+def by_step(by_arm: dict[str, list[dict]], figure: str) -> str:
+    """A table of quality and variety at each evaluation, means over the seeds."""
+    steps = sorted({at["step"] for runs in by_arm.values() for run in runs for at in run["curve"] if at["step"]})
+    lines = ["| arm | seeds | " + " | ".join(f"step {step}" for step in steps) + " |", "|---" * (2 + len(steps)) + "|"]
+    for arm, runs in by_arm.items():
+        if arm.endswith(UNTRAINED):
+            continue
+        found = np.mean([curve_of(run, figure).mean(-1) for run in runs], 0)
+        cells = [f"{quality:.3f}, {distinct:.2f}" for quality, distinct in found]
+        lines.append(f"| `{arm}` | {', '.join(str(run['seed']) for run in runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def table(by_arm: dict[str, list[dict]], figures: dict[str, str] = FIGURES) -> str:
@@ -196,7 +225,7 @@ def main() -> None:
     if not by_arm:
         raise SystemExit("no results yet: make study")
     parts = {prefix: {a: by_arm.pop(a) for a in list(by_arm) if a.startswith(prefix)} for prefix in (YEARS, LONG)}
-    made = [compared(by_arm, "quality", FIGURES, DIFFERENCES, "distinct_8")]
+    made = [compared(by_arm, "quality")]
     made.append(at_equal_quality(by_arm, "quality", "distinct_32"))
     of_default = {arm: runs for arm, runs in by_arm.items() if arm.startswith(("classes", "expected"))}
     made += ["Beside what `classes` had at the same quality:", at_equal_quality(of_default, "classes")]
@@ -204,20 +233,20 @@ def main() -> None:
         beside = of_default | {"oracle": by_arm["oracle"]}
         made += ["Beside what the oracle had at the same quality:", at_equal_quality(beside, "oracle")]
     if parts[YEARS]:
-        made += ["The second task:", compared(parts[YEARS], f"{YEARS}quality", VERIFIABLE, VERIFIABLE, "distinct_32")]
+        made += ["The second task:", table(parts[YEARS], VERIFIABLE)]
+        made.append(differences(parts[YEARS], parts[YEARS], f"{YEARS}quality", VERIFIABLE))
+        made += ["pass@1 and distinct right answers of 32, by step:", by_step(parts[YEARS], "distinct_32")]
     if parts[LONG]:
-        made += ["Four times as long:", compared(parts[LONG], f"{LONG}quality", FIGURES, DIFFERENCES, "distinct_8")]
+        made += ["Four times as long:", compared(parts[LONG], f"{LONG}quality")]
+        made += ["Quality and distinct valid answers of 8, by step:", by_step(parts[LONG], "distinct_8")]
     put("study.md", "\n\n".join(made))
     put("methods.md", differences(by_arm, METHODS, "classes"))
     frontier(by_arm, DOCS / "study" / "frontier.png")
 
 
-def compared(
-    by_arm: dict[str, list[dict]], base: str, figures: dict[str, str], less: Iterable[str], variety: str
-) -> str:
+def compared(by_arm: dict[str, list[dict]], base: str) -> str:
     equal = f"More variety than `{base}` had at the same quality, earlier in its training:"
-    tables = [table(by_arm, figures), differences(by_arm, by_arm, base, less)]
-    return "\n\n".join([*tables, equal, at_equal_quality(by_arm, base, variety)])
+    return "\n\n".join([table(by_arm), differences(by_arm, by_arm, base), equal, at_equal_quality(by_arm, base)])
 
 
 def put(name: str, made: str) -> None:

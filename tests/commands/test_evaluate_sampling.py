@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from darling_plugin.commands.evaluate import main
 from darling_plugin.errors import DarlingError
-from darling_plugin.evaluation.sampling import OwnVllm, Refused, Server, Settings, sample
+from darling_plugin.evaluation.sampling import OwnVllm, Refused, Server, Settings, folder_as_of, sample
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -135,9 +135,10 @@ def test_a_temperature_that_cannot_be(temperature, capsys):
     assert "needs a number from 0" in capsys.readouterr().err
 
 
-def test_samples_of_others_are_neither_read_nor_written_to(tmp_path, capsys):
+def test_samples_of_others_are_neither_read_nor_written_to(tmp_path, server, capsys):
+    server.reset()
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "p"}])
-    arguments = ["--url", "http://127.0.0.1:9", "--model_name", "m", "--prompts", prompts, "-o", str(tmp_path)]
+    arguments = ["--url", server.url, "--prompts", prompts, "-o", str(tmp_path)]
     for text in ('{"prompt": "p", "responses": ["a"]}\n', "[1]\n", "{\n"):
         (tmp_path / "samples.jsonl").write_text(text)
         assert main(arguments) == 2
@@ -181,6 +182,7 @@ def test_no_more_is_asked_where_the_first_are_all_refused_for_one_reason(one_rea
         reasons = ["no temperature here" if one_reason else f"{each['prompt']} is too long" for each in some]
         return list(map(Refused, reasons))
 
+    refuse.source = "m"
     with pytest.raises(DarlingError, match=f"all {32 if one_reason else 70} asked for refused"):
         sample(prompts, refuse, Settings(n=1), tmp_path / "samples.jsonl", "m")
     assert len(asked) == (32 if one_reason else 70)
@@ -197,6 +199,55 @@ def test_a_server_that_refuses_every_prompt_or_the_key_is_an_error(tmp_path, ser
     server.failures = [401, 401]
     assert main(arguments) == 2
     assert "look at the server" in capsys.readouterr().err
+
+
+def test_samples_of_another_model_of_the_same_name_are_not_gone_on_with(tmp_path):
+    prompts = [{"id": str(k), "prompt": f"prompt {k}"} for k in range(2)]
+    kept = tmp_path / "samples.jsonl"
+
+    def answer(some, settings):
+        return [["red"]] * len(some)
+
+    answer.source = "runs/a/model, of 2026-01-01 10:00:00"
+    sample(prompts[:1], answer, Settings(n=1), kept, "model")
+    for source in ("runs/b/model, of 2026-01-01 10:00:00", "runs/a/model, of 2026-01-01 11:00:00"):
+        answer.source = source
+        with pytest.raises(DarlingError, match="runs/a/model, of 2026-01-01 10:00:00"):
+            sample(prompts, answer, Settings(n=1), kept, "model")
+    assert len(kept.read_text().splitlines()) == 1
+
+
+def test_right_answers_that_were_corrected_since_are_taken(tmp_path):
+    kept, asked = tmp_path / "samples.jsonl", []
+
+    def answer(some, settings):
+        asked.extend(each["id"] for each in some)
+        return [["4"]] * len(some)
+
+    answer.source = "m"
+    for reference in ({"answer": 5}, {"label": "4"}):
+        prompts = [{"id": "1", "prompt": "2+2?", **reference}, {"id": "2", "prompt": "2+3?", "answer": 5}]
+        sample(prompts, answer, Settings(n=1), kept, "m")
+        lines = [json.loads(line) for line in kept.read_text().splitlines()]
+        assert [{**each, "generations": ["4"]} for each in prompts] == [
+            {key: line[key] for key in (*each, "generations")} for line, each in zip(lines, prompts, strict=True)
+        ]
+        assert "answer" not in lines[0] or "answer" in reference
+    assert asked == ["1", "2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
+def test_where_a_model_is_from(tmp_path, server):
+    server.reset()
+    url = f"{server.url.rstrip('/')}/v1".replace("/v1/v1", "/v1")
+    assert Server(server.url, None).source == url, "it does not say"
+    server.root = "runs/a/model"
+    assert Server(server.url, None).source == "runs/a/model"
+    (tmp_path / "config.json").write_text("{}")
+    os.utime(tmp_path / "config.json", (0, 0))
+    before = folder_as_of(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert before.startswith(str(tmp_path)) and folder_as_of(tmp_path) != before
 
 
 class VLLMClientError(Exception):  # as newer releases of vLLM name it

@@ -10,7 +10,7 @@ from actor_groups import make_actor, responses
 from tiny_classifiers import make_classifier
 
 from darling_plugin import DarlingError, PartitionModel, register_partition_model
-from darling_plugin.openrlhf import batching
+from darling_plugin.openrlhf import batching, gpu_memory
 from darling_plugin.openrlhf.gpu_memory import GpuMemory
 from darling_plugin.partition import Group, load_partition_model
 from darling_plugin.partition.models.lexical import Lexical
@@ -62,6 +62,48 @@ def test_an_actor_is_bound_to_its_share_of_the_gpu_before_its_model_loads(config
     monkeypatch.setattr("ray.get_gpu_ids", lambda: [3])
     make_actor(configured, partition_model="loads", gpus_per_partition_actor=share)
     assert gpu == [*bound, "loads"], "a whole GPU is bound by itself, and without a share there is none"
+
+
+class Tight(Sleeper):
+    """Without room for its weights at first."""
+
+    attempts = 3
+
+    def wake(self):
+        super().wake()
+        if self.seen.count("wake") < self.attempts:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_model_waits_for_memory_to_wake_in_and_not_for_ever(gpu, monkeypatch):
+    monkeypatch.setattr(gpu_memory, "WAKE_AGAIN", 0.01)
+    model = Tight()
+    memory = GpuMemory(model, share=0.2, sleeps=True)
+    memory.give_back()
+    assert memory.awake(len)("abc") == 3
+    assert model.seen == ["sleep", "wake", "wake", "wake"] and gpu == ["empty_cache"] * 3
+    monkeypatch.setattr(gpu_memory, "WAKE_WITHIN", 0.05)
+    model.attempts = 10**6
+    memory.give_back()
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            memory.awake(len)("abc")
+    model.attempts = 0
+    assert memory.awake(len)("abc") == 3, "it still sleeps, and wakes when it can"
+
+
+def test_an_actor_that_torch_finds_no_gpu_for_is_refused(configured, monkeypatch):
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [3])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DarlingError, match=r"(?s)a GPU that torch computes on.*torch .* where Ray lent\s+GPU 3"):
+        make_actor(configured, partition_model="lexical", gpus_per_partition_actor=0.2)
+    in_name = make_actor(configured, partition_model="lexical", gpus_per_partition_actor=0.2, cpu=True)
+    assert asyncio.run(in_name.describe())["device"] == "a CPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda k: "H100")
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: None)
+    there = make_actor(configured, partition_model="lexical", gpus_per_partition_actor=0.2)
+    assert asyncio.run(there.describe())["device"] == "a GPU, H100"
 
 
 def test_on_a_cpu_there_is_nothing_to_give_back():

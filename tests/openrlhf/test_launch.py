@@ -44,7 +44,9 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
             ["--darling.num_partition_actors", "auto", "--darling.partition_model", "judge:http://j", *ENABLED],
             "it asks a server",
         ),
-        (["--darling.gpus_per_partition_actor", "-1", *ENABLED], "0 or more"),
+        (["--darling.gpus_per_partition_actor", "-1", *ENABLED], "from 0 to 1, or a whole number"),
+        (["--darling.gpus_per_partition_actor", "1.5", *ENABLED], "from 0 to 1, or a whole number"),
+        (["--darling.gpus_per_partition_actor", "nan", *ENABLED], "from 0 to 1, or a whole number"),
         (["--darling.partition_timeout", "0", *ENABLED], "seconds above 0"),
         (["--darling.partition_timeout", "inf", *ENABLED], "seconds above 0"),
         (["--darling.import_path", "no_such_module_anywhere", *ENABLED], "no_such_module_anywhere"),
@@ -376,3 +378,17 @@ def test_a_patched_openrlhf_names_files_from_where_the_command_is_typed_too(tmp_
     plugin.configure(SimpleNamespace(darling=SimpleNamespace(**{**vars(DarlingConfig(enable=True)), **flags})))
     for name, given in flags.items():
         assert getattr(plugin._config, name) == f"{tmp_path}/{given}"
+
+
+@pytest.mark.parametrize(
+    ("ray", "engines", "refused"), [("2.48.0", 2, True), ("2.48.0", 1, False), ("2.55.0", 2, False)]
+)
+def test_engines_of_several_gpus_are_refused_in_a_ray_that_takes_no_setup_hook_twice(
+    monkeypatch, ray, engines, refused
+):
+    monkeypatch.setattr(launch.importlib.metadata, "version", {"ray": ray}.__getitem__)
+    if refused:
+        with pytest.raises(DarlingError, match="install OpenRLHF 0.10.3 or newer"):
+            launch._check_ray(engines)
+    else:
+        launch._check_ray(engines)

@@ -87,11 +87,45 @@ def test_groups_grow_to_the_full_length_or_until_they_take_long():
     assert found.seconds == pytest.approx(0.1024)
     lengths.clear()
     found = asyncio.run(time_group(Lexical(), of_length(0.02, lengths), STEP))
-    assert lengths == [32, 32, 32, 32, 128] and found.tokens == 128
+    assert lengths == [32, 32, 32, 32, 128, 128] and found.tokens == 128
     assert found.seconds == pytest.approx(0.02 * 1024), "what 128 tokens take, times eight"
     lengths.clear()
     asyncio.run(time_group(Lexical(), of_length(1e-4, lengths), Step(1, 2, 12)))
     assert lengths == [12] * 4
+
+
+def test_a_measurement_that_waits_for_torch_compile_does_not_count():
+    calls = []
+
+    async def measure(number, group):
+        calls.append(number)
+        tokens = max(map(len, group.responses)) // 4
+        return None, tokens * 0.001 + 5.0 * (len(calls) == 8)  # the first of 512 tokens
+
+    found = asyncio.run(time_group(Lexical(), measure, Step(1, 8, 512)))
+    assert found.seconds == pytest.approx(0.512)
+
+
+def test_what_a_model_does_not_read_costs_nothing_more():
+    model, lengths = Lexical(), []
+    model.cuts = Cuts()
+
+    async def measure(number, group):
+        lengths.append(max(map(len, group.responses)) // 4)
+        model.cuts.count(8, 8 * (lengths[-1] >= 512), "it reads 500 tokens")
+        return None, min(lengths[-1], 500) * 1e-3
+
+    found = asyncio.run(time_group(model, measure, Step(1, 8, 8192)))
+    assert max(lengths) == 512 and found.seconds == pytest.approx(0.5)
+    assert "extrapolated" not in said(Step(1, 8, 8192), found, 1)
+
+
+def test_the_slowest_length_counts():
+    async def measure(number, group):
+        tokens = max(map(len, group.responses)) // 4
+        return None, tokens * (2e-3 if tokens <= 160 else 1e-3)
+
+    assert asyncio.run(time_group(Lexical(), measure, Step(1, 8, 200))).seconds == pytest.approx(0.256)
 
 
 def test_made_up_responses_differ_and_have_the_asked_length():

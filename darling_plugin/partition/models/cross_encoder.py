@@ -166,7 +166,7 @@ def load_classifier(path: str, tokenizer_path: str, dtype: str | None) -> tuple[
         raise DarlingError(
             f"a sequence classifier in {path} and a tokenizer in {tokenizer_path}",
             f"{error}",
-            "correct the path, or download them first: huggingface-cli download <Hub name>",
+            "correct the path, or download them first: hf download <Hub name>",
         ) from error
     # Causal classifiers read the last token that is not padding: tokenizer and model must agree on what that is.
     if tokenizer.pad_token is None:

@@ -69,7 +69,7 @@ class Embedding(EmbeddingModel):
         try:
             self.model = SentenceTransformer(path, device=device, model_kwargs={"dtype": kind})
         except (OSError, ValueError) as error:
-            do = "correct the path, or download it first: huggingface-cli download <Hub name>"
+            do = "correct the path, or download it first: hf download <Hub name>"
             raise DarlingError(f"a sentence encoder in {path}", f"{error}", do) from error
         self._forward = self._choose_forward(compile_after, token_budget)
 
