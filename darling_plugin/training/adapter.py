@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from darling_plugin.errors import DarlingError, spelled
-from darling_plugin.partition.models.head.adapter import DOWN, MIDDLE, PREFIX, SLOPE, UP
+from darling_plugin.partition.models.embedding import Embedding
+from darling_plugin.partition.models.head.adapter import DOWN, MIDDLE, MOST_TOKENS, PREFIX, SLOPE, UP
 from darling_plugin.training.pairs import LabelledPair
 
 RANK = 16
@@ -28,14 +31,13 @@ def train_adapter(
     """The adapter's tensors, as a head's file has them, in float16.
 
     A step takes some prompts' groups: each response is encoded once, and with the cosines of the labelled pairs the
-    loss is the binary cross-entropy of SLOPE * (u . v - MIDDLE), by the pairs' weights.
+    loss is the binary cross-entropy of SLOPE * (u . v - MIDDLE), by the pairs' weights: the mean over a step's pairs,
+    so that one beside few others counts more. What the encoder computes on the way is computed again for the gradient,
+    TEXTS_AT_ONCE texts at a time: a step holds no more, however large its groups.
 
     Args:
         encoder: path or Hub name of a SentenceTransformer.
         inputs: token ids, special ones included, of the responses that are read whole; pairs of others are left out.
-
-    Raises:
-        DarlingError: where no pair is left.
     """
     from peft import LoraConfig
     from sentence_transformers import SentenceTransformer
@@ -43,9 +45,6 @@ def train_adapter(
 
     set_seed(seed)
     groups = _groups(pairs, inputs)
-    if not groups:
-        needed = "pairs of responses of 9 words and more and at most 160 tokens, to adapt the encoder to"
-        raise DarlingError(needed, f"none of {len(pairs)} pairs", f"leave out {spelled('adapt')}")
     model = SentenceTransformer(encoder, model_kwargs={"dtype": torch.float32})
     layers = model[0].auto_model
     lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.05, target_modules="all-linear")
@@ -77,6 +76,32 @@ def train_adapter(
     return tensors
 
 
+def check_pairs(pairs: Sequence[LabelledPair], inputs: Mapping[str, np.ndarray], left_out: Collection[str]) -> int:
+    """How many of the pairs an adapter learns from, those of the prompts `left_out` aside.
+
+    Raises DarlingError where there are none, or of one label alone.
+    """
+    own = [pair for group in _groups(pairs, inputs) for pair in group if pair.prompt not in left_out]
+    similar = sum(pair.similar for pair in own)
+    if not 0 < similar < len(own):
+        aside = f", those of the {len(left_out)} prompts of a fold that is tested aside" if left_out else ""
+        raise DarlingError(
+            "similar and different pairs of responses of 9 words and more and at most 160 tokens, to adapt to",
+            f"{similar} similar and {len(own) - similar} different of {len(pairs)} pairs{aside}",
+            f"leave out {spelled('adapt')}, or give it more pairs",
+        )
+    return len(own)
+
+
+def check_positions(encoder: Embedding) -> None:
+    """Raises DarlingError for an encoder that does not read as many tokens at once as the adapter hands to it."""
+    layers, special = encoder.model[0].auto_model, encoder.model.tokenizer.num_special_tokens_to_add()
+    positions = getattr(layers.config, "max_position_embeddings", None) or math.inf
+    if positions < MOST_TOKENS + special:
+        needed = f"an encoder that reads {MOST_TOKENS + special} tokens at once, for {spelled('adapt')}"
+        raise DarlingError(needed, f"{encoder.path}, which reads {positions}", "name another encoder, or leave it out")
+
+
 def _groups(pairs: Sequence[LabelledPair], inputs: Mapping[str, np.ndarray]) -> list[list[LabelledPair]]:
     """The pairs of one prompt, or of one of its groups, together: their responses are encoded once."""
     found: dict[tuple[str, int | None], list[LabelledPair]] = defaultdict(list)
@@ -101,10 +126,13 @@ class _PairLoss(torch.nn.Module):
         similar: torch.Tensor,
         weight: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        vectors = torch.cat([self.encoder(dict(each))["sentence_embedding"] for each in texts])
+        vectors = torch.cat([checkpoint(self._vectors, each, use_reentrant=False) for each in texts])
         cosines = torch.nn.functional.cosine_similarity(vectors[first], vectors[second])
         logits = SLOPE * (cosines - MIDDLE)
         return {"loss": torch.nn.functional.binary_cross_entropy_with_logits(logits, similar, weight)}
+
+    def _vectors(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.encoder(dict(inputs))["sentence_embedding"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from darling_plugin.partition.models.embedding import Embedding
 from darling_plugin.partition.models.head.adapter import adapted_encoder, read_whole, with_cosines
 from darling_plugin.partition.models.head.features import FEATURES, KINDS, Encoded, encode, kinds, pair_features
 from darling_plugin.partition.models.head.model import FILE, SHIPPED
-from darling_plugin.training.adapter import train_adapter
+from darling_plugin.training.adapter import check_pairs, check_positions, train_adapter
 from darling_plugin.training.pairs import LabelledPair, folds_by_prompt, read_pairs
 from darling_plugin.training.report import best_threshold
 
@@ -81,6 +81,9 @@ class HeadTrainer:
         self.packaged = [pair for pair in read_pairs(str(PACKAGED)) if pair.prompt not in prompts]
         self.dtype, self.adapt = dtype, adapt
         self.encoder = Embedding(encoder, dtype=dtype)
+        if adapt is not None:
+            check_positions(self.encoder)
+            self._to_adapt = self._inputs(adapt)
         self.vocabulary = len(self.encoder.model.tokenizer)
         texts = list(dict.fromkeys(t for p in (*self.pairs, *self.packaged) for t in _texts(p)))
         self._encoded: dict[str, Encoded] = {}
@@ -142,10 +145,14 @@ class HeadTrainer:
         if self.adapt is not None:
             tested = {pair.prompt for pair in self.pairs} - {pair.prompt for pair in pairs}
             own = [pair for pair in self.adapt if pair.prompt not in tested]
-            texts, ids = self._read_whole(own)
-            inputs = dict(zip(texts, self.encoder.with_special_tokens(ids), strict=True))
-            weights |= train_adapter(self.encoder.path, own, inputs, self.seed)
+            weights |= train_adapter(self.encoder.path, own, self._to_adapt, self.seed)
         return TrainedHead(weights, threshold, packaged)
+
+    def check_adapt(self, tested: Sequence[Sequence[int]]) -> int:
+        """How many pairs an adapter learns from; DarlingError where too few are left when a fold is tested."""
+        for part in tested:
+            check_pairs(self.adapt, self._to_adapt, {self.pairs[k].prompt for k in part})
+        return check_pairs(self.adapt, self._to_adapt, ())
 
     def predict(self, head: TrainedHead, at: Sequence[int]) -> np.ndarray:
         """(len(at),) P(similar) of the pairs with these indices."""
@@ -170,8 +177,15 @@ class HeadTrainer:
     def _read_whole(self, pairs: Sequence[LabelledPair]) -> tuple[list[str], list[np.ndarray]]:
         """The responses that an adapter reads, and their token ids."""
         texts = sorted({text for pair in pairs for text in _texts(pair)[1:]})
+        if not texts:
+            return [], []
         both = zip(texts, self.encoder.token_ids(texts), strict=True)
         return tuple(map(list, zip(*(each for each in both if read_whole(*each)), strict=True))) or ([], [])
+
+    def _inputs(self, pairs: Sequence[LabelledPair]) -> dict[str, np.ndarray]:
+        """Of the responses that an adapter reads, token ids with special ones."""
+        texts, ids = self._read_whole(pairs)
+        return dict(zip(texts, self.encoder.with_special_tokens(ids), strict=True))
 
     def _idf(self, pairs: Sequence[LabelledPair]) -> torch.FloatTensor:
         """(V,) log((N + 1) / (k + 1)): of N responses k have that token."""

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from darling_plugin.training.head import HeadTrainer
 from darling_plugin.training.pairs import LabelledPair, folds_by_prompt, read_inputs
 from darling_plugin.training.settings import TrainingSettings
 
+FEW_TO_ADAPT = 1000  # pairs; `default`'s adapter learned from nine thousand
 STATE = "training.json"  # in OUT until the end: what was asked for, and the folds that are done
 
 
@@ -38,12 +40,14 @@ def train_partition(settings: TrainingSettings) -> None:
         f"{len(pairs)} pairs of {len({p.prompt for p in pairs})} prompts, {sum(p.similar for p in pairs)} similar"
         + (f"; {len(groups)} groups" if groups else "")
     )
-    progress = _Progress(settings, pairs)
+    adapt = _pairs_to_adapt(settings, pairs)
+    progress = _Progress(settings, (pairs, adapt))
     folds = folds_by_prompt(pairs, settings.folds, settings.seed)
     count = settings.tested
-    train, check = {"head": (_train_head, _check_head), "cross-encoder": (_train_cross_encoder, _check_cross_encoder)}[
-        settings.kind
-    ]
+    train, check = {
+        "head": (partial(_train_head, adapt), _check_head),
+        "cross-encoder": (_train_cross_encoder, _check_cross_encoder),
+    }[settings.kind]
     check(settings, pairs, folds[:count])
     progress.begin()
     more = train(settings, pairs, folds, count, progress)
@@ -80,7 +84,7 @@ def train_partition(settings: TrainingSettings) -> None:
 class _Progress:
     """What was asked for and the folds that are done, in OUT, so that a run that was killed goes on."""
 
-    def __init__(self, settings: TrainingSettings, pairs: list[LabelledPair]) -> None:
+    def __init__(self, settings: TrainingSettings, pairs: Any) -> None:
         self.path = settings.output / STATE
         # As they come back from the file.
         self.arguments = json.loads(json.dumps(asdict(settings), default=str))
@@ -117,7 +121,12 @@ class _Progress:
 
 
 def _train_head(
-    settings: TrainingSettings, pairs: list[LabelledPair], folds: list[list[int]], count: int, progress: _Progress
+    adapt: list[LabelledPair] | None,
+    settings: TrainingSettings,
+    pairs: list[LabelledPair],
+    folds: list[list[int]],
+    count: int,
+    progress: _Progress,
 ) -> dict[str, Any]:
     # A folder's path goes into the head, and has to mean the same wherever that is opened.
     encoder = settings.encoder and (
@@ -129,9 +138,14 @@ def _train_head(
         folds=settings.folds,
         seed=settings.seed,
         dtype=settings.dtype,
-        adapt=_pairs_to_adapt(settings, pairs),
+        adapt=adapt,
         threshold_for=settings.threshold_for,
     )
+    adapted = {}
+    if adapt is not None:
+        adapted["adapted_pairs"] = trainer.check_adapt(folds[:count])
+        few = ", which is few: compare with a head without it" if adapted["adapted_pairs"] < FEW_TO_ADAPT else ""
+        _say(f"the adapter learns from {adapted['adapted_pairs']} of {len(adapt)} pairs, both of whose it reads{few}")
     everything = np.arange(len(pairs))
     for k, part in enumerate(tqdm(folds[:count], desc="folds", dynamic_ncols=True)):
         if str(k) in progress.folds:
@@ -142,7 +156,8 @@ def _train_head(
     head.save(settings.output, encoder)
     for kind, (right, count) in head.packaged.items():
         _say(f"packaged pairs of {kind}: {right} of {count} told right, by cross-validation over their prompts")
-    return {"packaged": {kind: {"right": right, "pairs": count} for kind, (right, count) in head.packaged.items()}}
+    packaged = {kind: {"right": right, "pairs": count} for kind, (right, count) in head.packaged.items()}
+    return {"packaged": packaged, **adapted}
 
 
 def _pairs_to_adapt(settings: TrainingSettings, pairs: list[LabelledPair]) -> list[LabelledPair] | None:

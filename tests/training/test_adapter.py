@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +126,21 @@ def test_which_responses_are_read_whole(words, tokens, whole):
     assert read_whole(" ".join(["word"] * words), range(tokens)) is whole
 
 
+def test_an_adapter_reads_responses_alone_and_those_of_sentences_not(trained, monkeypatch):
+    model = opened(trained[2] / "head")
+    read = []
+    embed_ids = model.adapted.embed_ids
+    monkeypatch.setattr(model.adapted, "embed_ids", lambda ids: read.extend(map(len, ids)) or embed_ids(ids))
+    prompt = "Where did the two of them sit, and what did they talk about until it was late?"
+    sentences = Group(prompt, [*SENTENCES, "A lake."])
+    alone = model.similarities([sentences])[0]
+    assert read == []
+    story_of = Group("Tell me a story.", [FRAMES[0].format("lake"), SENTENCES[0], "A lake."])
+    assert torch.equal(model.similarities([sentences, story_of])[0], alone)
+    lengths = [len(ids) for ids in model.encoder.token_ids([story_of.responses[0], SENTENCES[0]])]
+    assert sorted(read) == sorted(lengths)
+
+
 def test_another_encoder_than_the_adapters_is_refused(trained, tmp_path):
     _, found, _ = trained
     name = next(iter(name for name in found.weights if name.endswith(".up")))
@@ -173,8 +189,81 @@ def test_a_pairs_weight_counts_in_the_loss(tmp_path):
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_a_step_holds_few_texts_at_a_time():
+    """What was computed for the loss is computed again for the gradient, batch by batch."""
+    calls = []
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 4)
+
+        def forward(self, features):
+            calls.append(len(features["input_ids"]))
+            return {"sentence_embedding": self.layer(features["input_ids"])}
+
+    texts = [{"input_ids": torch.rand(3, 4)}, {"input_ids": torch.rand(2, 4)}]
+    pairs = torch.tensor([0, 1]), torch.tensor([3, 4]), torch.ones(2), torch.ones(2)
+    loss = adapter._PairLoss(Encoder())(texts, *pairs)["loss"]
+    assert calls == [3, 2]
+    loss.backward()
+    assert sorted(calls) == [2, 2, 3, 3]
+
+
+def test_data_that_an_adapter_cannot_learn_from_are_refused_before_it_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(head, "train_adapter", lambda *_: pytest.fail("trained"))
+    data = groups(tmp_path / "data.jsonl", 9)
+    row = {"prompt": "Prompt 0", "responses": ["A lake.", "A river.", "The lake."], "labels": [0, 1, 0]}
+    (tmp_path / "short.jsonl").write_text(json.dumps(row))
+    row |= {"responses": [*SENTENCES, "A river."], "labels": [0, 0, 1]}
+    (tmp_path / "alike.jsonl").write_text(json.dumps(row))
+    own = json.loads((tmp_path / "data.jsonl").read_text().splitlines()[0])
+    (tmp_path / "one.jsonl").write_text(json.dumps(own))  # whose prompt is in one of the folds
+    for name, said in (
+        ("short", "0 similar and 0 different of 3 pairs"),
+        ("alike", "1 similar and 0 different of 3 pairs"),
+        ("one", "0 similar and 0 different of 6 pairs, those of the 3 prompts of a fold"),
+    ):
+        command = [data, "-o", str(tmp_path / name), "--folds", "3", "--adapt", str(tmp_path / f"{name}.jsonl")]
+        assert main(command) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_encoder_with_too_few_positions_is_refused():
+    class Short:
+        path = "short"
+        model = SentenceTransformer(_default_model_path(), device="cpu")
+
+    adapter.check_positions(Short)
+    Short.model[0].auto_model.config.max_position_embeddings = 161
+    with pytest.raises(DarlingError, match="(?s)reads 162 tokens at once.*short, which reads 161"):
+        adapter.check_positions(Short)
+
+
+def test_other_data_for_the_adapter_are_another_training(tmp_path, monkeypatch, capsys):
+    data, other = (groups(tmp_path / f"{name}.jsonl", 9) for name in ("data", "other"))
+    calls = []
+
+    def stopped(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("stopped")
+        return {}
+
+    monkeypatch.setattr(head, "train_adapter", stopped)
+    command = [data, "-o", str(tmp_path / "out"), "--folds", "3", "--dtype", "float32", "--adapt", other]
+    with pytest.raises(RuntimeError, match="stopped"):
+        main(command)
+    text = Path(other).read_text()
+    Path(other).write_text(text.replace("[0, 0, 1, 1]", "[0, 1, 0, 1]"))
+    assert main(command) == 2
+    assert "begun with" in capsys.readouterr().err
+    Path(other).write_text(text)
+    assert main(command) == 0
+    assert len(calls) == 2 + 3, "the first fold was done"
+    assert json.loads((tmp_path / "out/report.json").read_text())["adapted_pairs"] == 54
+
+
 def test_what_cannot_be_adapted_to_is_refused(tmp_path, capsys):
-    with pytest.raises(DarlingError, match="none of 1 pairs"):
-        adapter.train_adapter("", read_pairs(groups(tmp_path / "groups.jsonl", 1))[:1], {}, 0)
     assert main(["pairs.jsonl", "-o", str(tmp_path / "o"), "--kind", "cross-encoder", "--base", "b", "--adapt"]) == 2
     assert "--adapt" in capsys.readouterr().err

@@ -12,13 +12,14 @@ both of each layer, in training/adapter.py they are learned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.models.embedding import Embedding
+from darling_plugin.partition.models.head.words import SENTENCE, length_of
 
 if TYPE_CHECKING:
     from darling_plugin.partition.models.head.features import Encoded
@@ -32,6 +33,15 @@ SHARE = 0.7  # both see the same two responses: their odds, multiplied, would be
 def read_whole(text: str, ids: Sequence[int]) -> bool:
     """Whether an adapted encoder reads a response with these token ids: more than 8 words, at most 160 tokens."""
     return len(ids) <= MOST_TOKENS and len(text.split()) > MORE_WORDS
+
+
+def worth_reading(groups: Sequence[Sequence[str]], ids: Mapping[str, Sequence[int]]) -> set[str]:
+    """The responses of these groups that an adapted encoder reads: of a group without a long one no pair is long."""
+    found: set[str] = set()
+    for responses in groups:
+        if any(len(ids[text]) > MOST_TOKENS or length_of(text) > SENTENCE for text in responses):
+            found.update(text for text in responses if read_whole(text, ids[text]))
+    return found
 
 
 def adapted_encoder(encoder: Embedding, weights: dict[str, torch.Tensor], **options: Any) -> Embedding | None:

@@ -17,15 +17,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from darling_plugin.partition.models.head.adapter import read_whole, with_adapter
+from darling_plugin.partition.models.head.adapter import with_adapter, worth_reading
 from darling_plugin.partition.models.head.order import exchanged, framed, initials, opposed, opposites, replaced
 from darling_plugin.partition.models.head.sets import Sets, counted, numbered, runs
 from darling_plugin.partition.models.head.words import (
+    BESIDE_SENTENCE,
+    BESIDE_SHORT,
     FILLERS,
     NEGATIONS,
+    SENTENCE,
+    SHORT_ANSWER,
     SYMBOLS,
     WORD,
     is_number,
+    length_of,
     values_of,
     words_of,
 )
@@ -34,13 +39,6 @@ if TYPE_CHECKING:
     from darling_plugin.partition.models.embedding import Embedding
 
 CHUNK_TOKENS = 48  # about 35 words: sentence encoders blur what is longer
-
-# A pair's kind, which has weights of its own, by the words of its shorter and of its longer response: short answers,
-# sentences, in which an answer stands among words that do not matter, and long responses, all others. The first two
-# know no longer ones, among whose words those of a short text are found by chance.
-SHORT_ANSWER, BESIDE_SHORT = 8, 24
-SENTENCE, BESIDE_SENTENCE = 24, 32
-LONG_TEXT = 1000  # characters, which more words than that nearly always have
 
 BEGINNING = 128  # tokens of a response: what it answers with, and what NoveltyBench's classifier reads
 
@@ -136,9 +134,7 @@ class Encoded:
 
     @cached_property
     def length(self) -> int:
-        """How many words, where they are few; of a long text how many its beginning has."""
-        beginning = len(words_of(self.text[:LONG_TEXT])) if len(self.text) > LONG_TEXT else 0
-        return beginning if beginning > BESIDE_SENTENCE else len(self.words)
+        return length_of(self.text, lambda: self.words)
 
 
 def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
@@ -147,16 +143,21 @@ def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
 
 
 def ready_to_encode(
-    encoder: Embedding, texts: Sequence[str], adapted: Embedding | None = None
+    encoder: Embedding, texts: Sequence[str], adapted: Embedding | None = None, groups: Sequence[Sequence[str]] = ()
 ) -> Callable[[], Callable[[], dict[str, Encoded]]]:
-    """Tokenises, and returns what has the encoders begin, which returns what waits for them: see :func:`encode`."""
+    """Tokenises, and returns what has the encoders begin, which returns what waits for them: see :func:`encode`.
+
+    Args:
+        groups: the responses of each, some of the texts, for the adapted encoder.
+    """
     texts = sorted(set(texts))  # so that an encoder's batches, and their rounding, do not depend on the order
     if not texts:
         return lambda: dict
     ids = encoder.token_ids(texts)
     chunks = [np.array_split(each, max(1, -(-len(each) // CHUNK_TOKENS))) for each in ids]
     sizes = [torch.tensor([float(max(len(chunk), 1)) for chunk in own]) for own in chunks]
-    short = [k for k, text in enumerate(texts) if adapted and read_whole(text, ids[k])]
+    read = worth_reading(groups, dict(zip(texts, ids, strict=True))) if adapted else ()
+    short = [k for k, text in enumerate(texts) if text in read]
 
     def begin() -> Callable[[], dict[str, Encoded]]:
         vectors = encoder.embed_ids([chunk for own in chunks for chunk in own])

@@ -127,7 +127,7 @@ class Head(SimilarityModel):
         opened = [{each: opening_and_rest(each, group.responses) for each in group.responses} for group in groups]
         texts = [text for group in groups for text in (group.prompt, *group.responses)]
         texts += [text for own in opened for parts in own.values() if parts for text in parts]
-        return opened, ready_to_encode(self.encoder, texts, self.adapted)
+        return opened, ready_to_encode(self.encoder, texts, self.adapted, [group.responses for group in groups])
 
     def _of_group(
         self, group: Group, opened: dict[str, Opened | None], encoded: dict[str, Encoded]

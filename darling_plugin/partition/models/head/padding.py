@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from darling_plugin.partition.models.head.features import BESIDE_SHORT, SHORT_ANSWER, Encoded
-from darling_plugin.partition.models.head.words import FILLERS, words_of
+from darling_plugin.partition.models.head.features import Encoded
+from darling_plugin.partition.models.head.words import BESIDE_SHORT, FILLERS, SHORT_ANSWER, words_of
 
 # What comes after has a cosine below this with the prompt and with the answer: so have most padded answers in
 # tests/padding.json, and of 2000 of NoveltyBench's responses one, "I am doing well" with "As a large language model".

@@ -7,6 +7,7 @@ is written, and with its quantities, dates and fractions by what they are worth 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 from breame.spelling import get_american_spelling
@@ -29,6 +30,12 @@ ABBREVIATIONS = dict(
     "max:maximum temp:temperature km:kilometer kg:kilogram cm:centimeter mm:millimeter ml:milliliter "
     "hr:hour hrs:hour mins:minute secs:second".split()
 )
+# A pair's kind, which has weights of its own, by the words of its shorter and of its longer response: short answers,
+# sentences, in which an answer stands among words that do not matter, and long responses, all others. The first two
+# know no longer ones, among whose words those of a short text are found by chance.
+SHORT_ANSWER, BESIDE_SHORT = 8, 24
+SENTENCE, BESIDE_SENTENCE = 24, 32
+LONG_TEXT = 1000  # characters, which more words than that nearly always have
 # Words that say nothing in a short answer.
 FILLERS = set(
     "a an the is are was be it its it's this that i i'm i'd i'll my me we you your of to in on for and as at with "
@@ -77,6 +84,16 @@ def is_number(word: str) -> bool:
     """Whether one of words_of's words is a number, such as "-21", "2/3" and "12:30", or a code, such as "#ff0000"."""
     code = len(word) > 1 and (word[0] == "#" or any(sign in word for sign in ("@", ",", "://", "www.")))
     return code or word.lstrip("-^")[:1].isdigit()
+
+
+def length_of(text: str, words: Callable[[], list[str]] | None = None) -> int:
+    """How many words, where they are few; of a long text how many its beginning has.
+
+    Args:
+        words: gives those of the whole text, where they are kept.
+    """
+    beginning = len(words_of(text[:LONG_TEXT])) if len(text) > LONG_TEXT else 0
+    return beginning if beginning > BESIDE_SENTENCE else len(words_of(text) if words is None else words())
 
 
 def _words(text: str) -> list[str]:
