@@ -30,7 +30,8 @@ def draw(path: Path, summaries: dict[str, dict[str, Interval]]) -> bool:
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axis, summaries)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.get_legend_handles_labels()[0]:  # of one response there is no diversity
+            axis.legend()
     figure.savefig(path, dpi=120)
     return True
 

@@ -198,8 +198,10 @@ def _of_scores(record: dict[str, Any], labels: list[int] | None, n: int) -> list
     own, of_classes = record.get("generation_scores"), record["partition_scores"]
     if labels is None or not isinstance(of_classes, list) or max(labels) >= len(of_classes):
         raise Fault("needs a partition, and a score for each class, beside partition_scores")
-    if isinstance(own, list) and len(own) == n and own.count(0) < n - len(of_classes):
-        return own
+    if isinstance(own, list) and len(own) == n:
+        came_before = [label in labels[:k] for k, label in enumerate(labels)]
+        if any(score for score, repeats in zip(own, came_before, strict=True) if repeats):
+            return own
     return [of_classes[label] for label in labels]
 
 
@@ -262,7 +264,10 @@ def _of_step(found: list[Samples], split: str | None, step: int | None) -> list[
     elif splits <= SPLITS:  # else a column of a data set's
         wanted = "eval" if "eval" in splits else "train"
         found = [each for each in found if each.split in (None, wanted)]
+    steps = {each.step for each in found} - {None}
     if step is None:
-        step = max((each.step for each in found if each.step is not None), default=None)
+        step = max(steps, default=None)
+    elif step not in steps:
+        return []
     # A line without a step among others with one is of no other step.
     return found if step is None else [each for each in found if each.step in (None, step)]

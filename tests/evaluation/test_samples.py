@@ -39,6 +39,9 @@ def test_noveltybenchs_files(tmp_path):
     assert found.quality == [7.0, 3.0, 7.0], "a duplicate's score is its class's"
     (found,), bad = read(tmp_path, [scores | {"generation_scores": [7, 3, 5], "quality": 5.0}])
     assert (found.quality, bad) == ([7.0, 3.0, 5.0], []), "in DARLING's copy it has its own"
+    zeros = {"generations": ["a", "b", "b", "c"], "partition": [0, 1, 1, 2], "partition_scores": [0, 3, 7]}
+    (found,), _ = read(tmp_path, [scores | zeros | {"generation_scores": [0, 3, 5, 7]}])
+    assert found.quality == [0.0, 3.0, 5.0, 7.0], "also where a class's is 0"
 
 
 def test_a_runs_log_is_its_last_evaluation(tmp_path):
@@ -55,8 +58,9 @@ def test_a_runs_log_is_its_last_evaluation(tmp_path):
     assert found.quality == [0.0, 1.0]
     (found,), _ = read(tmp_path, rows, step=2)
     assert found.quality == [1.0, 0.0]
-    with pytest.raises(DarlingError, match="no such split or step"):
-        read(tmp_path, rows, step=3)
+    for logged in (rows, [{"prompt": "p", "responses": ["a"]}]):
+        with pytest.raises(DarlingError, match="no such split or step"):
+            read(tmp_path, logged, step=3)
 
 
 def test_splits_of_a_data_set_are_all_read(tmp_path):
