@@ -186,7 +186,9 @@ def seed_of(prompt: dict[str, Any], settings: Settings) -> int:
 
 
 def folder_as_of(folder: Path) -> str:
-    changed = max((file.stat().st_mtime for file in folder.iterdir() if file.is_file()), default=0)
+    """A model's folder, and when its weights or settings were last written."""
+    of_model = [file for kind in ("safetensors", "bin", "pt", "json") for file in folder.glob(f"*.{kind}")]
+    changed = max((file.stat().st_mtime for file in of_model), default=0)
     return f"{folder.resolve()}, of {datetime.fromtimestamp(changed):%Y-%m-%d %H:%M:%S}"
 
 

@@ -246,6 +246,8 @@ def test_where_a_model_is_from(tmp_path, server):
     (tmp_path / "config.json").write_text("{}")
     os.utime(tmp_path / "config.json", (0, 0))
     before = folder_as_of(tmp_path)
+    (tmp_path / "train.log").write_text("a line")
+    assert folder_as_of(tmp_path) == before, "it may still be written to"
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert before.startswith(str(tmp_path)) and folder_as_of(tmp_path) != before
 
