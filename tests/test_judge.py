@@ -347,6 +347,17 @@ def test_a_refusal_is_told_and_not_repeated(fake, status):
     assert model.similarity([SAME]) == pytest.approx([0.9])
 
 
+def test_a_stray_refusal_does_not_take_log_probabilities_away(fake):
+    model = build(fake)
+    fake.failures = [400]
+    assert model.similarity([SAME]) == pytest.approx([0.9])
+    fake.failures = [400, 400]
+    with pytest.raises(DarlingError, match="an answer of the judge"):
+        model.probability_same(SAME)
+    assert model.similarity([SAME]) == pytest.approx([0.9])
+    assert all("logprobs" in body for body, _ in fake.requests)
+
+
 def test_a_refusal_of_logprobs_is_remembered_and_told_once(fake, caplog):
     fake.logprobs = "refused"
     model = build(fake)

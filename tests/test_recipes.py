@@ -84,6 +84,10 @@ def test_openrlhf_and_the_launcher_accept_it_with_the_papers_settings(recipe, va
         for part in name.split("."):
             found = getattr(found, part)
         assert found == value, name
+    prompts, episodes = parsed.openrlhf.data.max_samples, parsed.openrlhf.train.num_episodes
+    steps = next(int(row[5]) for row in rows("# Recipes") if f"[{recipe}.sh]" in row[0])
+    assert steps * parsed.openrlhf.rollout.batch_size == prompts * episodes, "no batch is left that is not full"
+    assert prompts % parsed.openrlhf.rollout.batch_size == 0 and 9900 < prompts <= 10_000
     assert parsed.darling.enable and not parsed.darling.cpu
     assert parsed.darling.num_partition_actors == gpus
     classifier = {"w": "darling-modernbert", "d": "darling-qwen3-math"}[recipe[0]]
@@ -185,8 +189,12 @@ STUBS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done\nexport CORES=${SRUN_CPUS_PER_TASK:-1}\nexec "$@"\n',
     "hostname": 'echo "$ADDRESSES"\n',
     "sleep": "",
-    "ray": 'printf "%s, %s cores\\n" "$*" "$CORES" >> "$RAY_LOG"\n',
-    "python3": f'if [[ $2 == *ray.init* ]]; then echo "$NODES_UP"; else exec {sys.executable} "$@"; fi\n',
+    # A log that breaks off.
+    "ray": 'printf "%s, %s cores\\n" "$*" "$CORES" >> "$RAY_LOG"\n[[ $2 != logs ]]\n',
+    "python3": 'case $2 in\n  *ray.init*) echo "$NODES_UP" ;;\n'
+    # The states of the job, one a question.
+    '  *get_job_status*) head -n 1 "$STATES"; sed -i 1d "$STATES" ;;\n'
+    f'  *) exec {sys.executable} "$@" ;;\nesac\n',
 }
 
 
@@ -198,8 +206,12 @@ def slurm(tmp_path):
     (tmp_path / "log").touch()
 
     def submit(
-        *arguments: str, nodes_up: str = "2", addresses: str = "fe80::1 127.0.1.1 10.0.0.1 10.0.0.2"
+        *arguments: str,
+        nodes_up: str = "2",
+        addresses: str = "fe80::1 127.0.1.1 10.0.0.1 10.0.0.2",
+        states: tuple[str, ...] = ("PENDING", "RUNNING", "", "RUNNING", "SUCCEEDED"),
     ) -> tuple[int, str, list[str]]:
+        (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
         environment = {
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "SLURM_SUBMIT_DIR": str(RECIPES.parents[1]),
@@ -208,6 +220,7 @@ def slurm(tmp_path):
             "RAY_LOG": str(tmp_path / "log"),
             "NODES_UP": nodes_up,
             "ADDRESSES": addresses,
+            "STATES": str(tmp_path / "states"),
             "SLURM_CPUS_PER_TASK": "48",
             "DATA": "/shared/data.jsonl",
         }
@@ -235,6 +248,24 @@ def test_slurm_starts_a_cluster_and_submits_the_recipe(slurm):
     out = f"{RECIPES.parents[1]}/runs/deepscaler_qwen3_14b-ngram-7"
     assert runtime_env == {"env_vars": {"DATA": "/shared/data.jsonl", "OUT": out}}
     assert after == f"bash {RECIPES}/deepscaler_qwen3_14b.sh ngram --train.seed 1, 48 cores"
+
+
+@pytest.mark.parametrize(
+    ("states", "status", "said"),
+    [
+        (("RUNNING", "SUCCEEDED"), 0, ""),
+        (("RUNNING", "FAILED"), 1, "the job darling-7 ended: FAILED"),
+        (("STOPPED",), 1, "the job darling-7 ended: STOPPED"),
+        (("RUNNING",), 1, "has not said for five minutes"),
+    ],
+)
+def test_slurm_ends_when_the_job_does_and_not_its_log(slurm, states, status, said):
+    found, text, calls = slurm("wildchat_llama8b", states=states)
+    assert (found, said in text) == (status, True), text
+    logs = [call for call in calls if call.startswith("job logs")]
+    assert len(logs) == len(states) + 30 * (states == ("RUNNING",))
+    assert all("--follow darling-7" in call for call in logs)
+    assert [call for call in calls if "--no-wait" in call and "--submission-id=darling-7" in call]
 
 
 def test_slurm_needs_all_nodes_and_a_recipe_that_exists(slurm):

@@ -83,5 +83,29 @@ RUNTIME_ENV=$(python3 -c "
 import json, sys
 print(json.dumps({'env_vars': dict(zip(('DATA', 'OUT'), sys.argv[1:]))}))
 " "$DATA" "$OUT")
-on_head ray job submit --address="http://$HEAD_IP:$DASHBOARD" --runtime-env-json="$RUNTIME_ENV" \
+JOB=darling-$SLURM_JOB_ID
+JOBS=http://$HEAD_IP:$DASHBOARD
+on_head ray job submit --address="$JOBS" --submission-id="$JOB" --no-wait --runtime-env-json="$RUNTIME_ENV" \
   -- bash "$RECIPES/$RECIPE.sh" "$VARIANT" "${@:3}"
+
+# The log's end is not the job's: a connection that breaks must not end the allocation of a run that goes on.
+silent=0
+while ((silent < 30)); do
+  on_head ray job logs --address="$JOBS" --follow "$JOB" || true
+  state=$(on_head python3 -c "
+from ray.job_submission import JobSubmissionClient
+print(JobSubmissionClient('$JOBS').get_job_status('$JOB').value)
+" 2>/dev/null | tail -n 1 || true)
+  case $state in
+    SUCCEEDED) exit 0 ;;
+    FAILED | STOPPED)
+      echo "the job $JOB ended: $state" >&2
+      exit 1
+      ;;
+    "") silent=$((silent + 1)) ;;
+    *) silent=0 ;;
+  esac
+  sleep 10
+done
+echo "Ray's head has not said for five minutes how the job $JOB is" >&2
+exit 1

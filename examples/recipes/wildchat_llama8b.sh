@@ -70,6 +70,8 @@ data_args=(
   --data.label_key input
   --data.apply_chat_template
   --data.max_len 1536
+  # Of the 10,000 as many as fill the batches: of a smaller last one, dynamic batches train nothing.
+  --data.max_samples 9984
 )
 
 rollout_args=(
@@ -103,7 +105,7 @@ darling_args=(
   --darling.num_partition_actors 8
   --darling.gpus_per_partition_actor 0.2
   --darling.log_dir "$OUT"
-  "${variant_args[@]}"
+  ${variant_args[@]+"${variant_args[@]}"} # an empty array is unbound to bash before 4.4
 )
 
 log_args=(

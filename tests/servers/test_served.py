@@ -1,5 +1,7 @@
 """`served:` and its dialects: what is asked of vLLM and text-embeddings-inference, and what their answers mean."""
 
+import math
+
 import pytest
 from small_partition_models import decisions
 from small_servers import (
@@ -122,6 +124,44 @@ def test_a_model_that_reads_segment_ids_is_asked_at_score_or_refused(start_serve
     # DeBERTa's tokenizer makes segment ids too, and the model has no use for them.
     make_bert_tokenizer(tmp_path, segments=0)
     assert Served(start_server(root=bert).url).similarity(pairs) == pytest.approx(by_ids(bert, pairs))
+
+
+def written(folder, **settings):
+    """A tokenizer's folder with a configuration, as darling-train-partition leaves it."""
+    from transformers import ModernBertConfig
+
+    make_tokenizer(folder)
+    ModernBertConfig(**settings).save_pretrained(folder)
+    return str(folder)
+
+
+def test_what_training_wrote_beside_the_weights_counts(start_server, tmp_path):
+    own = {"threshold": 0.31, "max_length": 30, "special_tokens": ["the", "cat", "mat"], "logit_shift": 1.5}
+    root = written(tmp_path, darling_partition=own)
+    server, pairs = start_server(root=root), some_pairs(40, longest=13)
+    model = Served(server.url)
+    found = model.similarity(pairs)
+    tokens = AutoTokenizer.from_pretrained(root)
+    before, between, after = tokens.convert_tokens_to_ids(own["special_tokens"])
+    for pair, probability in zip(pairs, found, strict=True):
+        first, second = (tokens(text, add_special_tokens=False)["input_ids"] for text in (pair.first, pair.second))
+        plain = known_score([before, *first, between, *second, after])
+        odds = plain / max(1 - plain, 1e-9) * math.exp(1.5)
+        assert probability == pytest.approx(odds / (1 + odds))
+    model.similarity(some_pairs(20))
+    assert max(len(each) for body in server.bodies for each in body["input"]) == 30
+    assert model.threshold == 0.31 and Served(server.url, threshold=0.6).threshold == 0.6
+    assert Served(start_server("tei").url).threshold == 0.5
+
+
+@pytest.mark.parametrize(
+    "settings", [{"problem_type": "regression"}, {"sentence_transformers": {"activation_fn": "torch.nn.Identity"}}]
+)
+def test_one_label_whose_raw_output_vllm_would_give_is_refused(start_server, tmp_path, settings):
+    root = written(tmp_path, **settings)
+    with pytest.raises(DarlingError, match="probabilities for(.|\n)*its raw output"):
+        Served(start_server(labels=1, root=root).url)
+    Served(start_server(labels=2, root=root).url)
 
 
 @pytest.mark.parametrize("root", ["/no/such/folder", "no-one/no-such-model", None])

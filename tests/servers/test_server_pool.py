@@ -1,5 +1,6 @@
 """The pool of servers, mostly through `served:`: requests and connections, faults, and what a pool refuses."""
 
+import asyncio
 import gc
 import threading
 import time
@@ -116,7 +117,7 @@ def test_a_model_that_is_dropped_takes_its_thread_and_connections_along(start_se
 # --- faults
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 503])
+@pytest.mark.parametrize("status", [408, 424, 429, 500, 503])
 def test_a_busy_server_is_asked_again(start_server, status):
     server = start_server("tei")
     server.faults = [status] * 3
@@ -186,12 +187,39 @@ def test_a_request_that_always_fails_is_given_up_in_time(start_server):
     model = Served(f"{first.url},{second.url}")
     first.faults = second.faults = [500] * 1000
     began = time.monotonic()
-    with pytest.raises(DarlingError, match=f"again and again.*{first.url}.*not today"):
+    with pytest.raises(DarlingError, match=f"(again and again|no request is).*{first.url}.*not today"):
         model.similarity(some_pairs(1))
     assert 1.4 < time.monotonic() - began < 4
     assert 10 < len(first.sizes + second.sizes) < 100, "ever less often"
     first.faults.clear()
     assert model.similarity(some_pairs(1)) == pytest.approx(by_texts(some_pairs(1)))
+
+
+def test_servers_that_answer_no_request_at_all_are_given_up_in_time(start_server):
+    """However many requests take their turns at failing."""
+    server = start_server("tei", batch_size=2)
+    model = Served(server.url)
+    server.faults = [500] * 10_000
+    began = time.monotonic()
+    with pytest.raises(DarlingError, match=f"no request is answered; {server.url}: HTTP 500.*not today"):
+        model.similarity(some_pairs(1000))
+    assert 1.4 < time.monotonic() - began < 4
+
+
+def test_what_servers_hold_is_not_waited_for_for_ever(start_server, monkeypatch):
+    monkeypatch.setattr(server_module, "LEARN_TIMEOUT", 0.5)
+    good = start_server("tei")
+
+    async def learn(server):
+        if server.url != good.url:
+            await asyncio.sleep(60)
+        return "a model"
+
+    hung = start_server("tei")
+    began = time.monotonic()
+    pool = pool_module.ServerPool(f"{good.url},{hung.url}", learn)
+    assert time.monotonic() - began < 3 and pool.held == "a model"
+    assert "within 0.5 s" in pool._servers[1].error
 
 
 def test_a_server_that_starts_late_is_waited_for(start_server):
@@ -251,6 +279,28 @@ def test_every_server_of_a_pool_holds_the_same_model(start_server):
     first, second = start_server("tei", labels=2), start_server("tei", labels=3)
     with pytest.raises(DarlingError, match=f"labels=2.*labels=3.* at {second.url}"):
         Served(f"{first.url},{second.url}")
+
+
+@pytest.mark.parametrize("api", ["vllm", "tei"])
+def test_servers_with_other_weights_of_one_kind_are_told_apart(start_server, api, monkeypatch, tokenizer):
+    first, second, third = (start_server(api, root=tokenizer) for _ in range(3))
+    for server, other in ((second, 0.01), (third, 0.1)):  # of vLLM: half precision, and other weights
+        rows, answer = server.rows, server.answer
+        if api == "vllm":
+            monkeypatch.setattr(
+                server, "rows", lambda given, rows=rows, by=other: [[a - by, b + by] for a, b in rows(given)]
+            )
+        elif server is third:
+            monkeypatch.setattr(server, "answer", lambda path, body, answer=answer: sized(answer(path, body)))
+    Served(f"{first.url},{second.url}", tokenizer=tokenizer)
+    with pytest.raises(DarlingError, match=f"the same model behind every url(.|\n)* at {third.url}"):
+        Served(f"{first.url},{third.url}", tokenizer=tokenizer)
+
+
+def sized(answered):
+    """TEI's answer of another revision."""
+    status, answer = answered
+    return status, {**answer, "model_sha": "another"} if isinstance(answer, dict) else answer
 
 
 def test_another_model_at_the_same_address_is_noticed(start_server):

@@ -125,7 +125,7 @@ class Judge(PairwiseModel):
         # Of each request, until the server refuses one of them.
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": ANSWER_TOKENS}
         self._options |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        self._warned_of_overflow = False
+        self._gives_logprobs = self._warned_of_overflow = False
         self.cuts = Cuts()
         self.model = model or self._only_model()
         # A wrong key or name, or a judge that does not keep to the form, shows now and not an hour into a run.
@@ -186,23 +186,26 @@ class Judge(PairwiseModel):
         """None where the messages are longer than the judge's context."""
         import openai
 
-        options = self._options
+        options, again = self._options, False
         while True:
             try:
                 completion = self._client.chat.completions.create(model=self.model, messages=messages, **options)
             except openai.OpenAIError as error:
                 if _overflows(error):
                     return None
-                fewer = _without_refused(options, error)
-                if fewer is None:
+                # Who has given log-probabilities refuses something else where he does not name them.
+                fewer = _without_refused(options, error, guess=not self._gives_logprobs)
+                stray = fewer is None and _refused(error) and self._gives_logprobs and not again
+                if fewer is None and not stray:
                     raise self._failure(error) from error
-                options = fewer
+                again, options = stray, fewer or options
             else:
                 self._remember(options)
                 return completion
 
     def _remember(self, options: dict[str, Any]) -> None:
         """What a request came through with."""
+        self._gives_logprobs |= "logprobs" in options
         if "logprobs" in self._options and "logprobs" not in options:
             logger.warning("%s at %s gives no log-probabilities: similarities are 0 or 1", self.model, self.url)
         if len(options) < len(self._options) or ("max_tokens" in self._options and "max_tokens" not in options):
@@ -281,20 +284,28 @@ def _deciding(tokens: list[Any]) -> Any:
     return None
 
 
-def _without_refused(options: dict[str, Any], error: openai.OpenAIError) -> dict[str, Any] | None:
-    """The options of a request without what the server refuses; None where it is something else."""
-    if getattr(error, "status_code", None) not in (400, 422):
+def _without_refused(options: dict[str, Any], error: openai.OpenAIError, *, guess: bool) -> dict[str, Any] | None:
+    """The options of a request without what the server refuses; None where it is something else.
+
+    Args:
+        guess: whether it may be log-probabilities that it refuses where it names nothing, as some do.
+    """
+    if not _refused(error):
         return None
     fewer, text = dict(options), _said(error)
     if "max_tokens" in options and "max_completion_tokens" in text:
         fewer["max_completion_tokens"] = fewer.pop("max_tokens")
     elif "temperature" in options and "temperature" in text:
         del fewer["temperature"]
-    elif "logprobs" in options:  # some refuse these without naming them
+    elif "logprobs" in options and (guess or "logprobs" in text):
         del fewer["logprobs"], fewer["top_logprobs"]
     else:
         return None
     return fewer
+
+
+def _refused(error: openai.OpenAIError) -> bool:
+    return getattr(error, "status_code", None) in (400, 422)
 
 
 def _first_word(text: str) -> str:

@@ -22,22 +22,24 @@ class Served(PairwiseModel):
     where set, is sent as bearer token.
 
     The model reads what `cross-encoder` of the same weights would give it, CLS first SEP second SEP, the longer one
-    cut first. Class 1 means equivalent; of three classes or more `label` says which does, by its number or, of
-    text-embeddings-inference, its name:
+    cut first. What darling-train-partition wrote beside a vLLM server's weights (threshold, length, separators,
+    calibration) counts where that folder is on this machine. The released classifiers are read as any other:
+    `darling-qwen3-math` needs separators of its own, and is none for `served:`. Class 1 means equivalent; of three
+    classes or more `label` says which does, by its number or, of text-embeddings-inference, its name:
 
     - vLLM gets token ids at /classify, made here by `tokenizer`, or else by the tokenizer of the path or Hub name that
-      the server was started with, where that is on this machine. Pairs are cut at `max_length` tokens, 2048 by
-      default, or at the server's max_model_len where that is less.
+      the server was started with, where that is on this machine. Pairs are cut at `max_length` tokens, by default as
+      the classifier was trained, else at 2048, or at the server's max_model_len where that is less.
     - vLLM's /classify takes no segment ids (token_type_ids). A one-label model that reads them, as BERT does, and one
       whose tokenizer is not on this machine, is asked at /score, where the server's own tokenizer builds the pair and
       cuts it in the same way. With more labels vLLM has no /score: that is refused.
     - text-embeddings-inference gets the two texts, builds the pair in the same way, and cuts it at its own
       max_input_length: identical to `cross-encoder` only where no pair is longer than the smaller of the two limits.
 
-    Requests that a server could not answer (no connection, HTTP 408, 429 and 5xx) go to the others, and that server is
-    tried again, ever less often, until it answers. DarlingError when all have been silent for `patience` seconds, when
-    one request has failed again and again for that long, when a server refuses a request (other HTTP codes), and when
-    an answer is not one distribution over the classes for each pair.
+    Requests that a server could not answer (no connection, HTTP 408, 424, 429 and 5xx) go to the others, and that
+    server is tried again, ever less often, until it answers. DarlingError when all have been silent for `patience`
+    seconds, when none answers a request or one request has failed again and again for that long, when a server refuses
+    a request (other HTTP codes), and when an answer is not one distribution over the classes for each pair.
     """
 
     threshold = 0.5
@@ -55,7 +57,6 @@ class Served(PairwiseModel):
         max_length: int | None = None,
         label: str | None = None,
     ) -> None:
-        super().__init__(threshold=threshold, clustering=clustering)
         self._pool = ServerPool(
             _without_v1(urls),
             learn_classifier,
@@ -65,6 +66,8 @@ class Served(PairwiseModel):
             headers=_authorization(),
         )
         self._dialect = choose_dialect(self._pool.held, tokenizer, max_length, label)
+        trained = self._dialect.settings.threshold
+        super().__init__(threshold=trained if threshold is None else threshold, clustering=clustering)
         self.cuts = getattr(self._dialect, "cuts", None)  # of texts that the server cuts nobody here knows
 
     def similarity(self, pairs: Sequence[Pair]) -> list[float]:

@@ -4,6 +4,7 @@ text-embeddings-inference (TEI)."""
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ from typing import Any
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.base import RANGE_TOLERANCE, Pair, describe
+from darling_plugin.partition.models.cross_encoder import ClassifierSettings
 from darling_plugin.partition.servers.pool import BATCH_SIZE, Dialect
 from darling_plugin.partition.servers.server import WRONG_FORM, BadAnswer, Server
 
-MAX_LENGTH = 2048  # tokens of a pair, as in cross_encoder
 LEAST_LENGTH = 8  # room for special tokens and one of each side
 SUM_TOLERANCE = 0.02  # the classes' probabilities may come from half precision
+SAME_WEIGHTS = 0.02  # by how much servers in half precision may differ in one probability
 # Without the last flag vLLM (0.29) never answers a causal classifier's pair of exactly max_model_len tokens that it
 # reads in two parts.
 START_COMMAND = (
@@ -25,6 +27,20 @@ START_COMMAND = (
 )
 
 logger = logging.getLogger(__name__)
+
+
+class Probabilities(tuple):
+    """What a vLLM server says of one and the same text: with the same weights nearly the same."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, tuple) or len(self) != len(other):
+            return False
+        return all(abs(one - two) <= SAME_WEIGHTS for one, two in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Weights = tuple[str | None, ...] | Probabilities
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class ServedClassifier:
     names: tuple[str, ...]  # of the classes, by number, where the server says them: TEI does
     max_length: int  # tokens of a pair
     batch_size: int  # pairs a request
+    weights: Weights = ()  # by what servers with the same ones are told: of TEI model and revision
     root: str | None = field(default=None, compare=False, repr=False)  # path or Hub name that vLLM was started with
 
 
@@ -50,10 +67,11 @@ async def learn_classifier(server: Server) -> ServedClassifier:
 class ClassifierDialect(Dialect):
     """P(equivalent) of pairs, from the classes' probabilities."""
 
-    def __init__(self, held: ServedClassifier, label: str | None) -> None:
+    def __init__(self, held: ServedClassifier, label: str | None, settings: ClassifierSettings | None = None) -> None:
         self.labels = held.labels
         self.batch_size = held.batch_size
         self.equivalent = equivalent_class(held, label)
+        self.settings = settings or ClassifierSettings()
 
     @abstractmethod
     def rows(self, answer: Any) -> list[list[float]]:
@@ -71,7 +89,14 @@ class ClassifierDialect(Dialect):
         if not all(good):
             worst = good.index(False)
             raise BadAnswer(needed, rows[worst], describe(pairs[worst]))
-        return [row[self.equivalent] for row in rows]
+        return [self._shifted(row[self.equivalent]) for row in rows]
+
+    def _shifted(self, probability: float) -> float:
+        """With what calibration adds to the logit, as in cross_encoder.probability_equivalent."""
+        if not self.settings.logit_shift:
+            return probability
+        odds = probability / max(1 - probability, 1e-12) * math.exp(self.settings.logit_shift)
+        return odds / (1 + odds)
 
 
 class TextsDialect(ClassifierDialect):
@@ -92,8 +117,9 @@ class VllmDialect(ClassifierDialect):
         """From the answers of /v1/models, and of /classify to a single text."""
         try:
             card = next(card for card in models["data"] if not card.get("parent"))  # one with a parent is an adapter
-            labels = len(probe["data"][0]["probs"])
-            return ServedClassifier("vllm", labels, (), int(card["max_model_len"]), BATCH_SIZE, card.get("root"))
+            says = Probabilities(map(float, probe["data"][0]["probs"]))
+            length, root = int(card["max_model_len"]), card.get("root")
+            return ServedClassifier("vllm", len(says), (), length, BATCH_SIZE, says, root)
         except (StopIteration, *WRONG_FORM) as error:
             raise BadAnswer("a vLLM classify server", [models, probe]) from error
 
@@ -110,11 +136,13 @@ class VllmClassify(VllmDialect):
 
     path = "/classify"
 
-    def __init__(self, held: ServedClassifier, label: str | None, tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self, held: ServedClassifier, label: str | None, tokenizer: Any, settings: ClassifierSettings
+    ) -> None:
         from darling_plugin.partition.engine.pair_tokens import PairTokens
 
-        super().__init__(held, label)
-        self._pair_tokens = PairTokens(tokenizer, max_length)
+        super().__init__(held, label, settings)
+        self._pair_tokens = PairTokens(tokenizer, settings.max_length, special_tokens=settings.special_tokens)
         self.cuts = self._pair_tokens.cuts
 
     def encode(self, pairs: Sequence[Pair]) -> list[list[int]]:
@@ -135,13 +163,12 @@ class VllmScore(VllmDialect, TextsDialect):
 
     path = "/score"
 
-    def __init__(self, held: ServedClassifier, label: str | None, max_length: int) -> None:
-        super().__init__(held, label)
-        self.max_length = max_length
+    def __init__(self, held: ServedClassifier, label: str | None, settings: ClassifierSettings) -> None:
+        super().__init__(held, label, settings)
 
     def body(self, encoded: Sequence[tuple[str, str]]) -> dict:
         first, second = zip(*encoded, strict=True)
-        length = self.max_length
+        length = self.settings.max_length
         return {"text_1": first, "text_2": second, "truncate_prompt_tokens": length, "use_activation": True}
 
     def rows(self, answer: dict) -> list[list[float]]:
@@ -167,7 +194,8 @@ class TeiPredict(TextsDialect):
             if len(set(labels.values())) < len(labels):
                 raise ValueError("two classes of one name")
             batch_size = min(BATCH_SIZE, int(info["max_client_batch_size"]))
-            return ServedClassifier("tei", len(labels), by_number, int(info["max_input_length"]), batch_size)
+            weights = info.get("model_id"), info.get("model_sha")
+            return ServedClassifier("tei", len(labels), by_number, int(info["max_input_length"]), batch_size, weights)
         except (StopIteration, *WRONG_FORM) as error:
             raise BadAnswer("text-embeddings-inference with a classifier", info) from error
 
@@ -210,7 +238,7 @@ def choose_dialect(
     Args:
         tokenizer: a path or Hub name; None: that of `held.root`, if it is on this machine.
         label: of the class that means equivalent; see :func:`equivalent_class`.
-        max_length: tokens of a pair; None: MAX_LENGTH. Never more than the server's.
+        max_length: tokens of a pair; None: as the classifier was trained, else 2048. Never more than the server's.
 
     Raises DarlingError where there is none.
     """
@@ -223,15 +251,18 @@ def choose_dialect(
             )
         return TeiPredict(held, label)
     loaded = _load_tokenizer(tokenizer, held.root)
-    length = min(MAX_LENGTH if max_length is None else max_length, held.max_length)
-    if loaded is not None:
-        length = min(length, loaded.model_max_length)
-    if length < LEAST_LENGTH:
-        raise DarlingError(f"max_length of at least {LEAST_LENGTH}: room for two responses", f"{length}", "raise it")
-    if loaded is not None and not _reads_segments(loaded):
-        return VllmClassify(held, label, loaded, length)
-    if held.labels == 1:
-        return VllmScore(held, label, length)
+    config = None if loaded is None else _config_of(loaded.name_or_path)
+    settings = ClassifierSettings.read(config).replaced(max_length=max_length)
+    limits = [settings.max_length, held.max_length, *([] if loaded is None else [loaded.model_max_length])]
+    settings = settings.replaced(max_length=min(limits))
+    if settings.max_length < LEAST_LENGTH:
+        needed = f"max_length of at least {LEAST_LENGTH}: room for two responses"
+        raise DarlingError(needed, f"{settings.max_length}", "raise it")
+    _check_activation(config, held.labels)
+    if loaded is not None and not _reads_segments(loaded, config):
+        return VllmClassify(held, label, loaded, settings)
+    if held.labels == 1 and settings.special_tokens is None:
+        return VllmScore(held, label, settings)
     if loaded is None:
         raise DarlingError(
             "the classifier's tokenizer, to build pairs with",
@@ -265,15 +296,39 @@ def _load_tokenizer(path: str | None, root: str | None) -> Any:
     return loaded
 
 
-def _reads_segments(tokenizer: Any) -> bool:
-    """Whether the model has an embedding of the side that a token is on; True where that cannot be known."""
+def _config_of(path: str) -> Any:
+    """The classifier's configuration; None where it is not on this machine."""
     from transformers import AutoConfig
 
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _check_activation(config: Any, labels: int) -> None:
+    """Raises DarlingError for one label whose raw output vLLM gives, of which `cross-encoder` takes the sigmoid.
+
+    It goes by the configuration, into which transformers writes "regression" where such a classifier was trained.
+    """
+    if labels > 1 or config is None:
+        return
+    of_sentences = getattr(config, "sentence_transformers", None) or {}
+    activation = str(of_sentences.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", ""))
+    kind = getattr(config, "problem_type", None)
+    if kind == "regression" or activation.endswith("Identity"):
+        raise DarlingError(
+            "a classifier that vLLM answers probabilities for",
+            f"problem_type {kind!r}, activation {activation!r} in its config.json: its raw output",
+            "use cross-encoder:<path>, or serve it with text-embeddings-inference",
+        )
+
+
+def _reads_segments(tokenizer: Any, config: Any) -> bool:
+    """Whether the model has an embedding of the side that a token is on; True where that cannot be known."""
     if not any(tokenizer("a", "a").get("token_type_ids", [])):
         return False
-    try:
-        config = AutoConfig.from_pretrained(tokenizer.name_or_path, local_files_only=True)
-    except (OSError, ValueError):
+    if config is None:
         return True
     return getattr(config, "type_vocab_size", 0) > 1  # DeBERTa's tokenizer makes segment ids that it does not read
 

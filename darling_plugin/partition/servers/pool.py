@@ -69,7 +69,7 @@ class ServerPool:
 
     A call is cut into requests of at most `dialect.batch_size` items, and they go to the servers that answer,
     CONCURRENCY at a time to each; several threads may call. A request that a server could not answer (no connection,
-    HTTP 408, 429 and 5xx) goes to the others, and that server is dropped. It is tried again by `learn`, ever less
+    HTTP 408, 424, 429 and 5xx) goes to the others, and that server is dropped. It is tried again by `learn`, ever less
     often, and takes part again once that succeeds, also between calls and where it was down when the pool was made.
 
     `patience` is how long a call bears with silence, not how long it may take: while one server answers, a call waits
@@ -158,13 +158,14 @@ class ServerPool:
         return held
 
     async def _ask(self, dialect: Dialect, items: Sequence, encoded: Sequence, batches: list[_Batch]) -> list[Any]:
-        began = time.monotonic()
+        answered = time.monotonic()  # for the last time
         results: list[Any] = [None] * len(items)
         todo: asyncio.Queue[_Batch] = asyncio.Queue()
         for batch in batches:
             todo.put_nowait(batch)
 
         async def work(server: Server) -> None:
+            nonlocal answered
             while True:
                 await server.up.wait()
                 batch = await todo.get()
@@ -179,13 +180,19 @@ class ServerPool:
                     for position, result in zip(batch.positions, read, strict=True):
                         results[position] = result
                     alive()
+                    answered = time.monotonic()
                 todo.task_done()
 
         async def watch() -> None:
             while True:
                 self._check_patience(began)
+                # Servers that say what they hold, and answer nothing else.
+                useless = all(len(server.failed) >= TRIES for server in self._servers)
+                if useless and time.monotonic() - answered > self.patience:
+                    raise self._gave_up("no request is answered")
                 await asyncio.sleep(0.05)
 
+        began = answered
         finished = asyncio.ensure_future(todo.join())
         # The servers take turns, so that each has its part of a few batches. A worker ends by an error only.
         workers = [asyncio.ensure_future(work(server)) for _ in range(CONCURRENCY) for server in self._servers]
@@ -208,9 +215,11 @@ class ServerPool:
             answer = await server.ask(path, body)
         except Unavailable as error:
             server.drop(error)
+            server.failed.append(str(error))
             self._check_batch(batch, error)
             raise
         server.failures = 0
+        server.failed.clear()
         return answer
 
     def _check_batch(self, batch: _Batch, error: Unavailable) -> None:
@@ -229,7 +238,7 @@ class ServerPool:
     def _gave_up(self, what: str) -> DarlingError:
         return DarlingError(
             f"{self._kind} that answers within its patience of {self.patience:g} s",
-            "; ".join([what, *(f"{server.url}: {server.error or 'answers'}" for server in self._servers)]),
+            "; ".join([what, *(f"{server.url}: {_state(server)}" for server in self._servers)]),
             "look at the servers' logs and start them again",
         )
 
@@ -267,6 +276,10 @@ def _read(dialect: Dialect, answer: Any, items: list, server: Server) -> list[An
         needed = f"an answer for each of {len(items)} items at {dialect.path}"
         raise server.bad_answer(BadAnswer(needed, answer, repr(error))) from error
     return results
+
+
+def _state(server: Server) -> str:
+    return server.error or next(reversed(server.failed), "answers")
 
 
 def _split(urls: str) -> list[str]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 5.0  # seconds between tries, doubled from the first to the last
 CONNECT_TIMEOUT, PROBE_TIMEOUT, REQUEST_TIMEOUT = 10.0, 30.0, 600.0  # seconds; a probe is a request without a body
+LEARN_TIMEOUT = 60.0  # seconds for all that `learn` asks, which has bodies for some servers
+# What a server may answer otherwise later, or another one: 424 is text-embeddings-inference's failed computation.
+NOT_NOW = (408, 424, 429)
 # What code that reads an answer raises where the answer has another form.
 WRONG_FORM = (AttributeError, LookupError, TypeError, ValueError)
 
@@ -72,6 +75,7 @@ class Server:
         self.error: str | None = None
         self.down_at = -math.inf
         self.failures = 0  # in a row
+        self.failed: list[str] = []  # what its requests failed by, in a row; what learn() asks aside
         self._client = client
         self._learn = learn
         self._recovery: asyncio.Task | None = None
@@ -85,7 +89,7 @@ class Server:
             optional: return None where the server refuses the request.
 
         Raises:
-            Unavailable: no answer, or HTTP 408, 429 or 5xx. The pool deals with it: do not catch it.
+            Unavailable: no answer, or HTTP 408, 424, 429 or 5xx. The pool deals with it: do not catch it.
             DarlingError: another HTTP status that is no success, or no JSON.
         """
         import httpx
@@ -99,7 +103,7 @@ class Server:
         except httpx.RequestError as error:
             raise Unavailable(f"{type(error).__name__} {error}".strip()) from error
         found = f"HTTP {response.status_code} from {self.url}{path}: {start(response.text, 300)}"
-        if response.status_code in (408, 429) or response.status_code >= 500:
+        if response.status_code in NOT_NOW or response.status_code >= 500:
             raise Unavailable(found)
         if not response.is_success:
             if optional:
@@ -121,7 +125,9 @@ class Server:
 
     async def learn(self) -> None:
         try:
-            self.held = await self._learn(self)
+            self.held = await asyncio.wait_for(self._learn(self), LEARN_TIMEOUT)
+        except asyncio.TimeoutError as error:  # a TimeoutError from Python 3.11 on
+            raise Unavailable(f"no answer to what it holds within {LEARN_TIMEOUT:g} s") from error
         except BadAnswer as error:
             raise self.bad_answer(error) from error
         except WRONG_FORM as error:
