@@ -236,7 +236,7 @@ def _tails(text: str) -> list[tuple[str, bool, str]]:
     for end in re.finditer(r"[\d)}\]!%]|\\pi(?![A-Za-z])|\\infty", marked):
         after = marked[end.end() :]
         words = re.sub(r"°\s+(?=[CF]$)", "°", after.strip())
-        if re.fullmatch(r"(?:°\s*[CF]?|[€£¥₹]|[^\W\d_][^\W\d_.'/ -]*(?:(?:[ '/.-]|\^\{?[23]\}?)+[^\W\d_]*)*)", words):
+        if re.fullmatch(r"°\s*[CF]?|[€£¥₹]|[^\W\d_](?:[^\W\d_]|[ '/.-]|\^\{?[23]\}?)*", words):
             found.append((marked[: end.end()].strip(), after[:1].isspace() or after[:1] == "°", words))
     return found
 

@@ -208,6 +208,7 @@ class DarlingConfig:
         if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):  # Ray lends a share of one, or whole ones
             raise _bad_value("gpus_per_partition_actor", "a share of a GPU from 0 to 1, or a whole number", gpus)
         self._check_sleep()
+        self._check_correctness()
 
     def _check_sleep(self) -> None:
         if self.partition_sleep and not self.gpus_per_partition_actor:
@@ -245,10 +246,27 @@ class DarlingConfig:
                 f"drop {spelled(changed[0])}, or set {spelled('reward')} multiply",
             )
 
+    def _check_correctness(self) -> None:
+        """reasoning_novelty takes a quality above 0 for right: a transformed one is no longer so."""
+        if self.reward == "reasoning_novelty" and self.quality_transform not in (None, "raw"):
+            raise DarlingError(
+                f"{spelled('reward')} reasoning_novelty with the quality as it is: above 0 is right",
+                f"{spelled('quality_transform')} {self.quality_transform}",
+                f"drop {spelled('quality_transform')}",
+            )
+
     def reads(self, one_of: str) -> bool:
         """Whether the reward or the advantage takes that input, as "similarity". After the user's code is imported."""
         advantage = self.advantage is not None and advantages.reads(self.advantage, one_of)
         return advantage or rewards.reads(self.reward, one_of)
+
+    def goes_by_diversity(self) -> bool:
+        """Whether reward or advantage take the diversity itself, and not similarity or labels, or none of them."""
+        registries = ((rewards, self.reward, ("quality",)), (advantages, self.advantage, WITHOUT_DIVERSITY))
+        return any(
+            name not in (None, *without) and not (registry.reads(name, "similarity") or registry.reads(name, "labels"))
+            for registry, name, without in registries
+        )
 
     def with_absolute_paths(self) -> "DarlingConfig":
         """The same, with the user's files and folders resolved against the current folder.

@@ -20,15 +20,14 @@ from dataclasses import dataclass
 
 from darling_plugin.answer_form import MULTIPLIERS, NO_NOUNS, FinalAnswer, match_unit, plain_characters, read_form
 
-# What closes a response, as <|im_end|> or </s>.
-CLOSING_TOKENS = re.compile(r"(?:<[^<>\s]{1,40}>\s*)+$")
+CLOSING_TOKEN = re.compile(r"<[^<>\s]{1,40}>\Z")  # what closes a response, as <|im_end|> or </s>
 AFTER_SENTENCE = re.compile(r"^[\s$)\]}\"'*_`\\.]+")
-MOST_MARKERS = 20  # of the word answer that are read: a response may repeat it without end
+MOST_MARKERS = 20  # of the word answer, and of boxes, that are read: a response may repeat them without end
 
 
 def final_answer(text: str) -> FinalAnswer | None:
     """The final answer of a response, or None where it has none."""
-    text = plain_characters(CLOSING_TOKENS.sub("", text).rpartition("</think>")[2])
+    text = plain_characters(_without_closing_tokens(text).rpartition("</think>")[2])
     if BOX.search(text):
         content = _last_box(text)
         return None if content is None else read_form(content)
@@ -39,10 +38,10 @@ def final_answer(text: str) -> FinalAnswer | None:
 def text_after_answer(text: str) -> str | None:
     """What follows the sentence that has the final answer; None where none is boxed or stated.
 
-    That is the first of the boxes with the last one's content, or the last statement.
+    That is the first of the boxes with the last one's content, of the last MOST_MARKERS, or the last statement.
     """
-    text = CLOSING_TOKENS.sub("", text).rpartition("</think>")[2]
-    boxes = [_content(text, box.end()) for box in BOX.finditer(text)]
+    text = _without_closing_tokens(text).rpartition("</think>")[2]
+    boxes = [_content(text, box.end()) for box in list(BOX.finditer(text))[-MOST_MARKERS:]]
     if boxes:
         last = boxes[-1][0]
         end = next(end for content, end in boxes if content == last)
@@ -51,9 +50,21 @@ def text_after_answer(text: str) -> str | None:
         before = max(0, marker.start() - 200)
         start = max((end.end() for end in SENTENCE_END.finditer(text, before, marker.start())), default=before)
         if _stated(_Prose(plain_characters(text[start : marker.end() + 200]))):
-            value = re.compile(r"[\s:*_>]*").match(text, marker.end()).end()
+            value = BEFORE_VALUE.match(text, marker.end()).end()
             return _after_sentence(text, value)
     return None
+
+
+def _without_closing_tokens(text: str) -> str:
+    """A pattern of several would begin anew at each of a text that is full of tags."""
+    end = kept = len(text)
+    while True:
+        while end and text[end - 1].isspace():
+            end -= 1
+        found = CLOSING_TOKEN.search(text, max(0, end - 42), end)
+        if not found:
+            return text[:kept]
+        kept = end = found.start()
 
 
 def _after_sentence(text: str, start: int) -> str:
@@ -73,7 +84,8 @@ def label_answer(label: str) -> FinalAnswer | None:
 BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 BETWEEN_BOXES = re.compile(
-    r"(?:[\s,;$]|\\[,;! ()\[\]]|\\q?quad|(?:\\text\s*\{)?\s*\b(?:and|or)\b\s*\}?|(?<![A-Za-z])[a-zA-Z](?:_\d)?\s*=)*"
+    r"(?:[\s,;$]|\\[,;! ()\[\]]|\\q?quad|(?:\\text\s*\{\s*)?\b(?:and|or)\b(?:\s*\})?"
+    r"|(?<![A-Za-z])[a-zA-Z](?:_\d)?\s*=)*"
 )
 AFTER_BOX = re.compile(
     r"[$\s]*(?:\\[,;! ]|~)*\s*(\\?%|°|\^\{?\\circ\}?|\\(?:text|mathrm|textrm|mbox)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?)"
@@ -93,7 +105,7 @@ def _last_box(text: str) -> str | None:
             contents.append(content)
         else:
             break
-        if contents[-1] is None:
+        if contents[-1] is None or not contents[0]:
             break
         start = box.start()
     if contents[0] is None:
@@ -121,6 +133,7 @@ SPAN = re.compile(
     r"|(?<![\\\d$])\$(?=\S)((?:\\\$|[^$\n])+?)(?<=[^\s\\])\$(?![\d$])",
     re.DOTALL,
 )
+MARKS_OF_FORMULAS = re.compile("[\ue000\ue001]")
 FORMULA = re.compile("\ue000(\\d+)\ue001")  # stands for a formula while the sentence around it is read
 MARKDOWN = (
     (re.compile(r"~~[^~\n]+~~"), ""),
@@ -140,6 +153,7 @@ class _Prose:
 
     def __init__(self, text: str) -> None:
         self.formulas: list[str] = []
+        text = MARKS_OF_FORMULAS.sub("", text)  # the text's own would stand for a formula that there is not
         text = SPAN.sub(self._set_aside, text)
         for pattern, replacement in MARKDOWN:
             text = pattern.sub(replacement, text)
@@ -244,6 +258,11 @@ FILLER = re.compile(
     re.IGNORECASE,
 )
 LETTER = re.compile(r"\(?([A-H])(?:\)|(?=\s*(?:[.,:;]|$|\n|\b(?:because|since|as)\b)))")
+ANOTHER_LETTER = re.compile(
+    r"\s*(?:[,;/&]|\b(?:and|or)\b)+\s*(?:(?:and|or)\b\s*)?\(?[A-H]\b"
+)  # one of several is none
+# What stands between the word answer and its value, which may be below it.
+BEFORE_VALUE = re.compile(r"[\s:=*_>]*(?:(?:is|are|was|equals|es|ist|est)\b[\s:=*_>]*)?", re.IGNORECASE)
 STATED_BEFORE = re.compile(
     r"(?:\bis|\bwas|\bas|,)\s+(?:the|my|our|your)\s+(?:(?:final|correct|right)\s+)*$", re.IGNORECASE
 )
@@ -286,7 +305,7 @@ def _at_start(prose: _Prose, text: str) -> FinalAnswer | None:
     text = text[FILLER.match(text).end() :] if not re.match(r"\s*\(", text) else text.lstrip()
     letter = LETTER.match(text)
     if letter:
-        return FinalAnswer(letter[1])
+        return None if ANOTHER_LETTER.match(text, letter.end()) else FinalAnswer(letter[1])
     end = SENTENCE_END.search(text)
     sentence = text[: end.start() if end else len(text)][:LONGEST_SENTENCE]
     runs = _runs(sentence)

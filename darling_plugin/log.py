@@ -118,6 +118,10 @@ def _wrong_with(record: Any) -> str:
     if not isinstance(record["responses"], list):
         return f"{type(record['responses']).__name__} as responses, not a list"
     n = len(record["responses"])
+    if not n or not all(isinstance(text, str) for text in (record["prompt"], *record["responses"])):
+        return "without a response, or with a prompt or responses that are no texts"
+    if record["quality"] is None or record["reward"] is None:
+        return "without quality or reward"
     values = {key: record[key] for key in OF_A_RESPONSE if record.get(key) is not None}
     no_lists = [key for key, each in values.items() if not isinstance(each, list)]
     if no_lists:
@@ -131,7 +135,7 @@ def _wrong_with(record: Any) -> str:
 
 
 def _are_numbers(values: list[Any]) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def rewind_partitions(log_dir: str, step: int, *, evaluates_again: bool) -> None:

@@ -63,13 +63,15 @@ def classes_per_group(groups: Groups) -> float | None:
 
 
 def one_class_share(groups: Groups) -> float | None:
-    """Share of groups in which all responses say the same."""
-    classes = _classes(groups)
+    """Share of groups in which all responses that take part say the same, of those in which two or more do."""
+    several = (groups.labels >= 0).sum(-1) > 1
+    classes = (groups.labels.amax(-1) + 1)[several].float()
     return (classes == 1).float().mean().item() if len(classes) else None
 
 
 def flat_share(groups: Groups) -> float | None:
-    """Share of groups whose responses all have one diversity: the advantage sees none of it.
+    """Share of groups whose responses all have one diversity, by --darling.diversity: the advantage sees none of it,
+    unless reward or advantage read the similarities themselves.
 
     What a quality gate leaves out has diversity 0: a group is flat where all are left out, and not where some are.
     """
@@ -164,14 +166,15 @@ class SignalWatch:
     """Says once that diversity has told training nothing for STEPS steps together.
 
     Args:
+        silent: where neither reward nor advantage goes by the diversity.
         gated: whether there is a quality gate. Then it goes by the flat groups alone: who passes makes a difference,
             too, though all who do may have one diversity.
     """
 
     STEPS = 20
 
-    def __init__(self, gated: bool) -> None:
-        self._gated = gated
+    def __init__(self, *, gated: bool, silent: bool = False) -> None:
+        self._gated, self._silent = gated, silent
         self._seen: deque[tuple[bool, bool, bool]] = deque(maxlen=self.STEPS)
         self._said = False
 
@@ -182,7 +185,7 @@ class SignalWatch:
             logged: training_metrics of the next step. One without any partitioned group is no evidence of anything.
         """
         mean, flat = logged.get(PREFIX + "diversity"), logged.get(PREFIX + "flat_share")
-        if flat is None:
+        if flat is None or self._silent:
             return None
         says = mean is not None and not self._gated
         self._seen.append((says and mean > 0.95, says and mean < 0.05, flat >= 0.9))

@@ -106,8 +106,9 @@ def shape(groups: Groups, config: DarlingConfig, penalize: Callable[[torch.Tenso
     The floor (0.1 in the official code) is in no equation of the paper: it keeps a response's quality visible when all
     of its group say the same.
 
-    What the gate left out has diversity 0; of a function of similarity or labels it gets what it would in a group that
-    says the same throughout. A group that could not be partitioned is trained on its quality alone.
+    What the gate left out has diversity 0; of a reward of similarity or labels it gets what it would in a group that
+    says the same throughout, the quality where nobody passes, and of any advantage the centered reward. A group that
+    could not be partitioned is trained on its quality alone.
 
     Args:
         config: its quality_gate, diversity, weight, diversity_floor, quality_transform, reward and advantage are used.
@@ -136,7 +137,7 @@ def shape(groups: Groups, config: DarlingConfig, penalize: Callable[[torch.Tenso
         try:
             level = seen.level().enters(rewards, config.reward, of_quality, without=quality)
             diversity_part = unpenalized_reward - level
-        except DarlingError:  # a reward of the user's that divides by the spread of the diversity, say: only a metric
+        except Exception:  # a reward of the user's that divides by the spread of the diversity, say: only a metric
             pass
     reward = penalize(unpenalized_reward)
     advantage = None
@@ -177,13 +178,17 @@ class _Seen:
             without: (P, n), the same without any diversity.
         """
         if not (registry.reads(name, "similarity") or registry.reads(name, "labels")):
-            return compute(self.counted_diversity)
+            value = compute(self.counted_diversity)
+            return without.where(self.left_out, value) if registry is advantages else value
         value = compute(self.diversity, similarity=self.similarity, labels=self.labels)
-        if self.left_out.any():
+        if self.left_out.any() and registry is not advantages:
             similarity = None if self.similarity is None else self.similarity.new_ones(self.similarity.shape)
             all_alike = compute(self.diversity, similarity=similarity, labels=self.labels.new_zeros(self.labels.shape))
             value = all_alike.where(self.left_out, value)
-        return (1 - self.weight) * without + self.weight * value
+        # An advantage that shrinks with the class would spare what is left out, which is the worst, its punishment;
+        # and where nobody passes, a reward that takes the responses in turn would prefer the first.
+        plain = self.left_out if registry is advantages else self.left_out.all(-1, keepdim=True)
+        return (1 - self.weight) * without + self.weight * without.where(plain, value)
 
     def level(self) -> _Seen:
         """The same groups, in each of which all have their mean diversity, and all pairs their mean similarity."""

@@ -113,6 +113,28 @@ def test_twenty_steps_without_a_signal_are_warned_of_once(step, what):
     assert [watch.see(step) for _ in range(30)] == [None] * 30
 
 
+@pytest.mark.parametrize(
+    ("flags", "silent"),
+    [
+        ({}, False),
+        ({"reward": "quality", "advantage": "centered"}, True),
+        ({"reward": "quality", "advantage": "diversity_weighted"}, False),
+        ({"reward": "nearest_neighbour"}, True),
+        ({"reward": "quality", "advantage": "inverse_class_size"}, True),
+        ({"reward": "additive"}, False),
+    ],
+)
+def test_a_method_that_does_not_go_by_the_diversity_is_not_warned_of_it(flags, silent):
+    assert DarlingConfig(**flags).goes_by_diversity() is not silent
+    watch = SignalWatch(gated=False, silent=silent)
+    assert ([watch.see(logged(0.01)) for _ in range(20)][-1] is None) is silent
+
+
+def test_one_response_that_passes_a_gate_is_no_group_of_one_class():
+    groups = make_groups([[0, -1], [0, 0], [0, 1]], [[1.0, 0.0], [0.0] * 2, [1.0] * 2], [[1.0, 0.0]] * 3, [False] * 3)
+    assert of_training(groups)["darling/one_class_share"] == 0.5
+
+
 def test_the_warning_of_a_worker_has_the_launchers_flags(monkeypatch):
     monkeypatch.setattr(worker, "_ran", False)
     worker.setup()

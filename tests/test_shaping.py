@@ -260,10 +260,32 @@ def test_a_response_left_out_counts_for_nobody_and_gets_what_all_alike_would(nam
     assert [found[0], found[3]] == pytest.approx([everybody[0], everybody[3]])
 
 
-def test_a_response_left_out_has_the_least_weight_in_the_advantage():
-    flags = {"reward": "quality", "advantage": "inverse_class_size"}
-    shaped = shape(with_similarity([0, 0, 1, -1]), DarlingConfig(**flags), unpenalized)
-    assert shaped.advantage.tolist() == [pytest.approx([0.375 / 2, 0.375 / 2, -0.125, -0.625 / 4])]
+@pytest.mark.parametrize(
+    ("advantage", "passed"),
+    [("inverse_class_size", [0.375 / 2, 0.375 / 2, -0.125]), ("diversity_weighted", [0.375 / 2, 0.375 / 2, -0.125])],
+)
+def test_a_response_left_out_is_not_spared_its_punishment(advantage, passed):
+    batch = with_similarity([0, 0, 1, -1])
+    batch.diversity = torch.tensor([[0.5, 0.5, 1.0, 0.0]])
+    shaped = shape(batch, DarlingConfig(reward="quality", advantage=advantage), unpenalized)
+    assert shaped.advantage.tolist() == [pytest.approx([*passed, -0.625])]
+
+
+@pytest.mark.parametrize("reward", ["marginal_relevance", "redundancy", "nearest_neighbour", "reasoning_novelty"])
+def test_where_nobody_passes_the_quality_is_all_there_is(reward):
+    batch = with_similarity([-1] * 4)
+    shaped = shape(batch, DarlingConfig(reward=reward), unpenalized)
+    assert shaped.reward.tolist() == [pytest.approx(QUALITY)]
+
+
+def test_a_reward_of_yours_that_fails_on_level_diversity_costs_the_metric_alone():
+    def spread(quality, diversity):
+        assert (diversity.amax(-1) > diversity.amin(-1)).all()
+        return quality * diversity
+
+    register_reward("mine")(spread)
+    shaped = shape(groups([[1.0, 0.5]], [[1.0, 0.5]]), DarlingConfig(reward="mine"), unpenalized)
+    assert shaped.reward.tolist() == [[1.0, 0.25]] and shaped.diversity_part is None
 
 
 def test_a_response_left_out_has_its_centered_reward_alone_and_no_part_in_the_diversity_of_the_others():

@@ -139,6 +139,8 @@ def _run(arguments: argparse.Namespace) -> int:
     check_diversity(check_partition_spec(config.partition_model, **options), config.diversity)
     with _source(arguments.file) as source, _results(arguments.output, source) as results:
         model = _load(config.partition_model, options)
+        if arguments.output != "-" and Path(arguments.output).is_file():
+            results.truncate(0)  # an older output, not before there is a model to make a new one
         totals = Totals()
         agreement = Agreement(getattr(model, "threshold", None)) if arguments.report else None
         try:
@@ -203,7 +205,8 @@ def _comparable(
     for line in lines:
         # As they came: Group has U+FFFD for what has no UTF-8 form.
         prompt, responses = line.record["prompt"], given_responses(line.record)
-        record = dict(line.record)
+        # Of an earlier call's, what this one may not write anew.
+        record = {key: value for key, value in line.record.items() if key not in ("similarity", "compared")}
         if labelled:
             true = record.pop("labels", None)
             numbers = isinstance(true, list) and all(type(each) is int and each >= 0 for each in true)
@@ -275,7 +278,7 @@ def _results(path: str, source: BinaryIO) -> Iterator[BinaryIO]:
     if path != "-":
         if Path(path).is_file() and os.path.samestat(os.fstat(source.fileno()), os.stat(path)):
             raise DarlingError("an output apart from the input", f"{path} as both", "name another OUT.jsonl")
-        with _open(path, "wb", buffering=0) as results:
+        with _open(path, "ab", buffering=0) as results:
             yield results
         return
     sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +17,10 @@ from rich.text import Text
 from darling_plugin.commands.ending import exit_status
 from darling_plugin.errors import DarlingError
 from darling_plugin.log import read_logged_groups
+from darling_plugin.partition.base import encodable
 from darling_plugin.queries import asked
+
+CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 TITLE_WIDTH = 60
 EXAMPLE = """\
@@ -57,9 +61,14 @@ def _diversity_and_classes(groups: list[dict[str, Any]]) -> tuple[str, str]:
     return f"{diversity:.3f}", f"{fmean(len(set(of_group)) for of_group in labels if of_group):.2f}"
 
 
+def printable(text: str) -> str:
+    """The text on one line, without what a terminal would obey, or no encoding holds."""
+    return CONTROLS.sub("\ufffd", encodable(" ".join(text.split())))
+
+
 def shortened(text: str, width: int) -> str:
     """The text on one line, cut before the word with which it would be longer than `width`."""
-    text = " ".join(text.split())
+    text = printable(text)
     if len(text) <= width:
         return text
     words = text[: width - 1].rpartition(" ")[0]
@@ -81,7 +90,7 @@ def group_table(record: dict[str, Any]) -> Table:
         if previous not in (None, label):
             table.add_section()
         previous = label
-        text = Text(" ".join(record["responses"][k].split()) or "(empty)")
+        text = Text(printable(record["responses"][k]) or "(empty)")
         table.add_row(str(label), text, *(f"{record[key][k]:.2f}" for key in ("quality", "diversity", "reward")))
     return table
 

@@ -143,10 +143,12 @@ def _shaped(
         # Nothing is clustered here: threshold and clustering have no say.
         similarities=Similarities(similarity, threshold=0.5, clustering=DEFAULT_CLUSTERING),
     )
-    shaped = [
-        shape(groups, DarlingConfig(**{"advantage": "centered", **method, **flags}), lambda reward: reward)
-        for method in METHODS.values()
-    ]
+    shaped = []
+    for method in METHODS.values():
+        of_method = {"advantage": "centered", **method, **flags}
+        if of_method.get("reward") == "reasoning_novelty":  # which goes by the quality as it is: above 0 is right
+            of_method.pop("quality_transform", None)
+        shaped.append(shape(groups, DarlingConfig(**of_method), lambda reward: reward))
     reward = torch.stack([each.reward for each in shaped])
     return reward.numpy(), torch.stack([each.advantage for each in shaped]).round(decimals=DECIMALS).numpy()
 

@@ -29,6 +29,8 @@ PREFIX = "monitor/"
 # ── Of one response's text ──
 
 N = 4  # words of an n-gram
+UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Thai, Japanese, Chinese
+WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
 TAIL = 4000  # characters of a response's end that are looked at: a loop goes on to the end
 PIECE = 200  # characters; of a response its middle and its last piece are looked at for a language, a ms each
 LEAST_LETTERS = 40  # bytes of letters (a Chinese character has three): of less no language is told
@@ -41,11 +43,12 @@ MARKUP = re.compile(r"\$[^$]*\$|```.*?(?:```|$)|\\[A-Za-z]+|https?://\S+", re.DO
 def repetition(prompt: str, response: str) -> float:
     """Share of the last 4000 characters' 4-grams of words that were there before; NaN below two 4-grams.
 
-    Words are runs of letters and digits; without spaces, as in Chinese, characters.
+    Words are runs of letters and digits, and single characters of scripts that part none, as Chinese. Of a text with
+    hardly any, as one of exclamation marks, characters.
     """
     text = response[-TAIL:]
-    words = re.findall(r"\w+", text)
-    if words and len(text) > 20 * len(words):
+    words = WORD.findall(text)
+    if len(text) > 20 * len(words):
         words = list(text)
     total = len(words) - N + 1
     return 1 - len({tuple(words[k : k + N]) for k in range(total)}) / total if total > 1 else math.nan
@@ -199,7 +202,7 @@ MOVES = {
     "other_class_length": Move(0.3, 0, "length sets the rarer classes apart", relative=True),
     "repetition": Move(0.05, 1, "responses repeat themselves"),
     "compression": Move(
-        0.3, 0, "responses repeat themselves or grow where it falls, are noise where it rises", relative=True
+        0.3, 0, "responses repeat themselves or grow where it falls, are noise or shrink where it rises", relative=True
     ),
     "other_language": Move(0.05, 1, "responses leave their prompt's language"),
     "after_answer": Move(0.1, 1, "responses go on after their final answer"),

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import bisect
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.measures import utility
 from darling_plugin.evaluation.samples import Samples
 
@@ -22,7 +24,12 @@ FILES = ("generations", "partitions", "scores")
 
 
 def decile(reward: float) -> int:
-    """1 to 10: 1 and how many of DECILES the reward exceeds; the score step takes one that equals it for lower too."""
+    """1 to 10: 1 and how many of DECILES the reward exceeds; the score step takes one that equals it for lower too.
+
+    Raises DarlingError for NaN and infinity.
+    """
+    if not math.isfinite(reward):
+        raise DarlingError("a finite logit, for its decile", f"{reward}", "look at what the reward model gives")
     return bisect.bisect_left(DECILES, reward) + 1
 
 

@@ -23,7 +23,8 @@ def reasoning_novelty(quality: torch.Tensor, similarity: torch.Tensor, labels: t
     how large a quality is plays no part. A group of equal, correct responses gets 0.75.
 
     Departs from the paper: correct is what the reward says, not the majority's answer, and there is no -1 for an
-    answer that cannot be read. Its novelty is of the reasoning: --darling.partition_text before:</think>.
+    answer that cannot be read. Its novelty is of the reasoning, --darling.partition_text before:</think> for a model
+    that thinks (of one that does not that compares nothing); its official code embeds what follows </think>, or all.
     """
     import torch
 

@@ -265,7 +265,8 @@ def _evaluations_name() -> str:
 
 def _warn(trainer: Any, metrics: dict[str, float]) -> None:
     if not hasattr(trainer, "darling_watch"):
-        trainer.darling_watch = SignalWatch(gated=DarlingConfig.from_environment().quality_gate != NONE)
+        config = DarlingConfig.from_environment()
+        trainer.darling_watch = SignalWatch(gated=config.quality_gate != NONE, silent=not config.goes_by_diversity())
         trainer.darling_monitor = MonitorWatch()
     warning = trainer.darling_watch.see(metrics)
     if warning:

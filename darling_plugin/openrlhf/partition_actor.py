@@ -6,6 +6,7 @@ scoring overlaps the generation of every other group.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -153,7 +154,7 @@ class PartitionActor:
         watchdog = Watchdog(journal, config.partition_timeout)
         measure = memory.awake(placement.with_own_cores(measure))
         self._batcher = Batcher(measure, watchdog, memory.give_back if memory.used else None)
-        self._warned = False
+        self._warned = self._warned_of_signs = False
 
     async def describe(self) -> dict[str, Any]:
         """What was loaded, for run.json; its answer also says that the actor is ready."""
@@ -190,7 +191,7 @@ class PartitionActor:
         measurement, seconds, missing, signs = None, 0.0, [False] * len(group), None
         try:
             whole = [responses.text(each, self._tokenizer, max_len) for each in group]
-            signs = [text_signs(prompt, text) for text in whole]
+            signs = await asyncio.to_thread(self._signs, prompt, whole)
             texts = [self._text(prompt, text) for text in whole]
             missing = [text is None for text in texts]
             measurement, seconds = await self._measure(number, prompt, [texts[k] or "" for k in taking_part])
@@ -210,6 +211,16 @@ class PartitionActor:
             signs=signs,
         )
         return group
+
+    def _signs(self, prompt: str, texts: list[str]) -> list[dict[str, float]] | None:
+        """What the monitor sees in them; None, said once, where it fails: nothing that trains depends on it."""
+        try:
+            return [text_signs(prompt, text) for text in texts]
+        except Exception as error:
+            if not self._warned_of_signs:
+                self._warned_of_signs = True
+                logger.warning("A group has no signs in darling/monitor, nor may others: %r", error, exc_info=True)
+            return None
 
     def _taking_part(self, group: list[dict[str, Any]]) -> list[int]:
         """Which of the responses pass the quality gate; all, where their quality is not known yet."""

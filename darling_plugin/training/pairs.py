@@ -122,7 +122,7 @@ def read_inputs(
                 before = seen.setdefault((pair.prompt, texts, pair.group), pair)
                 if before.similar != pair.similar:
                     faults["the same pair labelled both ways"] += [before.line, line]
-            if "responses" in row and "labels" in row:
+            if _is_group(row):
                 source = _source(row, columns, given)
                 responses = tuple(map(encodable, row["responses"]))
                 group = LabelledGroup(_text(row, columns.prompt), responses, tuple(row["labels"]), source, len(groups))
@@ -228,10 +228,15 @@ def _json(line: bytes) -> Any:
         return None
 
 
+def _is_group(row: dict[str, Any]) -> bool:
+    """Data sets of both kinds have null in the columns of the other."""
+    return row.get("responses") is not None and row.get("labels") is not None
+
+
 def _pairs_of(row: Any, columns: Columns, line: int, given: Input, group: int) -> list[LabelledPair]:
     if not isinstance(row, dict):
         raise _Fault("not a JSON object in UTF-8")
-    if "responses" in row and "labels" in row:
+    if _is_group(row):
         prompt, responses, labels = _text(row, columns.prompt), row["responses"], row["labels"]
         if not (isinstance(responses, list) and isinstance(labels, list) and len(responses) == len(labels)):
             raise _Fault("responses and labels that are no lists of one length")

@@ -100,6 +100,8 @@ class _Progress:
                 before = {k: v for k, v in state["arguments"].items() if self.arguments.get(k) != v}
                 raise DarlingError(needed, f"{settings.output}, begun with {before}", do)
             self.folds = state["folds"]  # none, where the command is another
+        elif settings.output.exists() and not settings.output.is_dir():
+            raise DarlingError(needed, f"{settings.output}, a file", do)
         elif settings.output.exists() and any(settings.output.iterdir()):
             raise DarlingError(needed, f"{settings.output} with files in it", do)
         PartialState().wait_for_everyone()

@@ -132,6 +132,12 @@ def test_the_model_gets_full_batches(command, monkeypatch):
     assert asked == [GROUPS_AT_ONCE, 1]
 
 
+def test_what_an_earlier_call_made_of_pairs_and_texts_does_not_stay(command):
+    old = {"similarity": [[1, 0.9], [0.9, 1]], "compared": ["x", None]}
+    (found,) = command([{"prompt": "p", "responses": ["a", "b"], **old}], *LEXICAL).records
+    assert not {"similarity", "compared"} & set(found)
+
+
 def test_old_labels_are_overwritten(command):
     done = command([{"labels": "old", **COLOURS, "diversity": None}], *LEXICAL)
     assert done.records[0]["labels"] == [0, 0, 1, 2]

@@ -26,6 +26,15 @@ def test_results_go_to_a_file_and_replace_what_it_held(command, tmp_path):
     assert [each["labels"] for each in parsed(path.read_bytes())] == [[0, 0, 1, 2]]
 
 
+def test_an_output_is_not_emptied_for_a_model_that_cannot_be_loaded(command, tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text("an hour's work\n")
+    assert main([str(tmp_path / "none.jsonl"), "-o", str(output), "--partition_model", "lexical"]) == 2
+    (tmp_path / "in.jsonl").write_text('{"prompt": "p", "responses": ["a"]}\n')
+    assert main([str(tmp_path / "in.jsonl"), "-o", str(output), "--partition_model", "head:/none/such"]) == 2
+    assert output.read_text() == "an hour's work\n"
+
+
 def test_the_input_is_never_overwritten(tmp_path, capfd):
     path, link = tmp_path / "groups.jsonl", tmp_path / "link.jsonl"
     path.write_bytes(joined([COLOURS]))

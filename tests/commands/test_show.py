@@ -57,6 +57,15 @@ def test_a_row_a_step_and_the_last_steps_groups_class_by_class(log_dir, capsys):
     assert said.index("answer 0 of 0") < said.index("answer 0 of 2") < said.index("answer 1 of 1")
 
 
+def test_what_a_terminal_would_obey_and_what_no_encoding_holds_is_not_printed(log_dir, capsys):
+    record = group(1, [0, 1], [1.0, 0.0])
+    record["responses"] = ["\x1b]0;OWNED\x07 \x1b[31m red \x9b31m", "a \ud800 lone one"]
+    record["prompt"] = "\x1b[2J a question"
+    assert main([log_dir(record)]) == 0
+    said = capsys.readouterr().out
+    assert not set("\x1b\x07\x9b\ud800") & set(said) and "\ufffd[31m red" in said and "a \ufffd lone one" in said
+
+
 def test_means_are_of_those_who_take_part_as_the_metrics_of_training_are(log_dir, capsys):
     # A quality gate left out one response of the first group, and all of the second.
     some = {**group(1, [0, 1, -1], [1.0, 0.5, 0.0]), "diversity": [1.0, 0.5, 0.0]}

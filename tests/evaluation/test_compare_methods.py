@@ -47,8 +47,10 @@ def test_each_method_gives_what_the_run_would_have_trained_on():
                 quality_only=torch.tensor([False]),
                 similarities=Similarities(torch.tensor([line["similarity"]]), 0.5, "union_find"),
             )
+            # reasoning_novelty goes by the quality as it is: above 0 is right.
+            transform = None if name == "reasoning_novelty" else "sigmoid"
             config = DarlingConfig(
-                **{"advantage": "centered", **flags}, diversity_floor=0.75, quality_transform="sigmoid"
+                **{"advantage": "centered", **flags}, diversity_floor=0.75, quality_transform=transform
             )
             shaped = shape(groups, config, lambda reward: reward)
             each = found[id(line)]

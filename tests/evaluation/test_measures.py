@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation import measures, pictures
 from darling_plugin.evaluation.measures import (
     darling_utility,
@@ -146,7 +147,10 @@ def test_noveltybenchs_lines_are_what_its_own_rules_say():
 
 
 def test_deciles_are_those_that_its_score_py_has():
-    assert [decile(each) for each in (-math.inf, 0, math.inf)] == [1, 10, 10]
+    assert [decile(each) for each in (-1e30, 0, 1e30)] == [1, 10, 10]
+    for each in (math.nan, math.inf):
+        with pytest.raises(DarlingError, match="a finite logit"):
+            decile(each)
     thresholds = (-7.71875, -6.28125, -6.0, -5.71875, -5.5, -5.0, -4.375, -3.4375, -2.046875)
     for number, threshold in enumerate(thresholds, start=1):
         around = (threshold - 1e-6, threshold, threshold + 1e-6)

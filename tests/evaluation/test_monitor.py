@@ -10,6 +10,7 @@ from scipy.stats import pearsonr, rankdata
 
 from darling_plugin.evaluation import monitor
 from darling_plugin.evaluation.monitor import MonitorWatch
+from darling_plugin.final_answer import final_answer
 from darling_plugin.metrics import monitor_figures, monitor_metrics
 from darling_plugin.shaping import Groups
 
@@ -48,6 +49,7 @@ def test_a_run_that_is_gamed_is_warned_of(gamed, figure):
     found = warned(run(7, gamed, groups=4 if of_texts else 16), texts=of_texts)
     assert figure in found and 15 <= found[figure] < 28, found
     alike = {"length": {"other_class_length"}, "classes": {"diversity_with_length"}, "noise": {"other_language"}}
+    alike["language"] = {"repetition"}  # whose words are characters, few of them in a made-up text
     assert set(found) <= {figure} | alike.get(gamed, set()) | {"compression"}, "and of nothing else"
 
 
@@ -147,6 +149,9 @@ def test_repetition():
     assert monitor.repetition("", "红白红白" * 9) == pytest.approx(1 - 2 / 33)
     tail = " ".join(map(str, range(1200)))
     assert monitor.repetition("", "again " * 3000 + tail) == 0.0, "a response that came out of its loop"
+    assert monitor.repetition("", "!" * 500) > 0.9 and monitor.repetition("", "😀" * 300) > 0.9
+    clause = "一个守夜人每天晚上都会慢慢走上高高的楼梯，"
+    assert monitor.repetition("", clause * 20) > 0.9, "also with punctuation"
     assert math.isnan(monitor.repetition("", "a b c d")) and math.isnan(monitor.repetition("", ""))
 
 
@@ -205,6 +210,8 @@ def test_without_the_package_no_language_is_told(monkeypatch):
         ("**Answer:**\n\n3.5\n\nmore text here", "more text here"),
         ("42 is the answer. And more", "And more"),
         ("#### 42\nand more", "and more"),
+        ("The final answer is:\n\n42", ""),
+        ("The final answer is:\n\n42\n\nAnd more", "And more"),
         ("It is 41 or 42.", None),
         ("\\boxed{42", None),
         ("<think>The answer is 1. no</think>The answer is 2.", ""),
@@ -214,6 +221,30 @@ def test_without_the_package_no_language_is_told(monkeypatch):
 def test_text_after_the_answer(response, after):
     found = monitor.after_answer("", response)
     assert found == pytest.approx(math.nan if after is None else len(after) / max(len(response), 1), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: 12 R" + "-" * 900 + "3",
+        "Answer: 12 x " + "- " * 900 + "3",
+        "\\boxed{" * 4000,
+        "\\boxed{1" * 4000,
+        "\\boxed{1}" + " and" * 4000 + " x \\boxed{2}",
+        "<br>" * 8000 + "<b",
+        "<br>" * 8000,
+        "The answer is " * 2000,
+        "\ue0009\ue001 is the answer: \ue0009\ue001",
+        "答案是²³\ue0000\ue001.²³°",
+    ],
+    ids=lambda text: text[:12],
+)
+def test_no_text_holds_a_partition_actor_or_breaks_it(text):
+    """Some took minutes, or for ever, in an actor that does nothing else meanwhile."""
+    start = time.process_time()
+    assert monitor.text_signs(ENGLISH, text)
+    final_answer(text)
+    assert time.process_time() - start < 5
 
 
 def test_texts_cost_milliseconds():

@@ -213,6 +213,11 @@ def test_the_command_writes_the_page_and_names_what_is_none(tmp_path, capsys):
         ({"quality": [1.0]}, "1 quality of 2 responses"),
         ({"labels": [0, 1, 2]}, "3 labels of 2 responses"),
         ({"similarity": [[1.0, 0.0]]}, "1 similarity of 2 responses"),
+        ({"similarity": [[1.0, float("nan")]] * 2}, "a similarity that is not 2 times 2 numbers"),
+        ({"quality": [1.0, float("nan")]}, "quality not in numbers"),
+        ({"quality": None}, "without quality or reward"),
+        ({"prompt": None}, "without a response, or with a prompt or responses that are no texts"),
+        ({"responses": [], "labels": [], "quality": [], "diversity": [], "reward": []}, "without a response"),
     ],
 )
 def test_a_line_whose_values_are_not_its_responses_is_named(tmp_path, change, said):

@@ -67,6 +67,10 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
             ["--darling.weight", "2", "--darling.weight_schedule", "0:1", *ENABLED],
             "--darling.weight or --darling.weight_schedule",
         ),
+        (
+            ["--darling.reward", "reasoning_novelty", "--darling.quality_transform", "sigmoid", *ENABLED],
+            "quality as it is: above 0 is right",
+        ),
         (["--darling.weight_schedule", "half:1", *ENABLED], "--darling.weight_schedule STEP:WEIGHT"),
         (
             ["--darling.weight_schedule", "0:0,9:1", "--darling.reward", "additive", *ENABLED],

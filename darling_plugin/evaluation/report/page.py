@@ -17,6 +17,7 @@ from darling_plugin.evaluation import monitor
 from darling_plugin.evaluation.methods import METHODS, compare_methods
 from darling_plugin.evaluation.report.curves import Curves, curves
 from darling_plugin.evaluation.report.runs import Run, Step
+from darling_plugin.evaluation.within_group import FLAT
 from darling_plugin.log import NOT_LOGGED
 from darling_plugin.queries import asked
 
@@ -77,11 +78,7 @@ def _index(runs: list[Run], groups: list[tuple[int, Step, int]]) -> dict[str, An
     for place, step, k in groups:
         record, gain = step.records[k], None if step.gain is None else step.gain[k].tolist()
         labels = [label for label in record["labels"] or [] if label >= 0]
-        spread = {
-            round(d, 6)
-            for d, label in zip(record["diversity"] or [], record["labels"] or [], strict=True)
-            if label >= 0
-        }
+        diversity = record["diversity"] if record["labels"] is not None else None  # else trained on quality alone
         question = asked(record["prompt"])
         values = {
             "run": place,
@@ -90,7 +87,7 @@ def _index(runs: list[Run], groups: list[tuple[int, Step, int]]) -> dict[str, An
             "prompt": prompts.setdefault(question, len(prompts)),
             "classes": len(set(labels)),
             "one": int(len(set(labels)) == 1 and len(labels) > 1),
-            "flat": int(len(spread) == 1 and len(labels) > 1),
+            "flat": int(bool(diversity) and len(diversity) > 1 and max(diversity) - min(diversity) < FLAT),
             "quality": _short(math.fsum(record["quality"]) / len(record["quality"])),
             "reward": _short(math.fsum(record["reward"]) / len(record["reward"])),
             "gained": gain and _short(max(gain)),
