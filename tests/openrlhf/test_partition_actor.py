@@ -17,7 +17,7 @@ from actor_groups import Letters, broken, column, make_actor, responses, score
 from darling_plugin import DarlingError
 from darling_plugin.evaluation.methods import METHODS
 from darling_plugin.maths import CORES
-from darling_plugin.openrlhf import placement
+from darling_plugin.openrlhf import partition_actor, placement
 from darling_plugin.openrlhf.responses import LABEL, decode
 from darling_plugin.partition import CLUSTERINGS, load_partition_model
 from darling_plugin.partition.cuts import Cuts
@@ -55,6 +55,19 @@ def test_what_the_monitor_sees_in_the_texts_rides_along(configured, temporary_mo
     temporary_model("broken", broken)
     failed = make_actor(configured, on_error="quality_only", partition_model="broken")
     assert "darling_repetition" in score(failed, responses("a", "b"))[0]["extra_logs"]
+
+
+def test_what_breaks_a_sign_is_no_failing_partition(configured, monkeypatch, caplog):
+    def breaks(prompt, text):
+        raise IndexError("of a text that nobody thought of")
+
+    monkeypatch.setattr(partition_actor, "text_signs", breaks)
+    actor = make_actor(configured, on_error="fail")
+    for _ in range(2):
+        scored = score(actor, responses("a", "b", "a"))
+        assert column(scored, "darling_label") == [0, 1, 0]
+        assert all(math.isnan(value) for value in column(scored, "darling_repetition"))
+    assert caplog.text.count("no signs in darling/monitor") == 1 and "nobody thought of" in caplog.text
 
 
 def test_empty_responses_are_one_class(configured):
@@ -323,6 +336,7 @@ def test_what_was_loaded_is_described(configured):
         "threshold": 0.4,
         "clustering": "greedy",
         "node": platform.node(),
+        "device": "a CPU",
     }
     json.dumps(described)
 
