@@ -237,7 +237,8 @@ def main() -> None:
         made.append(differences(parts[YEARS], parts[YEARS], f"{YEARS}quality", VERIFIABLE))
         made += ["pass@1 and distinct right answers of 32, by step:", by_step(parts[YEARS], "distinct_32")]
     if parts[LONG]:
-        made += ["Four times as long:", compared(parts[LONG], f"{LONG}quality")]
+        base = f"{LONG}quality"
+        made += ["Four times as long:", compared(parts[LONG], base) if base in parts[LONG] else table(parts[LONG])]
         made += ["Quality and distinct valid answers of 8, by step:", by_step(parts[LONG], "distinct_8")]
     put("study.md", "\n\n".join(made))
     put("methods.md", differences(by_arm, METHODS, "classes"))
