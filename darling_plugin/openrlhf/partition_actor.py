@@ -191,7 +191,8 @@ class PartitionActor:
         measurement, seconds, missing, signs = None, 0.0, [False] * len(group), None
         try:
             whole = [responses.text(each, self._tokenizer, max_len) for each in group]
-            signs = await asyncio.to_thread(self._signs, prompt, whole)
+            # Beside the measurement: a burst of groups that waited for them here would come one by one.
+            signs = asyncio.create_task(asyncio.to_thread(self._signs, prompt, whole))
             texts = [self._text(prompt, text) for text in whole]
             missing = [text is None for text in texts]
             measurement, seconds = await self._measure(number, prompt, [texts[k] or "" for k in taking_part])
@@ -208,7 +209,7 @@ class PartitionActor:
             made=self._made,
             missing=None if self._config.partition_text == "whole" else missing,
             counts_cuts=self._model.cuts is not None,
-            signs=signs,
+            signs=await signs if signs else None,
         )
         return group
 
