@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from darling_plugin.final_answer import text_after_answer
+from darling_plugin.partition.base import UNSPACED
 from darling_plugin.queries import asked
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ PREFIX = "monitor/"
 # ── Of one response's text ──
 
 N = 4  # words of an n-gram
-UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Thai, Japanese, Chinese
 WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
 TAIL = 4000  # characters of a response's end that are looked at: a loop goes on to the end
 PIECE = 200  # characters; of a response its middle and its last piece are looked at for a language, a ms each

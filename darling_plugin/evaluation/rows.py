@@ -32,7 +32,7 @@ class Row:
     """One response to a prompt whose others have lines, or places in a step's lists, of their own.
 
     Attributes:
-        record: the whole line, or that place of each list.
+        record: the rest of the line, or that place of each list.
         of_lists: whether it is from a step's lists: ms-swift's, whose numbers are rewards.
     """
 
@@ -61,7 +61,8 @@ def rows_of(record: dict[str, Any], number: int) -> Iterator[Row]:
         raise Fault(f"needs a prompt and responses, found the keys {', '.join(list(record)[:12]) or 'none'}")
 
     def row(record: dict[str, Any], of_lists: bool) -> Row:
-        return Row(number, text_of(record[prompt_key]), text_of(record[response_key]), record, of_lists)
+        rest = {key: value for key, value in record.items() if key not in (prompt_key, response_key)}
+        return Row(number, text_of(record[prompt_key]), text_of(record[response_key]), rest, of_lists)
 
     responses = record[response_key]
     if not isinstance(responses, list) or is_chat(responses):

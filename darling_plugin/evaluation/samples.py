@@ -245,10 +245,14 @@ def _group_rows(lines: Iterable[Samples | Row], columns: list[str], report: Repo
             continue
         group = groups.get((line.step, line.prompt))
         if group is None:
-            own, reference = None if quality is None else [quality], reference_of(line.record)
             groups[line.step, line.prompt] = Samples(
-                **{"id": str(line.number), "prompt": line.prompt, "responses": [line.response], "quality": own},
-                **{"reference": reference, "step": line.step, "quality_from": " + ".join(columns) or None},
+                str(line.number),
+                line.prompt,
+                [line.response],
+                None if quality is None else [quality],
+                reference=reference_of(line.record),
+                step=line.step,
+                quality_from=" + ".join(columns) or None,
             )
             continue
         group.responses.append(line.response)

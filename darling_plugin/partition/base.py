@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DECIMALS = 6  # of a similarity, so that what is decided can be decided again from a log
+# Thai, Japanese and Chinese have no spaces: a character counts as a word.
+UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # json.loads has made one character of two that belong together
 RANGE_TOLERANCE = 1e-3  # rounding that a similarity in half precision may show outside [0, 1]
 

@@ -50,6 +50,26 @@ def test_two_models_side_by_side_and_every_file(tmp_path, capsys, monkeypatch):
     assert main([str(out / "new" / "scores.jsonl"), "--no_cosine"]) == 0, "what it wrote it reads"
 
 
+def test_conversations_that_end_with_one_question_are_paired_by_all_they_say(tmp_path):
+    def turns(first):
+        return [{"role": "system", "content": first}, {"role": "user", "content": "continue"}]
+
+    rows = [group(turns(first), ["a"] * 2, quality=[quality] * 2) for first, quality in (("one", 0), ("two", 1))]
+    before, after = write(tmp_path / "before.jsonl", rows), write(tmp_path / "after.jsonl", rows[::-1])
+    out = tmp_path / "out"
+    assert main([before, after, "-o", str(out), "--partition_model", "lexical", "--no_cosine"]) == 0
+    difference = json.loads((out / "summary.json").read_text())["differences"]["after - before"]["quality"]
+    assert (difference["low"], difference["mean"], difference["high"]) == (0, 0, 0)
+
+
+def test_results_that_cannot_be_written_are_status_2(tmp_path, capsys):
+    path, out = write(tmp_path / "in.jsonl", [group("p", ["a", "b"], labels=[0, 1])]), tmp_path / "out"
+    out.mkdir()
+    (out / "summary.json").symlink_to(tmp_path / "no" / "such")
+    assert main([path, "-o", str(out), "--no_cosine"]) == 2
+    assert "files that can be read and written" in capsys.readouterr().err
+
+
 def test_one_models_summary_has_noveltybenchs_keys(tmp_path):
     rows = [
         group("p", ["a", "b"], labels=[0, 1], quality=[4, 6]),

@@ -175,6 +175,15 @@ def test_groups_that_were_not_partitioned_left_out_or_of_one_response(tmp_path):
     assert list(index["runs"][0]["curves"]["eval"]["figures"]) == ["quality", "reward", "response_length"]
 
 
+def test_a_group_is_flat_as_in_the_metric_what_a_gate_left_out_included(tmp_path):
+    def gated(labels, diversity):
+        return group(1, labels, [1.0] * len(labels)) | {"diversity": diversity, "reward": [1.0] * len(labels)}
+
+    records = [gated([-1, 0, 1], [0.0, 1.0, 1.0]), gated([-1, -1, -1], [0.0] * 3), gated([0, 1, 2], [1.0] * 3)]
+    index, _ = made(write(tmp_path / "run", records))
+    assert index["groups"]["flat"] == [0, 1, 1]
+
+
 def test_a_log_without_signs_and_lengths_is_read_too_and_its_texts_are_looked_at(tmp_path):
     record = group(1, [0, 1], [1.0, 0.5], responses=["a b c d a b c d a b c d", "The answer is 4. and more"])
     del record["response_length"], record["truncated"]

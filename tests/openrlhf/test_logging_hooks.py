@@ -352,6 +352,14 @@ def test_steps_without_a_signal_are_warned_of(configured, caplog):
     assert warning.levelname == "WARNING" and "For 20 steps nearly every response" in warning.message
 
 
+def test_a_method_that_does_not_go_by_the_diversity_is_not_told_that_it_is_flat(configured, caplog):
+    configured(reward="nearest_neighbour")
+    trainer = SimpleNamespace()
+    for _ in range(metrics.SignalWatch.STEPS + 1):
+        hooks._warn(trainer, {"darling/diversity": 0.99, "darling/flat_share": 0.2})
+    assert not caplog.messages
+
+
 def test_a_sign_of_gaming_that_moves_is_warned_of(caplog):
     trainer = SimpleNamespace()
     for step in range(40):

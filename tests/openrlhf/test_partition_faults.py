@@ -205,8 +205,11 @@ def test_a_model_that_hangs_stops_the_run_by_default(tmp_path):
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_colocated_actors_get_their_share_of_the_placement_group_that_holds_every_gpu(tmp_path, gpus):
     config = DarlingConfig(
-        **{"enable": True, "partition_model": write_model(tmp_path), "num_partition_actors": 2},
-        **{"gpus_per_partition_actor": 0.2, "cpu": True},  # of GPUs in name only
+        enable=True,
+        partition_model=write_model(tmp_path),
+        num_partition_actors=2,
+        gpus_per_partition_actor=0.2,
+        cpu=True,  # GPUs in name only
     )
     with local_ray(config, num_gpus=gpus):
         shared = placement.name_first(placement_group)([{"GPU": 1, "CPU": 1}] * gpus, strategy="PACK")

@@ -49,6 +49,14 @@ def test_a_group_with_labels_is_all_its_pairs(tmp_path):
     assert group[0] == "p" and group[2][group[1].index("a")][group[1].index("c")] == 1
 
 
+def test_pairs_and_groups_in_one_data_set_have_null_in_each_others_columns(tmp_path):
+    pair = {"prompt": "p", "generation_0": "a", "generation_1": "b", "similar": 1}
+    group = {"prompt": "q", "responses": ["a", "b"], "labels": [0, 1]}
+    path = tmp_path / "both.jsonl"
+    path.write_text("".join(json.dumps(dict.fromkeys([*pair, *group]) | row) + "\n" for row in (pair, group)))
+    assert [(each.prompt, each.similar) for each in read_pairs(str(path))] == [("p", 1), ("q", 0)]
+
+
 def test_a_prompt_with_a_pair_that_has_no_label_is_no_group(tmp_path):
     path = write(tmp_path / "pairs.jsonl", [row(), row(second="c", similar=1)])
     assert groups_of(read_pairs(path)) == []

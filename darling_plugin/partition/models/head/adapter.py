@@ -19,7 +19,7 @@ import torch
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.partition.models.embedding import Embedding
-from darling_plugin.partition.models.head.words import SENTENCE, length_of
+from darling_plugin.partition.models.head.words import SENTENCE, words_of
 
 if TYPE_CHECKING:
     from darling_plugin.partition.models.head.features import Encoded
@@ -39,7 +39,7 @@ def worth_reading(groups: Sequence[Sequence[str]], ids: Mapping[str, Sequence[in
     """The responses of these groups that an adapted encoder reads: of a group without a long one no pair is long."""
     found: set[str] = set()
     for responses in groups:
-        if any(len(ids[text]) > MOST_TOKENS or length_of(text) > SENTENCE for text in responses):
+        if any(len(ids[text]) > MOST_TOKENS or len(words_of(text)) > SENTENCE for text in responses):
             found.update(text for text in responses if read_whole(text, ids[text]))
     return found
 

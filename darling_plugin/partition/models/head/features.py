@@ -24,13 +24,13 @@ from darling_plugin.partition.models.head.words import (
     BESIDE_SENTENCE,
     BESIDE_SHORT,
     FILLERS,
+    LONG_TEXT,
     NEGATIONS,
     SENTENCE,
     SHORT_ANSWER,
     SYMBOLS,
     WORD,
     is_number,
-    length_of,
     values_of,
     words_of,
 )
@@ -134,7 +134,9 @@ class Encoded:
 
     @cached_property
     def length(self) -> int:
-        return length_of(self.text, lambda: self.words)
+        """How many words, where they are few; of a long text how many its beginning has."""
+        beginning = len(words_of(self.text[:LONG_TEXT])) if len(self.text) > LONG_TEXT else 0
+        return beginning if beginning > BESIDE_SENTENCE else len(self.words)
 
 
 def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
@@ -145,11 +147,8 @@ def encode(encoder: Embedding, texts: Sequence[str]) -> dict[str, Encoded]:
 def ready_to_encode(
     encoder: Embedding, texts: Sequence[str], adapted: Embedding | None = None, groups: Sequence[Sequence[str]] = ()
 ) -> Callable[[], Callable[[], dict[str, Encoded]]]:
-    """Tokenises, and returns what has the encoders begin, which returns what waits for them: see :func:`encode`.
-
-    Args:
-        groups: the responses of each, some of the texts, for the adapted encoder.
-    """
+    """Tokenises, and returns what has the encoders begin, which returns what waits for them: see :func:`encode`. The
+    adapted encoder reads those of the texts that are responses of `groups` and worth it."""
     texts = sorted(set(texts))  # so that an encoder's batches, and their rounding, do not depend on the order
     if not texts:
         return lambda: dict

@@ -7,11 +7,11 @@ is written, and with its quantities, dates and fractions by what they are worth 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 
 from breame.spelling import get_american_spelling
 
+from darling_plugin.partition.base import UNSPACED
 from darling_plugin.partition.models.head.quantities import valued
 from darling_plugin.partition.models.head.spelling import MARKED, plain
 
@@ -45,8 +45,6 @@ FILLERS = set(
 # Symbols of formulas: a response's words too, each with its other spellings.
 SYMBOLS = {symbol: symbol for symbol in "<>≤≥≠=≈±+×÷^√→*/-"}
 SYMBOLS |= {"<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "->": "→", "=>": "→", "÷": "/", "*": "×"}
-# Chinese, Japanese and Thai have no spaces: a character counts as a word.
-UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 LETTERS = rf"(?:(?![{UNSPACED}])[^\W\d_])+"
 NUMBER = r"\d+(?:,\d{3}(?!\d)|[.:/]\d+)*"
 WORD = re.compile(
@@ -84,16 +82,6 @@ def is_number(word: str) -> bool:
     """Whether one of words_of's words is a number, such as "-21", "2/3" and "12:30", or a code, such as "#ff0000"."""
     code = len(word) > 1 and (word[0] == "#" or any(sign in word for sign in ("@", ",", "://", "www.")))
     return code or word.lstrip("-^")[:1].isdigit()
-
-
-def length_of(text: str, words: Callable[[], list[str]] | None = None) -> int:
-    """How many words, where they are few; of a long text how many its beginning has.
-
-    Args:
-        words: gives those of the whole text, where they are kept.
-    """
-    beginning = len(words_of(text[:LONG_TEXT])) if len(text) > LONG_TEXT else 0
-    return beginning if beginning > BESIDE_SENTENCE else len(words_of(text) if words is None else words())
 
 
 def _words(text: str) -> list[str]:
