@@ -52,7 +52,7 @@ def test_two_models_side_by_side_and_every_file(tmp_path, capsys, monkeypatch):
 
 def test_conversations_that_end_with_one_question_are_paired_by_all_they_say(tmp_path):
     def turns(first):
-        return [{"role": "system", "content": first}, {"role": "user", "content": "continue"}]
+        return f"<|im_start|>system\n{first}<|im_end|>\n<|im_start|>user\ncontinue<|im_end|>\n<|im_start|>assistant\n"
 
     rows = [group(turns(first), ["a"] * 2, quality=[quality] * 2) for first, quality in (("one", 0), ("two", 1))]
     before, after = write(tmp_path / "before.jsonl", rows), write(tmp_path / "after.jsonl", rows[::-1])
