@@ -258,9 +258,11 @@ FILLER = re.compile(
     re.IGNORECASE,
 )
 LETTER = re.compile(r"\(?([A-H])(?:\)|(?=\s*(?:[.,:;]|$|\n|\b(?:because|since|as)\b)))")
+# One of several is none; a letter of which something is said, as in "B, A is too small", is no other answer.
 ANOTHER_LETTER = re.compile(
-    r"\s*(?:[,;/&]|\b(?:and|or)\b)+\s*(?:(?:and|or)\b\s*)?\(?[A-H]\b"
-)  # one of several is none
+    r"\s*(?:[,;/&]|\b(?:and|or)\b)+\s*(?:(?:and|or)\b\s*)?\(?[A-H]\b\)?"
+    r"(?=\s*(?:[.,:;/&*]|\Z|\n|\b(?:and|or|because|since|as)\b))"
+)
 # What stands between the word answer and its value, which may be below it.
 BEFORE_VALUE = re.compile(r"[\s:=*_>]*(?:(?:is|are|was|equals|es|ist|est)\b[\s:=*_>]*)?", re.IGNORECASE)
 STATED_BEFORE = re.compile(
