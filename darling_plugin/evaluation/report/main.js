@@ -21,7 +21,7 @@ function drawWarnings() {
   }));
   const enough = index.runs.some((run) => run.curves.train && run.curves.train.steps.length >= 2 * index.watched);
   fill("warnings", ...(found.length ? found : [el("p", { class: "quiet" }, enough
-    ? "No sign of gaming has moved far enough to be warned of."
+    ? "No sign of gaming has moved far enough to be warned of. That proves nothing: read some of the last groups."
     : `Signs of gaming are warned of from ${2 * index.watched} training steps on; no run here has as many.`)]));
 }
 
