@@ -219,5 +219,8 @@ def test_the_second_task_gets_tables_of_its_own(made_up, monkeypatch):
     assert quality.startswith("| `years-quality` | 1 | 0.250 (0.250 to 0.250) |") and "| 4.000 (4.000" in quality
     assert "| less `years-quality` | seeds | pass@1 |" in page
     assert "| `years-classes` | 1 | +0.250 (+0.250 to +0.250) |" in page
-    assert "| `years-classes` | 1 | 0.500, 4.00 |" in page
+    # Four answers, m samples each: of 8 they are 4 (1 - C(32 - m, 8) / C(32, 8)).
+    by_step = "| `years-classes` | 1 | 12 | 0.500 | +0.250 (+0.250 to +0.250) | 2.82 | "
+    assert f"{by_step}1.59 (1.59 to 1.59) | 4.00 | 1.00 (1.00 to 1.00) |" in page
+    assert "| `years-quality` | 1 | 12 | 0.250 | – | 1.77 | – | 4.00 | – |" in page
     assert "years" not in page[: page.index("The second task:")]

@@ -169,17 +169,33 @@ def distinct_at(quality: float, curve: np.ndarray) -> float:
     return float(np.interp(quality, qualities, np.maximum.accumulate(distinct[::-1])[::-1]))
 
 
-def by_step(by_arm: dict[str, list[dict]], figure: str) -> str:
-    """A table of quality and variety at each evaluation, means over the seeds."""
-    steps = sorted({at["step"] for runs in by_arm.values() for run in runs for at in run["curve"] if at["step"]})
-    lines = ["| arm | seeds | " + " | ".join(f"step {step}" for step in steps) + " |", "|---" * (2 + len(steps)) + "|"]
+def by_step(by_arm: dict[str, list[dict]], base: str) -> str:
+    """A table of quality and variety at each evaluation, with intervals beside `base` of the same seeds and step."""
+    titles = ["arm", "seeds", "step", "quality", "less", "distinct of 8", "times", "distinct of 32", "times"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    bases = {run["seed"]: run for run in by_arm.get(base, [])}
     for arm, runs in by_arm.items():
-        if arm.endswith(UNTRAINED):
-            continue
-        found = np.mean([curve_of(run, figure).mean(-1) for run in runs], 0)
-        cells = [f"{quality:.3f}, {distinct:.2f}" for quality, distinct in found]
-        lines.append(f"| `{arm}` | {', '.join(str(run['seed']) for run in runs)} | " + " | ".join(cells) + " |")
+        both = [(run, bases[run["seed"]]) for run in runs if run["seed"] in bases and arm != base]
+        for at in range(0 if arm.endswith(UNTRAINED) else len(runs[0]["curve"])):
+            cells = [", ".join(str(run["seed"]) for run in runs), str(runs[0]["curve"][at]["step"])]
+            for name in DIFFERENCES:
+                less = name == "quality"
+                cells.append(f"{mean(curve_of(run, name)[at, 1].mean() for run in runs):.{3 if less else 2}f}")
+                pairs = [np.stack([curve_of(run, name)[at, 1] for run in two]) for two in both]
+                cells.append(beside(pairs, less) if len(pairs) == len(runs) else "–")
+            lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def beside(pairs: list[np.ndarray], less: bool) -> str:
+    """Of seeds' (2, prompts) what the first has more than the second, or how many times as much."""
+    ratio = drawn_again(
+        lambda seed, at: pairs[seed][:, at].mean(-1),
+        [pair.shape[1] for pair in pairs],
+        lambda found: float(found[0] - found[1] if less else found[0] / found[1]),
+    )
+    form = "+.3f" if less else ".2f"
+    return f"{ratio.mean:{form}} ({ratio.low:{form}} to {ratio.high:{form}})"
 
 
 def table(by_arm: dict[str, list[dict]], figures: dict[str, str] = FIGURES) -> str:
@@ -235,11 +251,11 @@ def main() -> None:
     if parts[YEARS]:
         made += ["The second task:", table(parts[YEARS], VERIFIABLE)]
         made.append(differences(parts[YEARS], parts[YEARS], f"{YEARS}quality", VERIFIABLE))
-        made += ["pass@1 and distinct right answers of 32, by step:", by_step(parts[YEARS], "distinct_32")]
+        made += [f"By step, beside `{YEARS}quality` at the same step:", by_step(parts[YEARS], f"{YEARS}quality")]
     if parts[LONG]:
         base = f"{LONG}quality"
         made += ["Four times as long:", compared(parts[LONG], base) if base in parts[LONG] else table(parts[LONG])]
-        made += ["Quality and distinct valid answers of 8, by step:", by_step(parts[LONG], "distinct_8")]
+        made += [f"By step, beside `{base}` at the same step:", by_step(parts[LONG], base)]
     put("study.md", "\n\n".join(made))
     put("methods.md", differences(by_arm, METHODS, "classes"))
     frontier(by_arm, DOCS / "study" / "frontier.png")
