@@ -98,8 +98,26 @@ def test_results_are_counted_from_the_logs(made_up):
         "what is not valid is a class too"
     )
     assert runs[0]["training"] == [
-        {"step": 3, "quality": 0.5, "diversity": 0.5, "classes": 3.0, "distinct_valid": 2.0},
+        {"step": 3, "quality": 0.5, "diversity": 0.5, "classes": 3.0, "distinct_valid": 2.0}
+        | {"one_answer": 56, "one_answer_split": 0, "two_answers": 64, "two_answers_joined": 0}
     ]
+
+
+def test_what_classes_make_of_answers_is_counted_in_pairs(made_up):
+    _, held_out = study.split(1)
+    first, second, *_ = held_out[0]["answers"].split("|")
+    # Of one answer three pairs, two of them in two classes; with the other answer three, one of them in one class.
+    record = {"step": 5, "split": "train", "prompt": held_out[0]["input"], "responses": [first] * 3 + [second, "none"]}
+    record |= {"quality": [1, 1, 1, 1, 0], "labels": [0, 0, 1, 1, 0], "diversity": [0.5] * 5}
+    log = made_up / "1" / "partitions.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"train"' not in line))
+    with log.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    kept = study.result("classes", 1, made_up / "1", 60.0, "1234567")
+    (made_up / "results" / "classes-1.json").write_text(json.dumps(kept))
+    (made_up / "results" / "classes-2.json").unlink()
+    (row,) = tables.seen_in_training(tables.read()).splitlines()[2:]
+    assert row == "| `classes` | 1 | 1 to 12 | 3.0 | 67% | 3.0 | 33% |"
 
 
 def test_the_page_gets_a_table_and_a_picture(made_up, monkeypatch):

@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 
@@ -204,11 +206,18 @@ def valid_answers(record: dict, accepted: str, task: Task) -> list[str | None]:
 
 
 def _means(record: dict, named: list[str | None]) -> dict[str, float]:
+    """Of one group; also its pairs of valid answers, of one answer and of two, and those its classes have wrong."""
+    valid = [(answer, label) for answer, label in zip(named, record["labels"], strict=True) if answer is not None]
+    pairs = Counter((a == b, first == second) for (a, first), (b, second) in combinations(valid, 2))
     return {
         "quality": sum(record["quality"]) / len(named),
         "diversity": sum(record["diversity"]) / len(named),
         "classes": 1 + max(record["labels"]),
         "distinct_valid": len({answer for answer in named if answer is not None}),
+        "one_answer": pairs[True, True] + pairs[True, False],
+        "one_answer_split": pairs[True, False],
+        "two_answers": pairs[False, True] + pairs[False, False],
+        "two_answers_joined": pairs[False, True],
     }
 
 

@@ -27,6 +27,8 @@ DIFFERENCES = ("quality", "distinct_8", "distinct_32")
 # Of the second task: pass@1 is the quality.
 PASSES = {f"pass@{k}": f"pass@{k}" for k in (1, 2, 4, 8, 16, 32)}
 VERIFIABLE = {**PASSES, "distinct_32": "distinct right of 32"}
+# Of a training step's groups of 8, see study.py.
+PAIRS = ("one_answer", "one_answer_split", "two_answers", "two_answers_joined")
 # The arms that train with another method: docs/methods.md sets them beside DARLING.
 METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
 COLOURS = {"untrained": "0", "quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
@@ -187,6 +189,22 @@ def by_step(by_arm: dict[str, list[dict]], base: str) -> str:
     return "\n".join(lines)
 
 
+def seen_in_training(by_arm: dict[str, list[dict]]) -> str:
+    """A table, between evaluations: what the classes of the groups trained on make of valid answers, as named."""
+    titles = ["arm", "seeds", "steps", "pairs of one answer", "in two classes", "pairs of two", "in one class"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for arm, runs in by_arm.items():
+        ends = [at["step"] for at in runs[0]["curve"]]
+        for begin, end in zip([0, *ends], ends, strict=False):
+            steps = [step for run in runs for step in run["training"] if begin < step["step"] <= end]
+            one, split, two, joined = (sum(step[name] for step in steps) for name in PAIRS)
+            cells = [", ".join(str(run["seed"]) for run in runs), f"{begin + 1} to {end}"]
+            for count, wrong in ((one, split), (two, joined)):
+                cells += [f"{count / len(steps):.1f}", f"{wrong / count:.0%}" if count else "–"]
+            lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def beside(pairs: list[np.ndarray], less: bool) -> str:
     """Of seeds' (2, prompts) what the first has more than the second, or how many times as much."""
     ratio = drawn_again(
@@ -256,6 +274,7 @@ def main() -> None:
         base = f"{LONG}quality"
         made += ["Four times as long:", compared(parts[LONG], base) if base in parts[LONG] else table(parts[LONG])]
         made += [f"By step, beside `{base}` at the same step:", by_step(parts[LONG], base)]
+        made += ["What the classes made of a group's valid answers in training:", seen_in_training(parts[LONG])]
     put("study.md", "\n\n".join(made))
     put("methods.md", differences(by_arm, METHODS, "classes"))
     frontier(by_arm, DOCS / "study" / "frontier.png")
