@@ -106,9 +106,11 @@ def test_results_are_counted_from_the_logs(made_up):
 def test_what_classes_make_of_answers_is_counted_in_pairs(made_up):
     _, held_out = study.split(1)
     first, second, *_ = held_out[0]["answers"].split("|")
-    # Of one answer three pairs, two of them in two classes; with the other answer three, one of them in one class.
-    record = {"step": 5, "split": "train", "prompt": held_out[0]["input"], "responses": [first] * 3 + [second, "none"]}
-    record |= {"quality": [1, 1, 1, 1, 0], "labels": [0, 0, 1, 1, 0], "diversity": [0.5] * 5}
+    # Of one answer three pairs, two of them in two classes; with the other answer three, one of them in one class. The
+    # last two count for none: one is left out by a gate, one is not valid.
+    record = {"step": 5, "split": "train", "prompt": held_out[0]["input"]}
+    record |= {"responses": [first] * 3 + [second, first, "none"], "diversity": [0.5] * 6}
+    record |= {"quality": [1, 1, 1, 1, 1, 0], "labels": [0, 0, 1, 1, -1, 0]}
     log = made_up / "1" / "partitions.jsonl"
     log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"train"' not in line))
     with log.open("a") as file:
@@ -140,6 +142,16 @@ def test_differences_are_of_the_same_prompts_and_of_the_seeds_that_both_arms_hav
     by_arm["oracle"] = [better, {**better, "seed": 9}]
     (row,) = tables.differences(by_arm, ("classes", "oracle", "additive"), "classes").splitlines()[2:]
     assert row.startswith("| `oracle` | 1 | +0.250 (+0.250 to +0.250) | +0.500 (+0.3"), row
+
+
+def test_an_arm_is_held_against_a_base_of_all_its_seeds_or_stands_alone(made_up):
+    by_arm = tables.read()
+    by_arm["quality"] = by_arm["classes"][:1]
+    row, _ = tables.by_step(by_arm, "quality").splitlines()[2:]
+    assert row == "| `classes` | 1, 2 | 12 | 0.500 | – | 1.86 | – | 2.00 | – |"
+    by_arm["quality"] = by_arm["classes"]
+    row, _ = tables.by_step(by_arm, "quality").splitlines()[2:]
+    assert "| 0.500 | +0.000 (+0.000 to +0.000) | 1.86 | 1.00 (1.00 to 1.00) |" in row
 
 
 def test_arms_that_hold_out_other_prompts_are_not_compared(made_up):

@@ -206,8 +206,12 @@ def valid_answers(record: dict, accepted: str, task: Task) -> list[str | None]:
 
 
 def _means(record: dict, named: list[str | None]) -> dict[str, float]:
-    """Of one group; also its pairs of valid answers, of one answer and of two, and those its classes have wrong."""
-    valid = [(answer, label) for answer, label in zip(named, record["labels"], strict=True) if answer is not None]
+    """Of one group; also its pairs of valid answers, of one answer and of two, and those its classes have wrong.
+
+    What a quality gate leaves out is of no class, and of no pair.
+    """
+    both = zip(named, record["labels"], strict=True)
+    valid = [(answer, label) for answer, label in both if answer is not None and label >= 0]
     pairs = Counter((a == b, first == second) for (a, first), (b, second) in combinations(valid, 2))
     return {
         "quality": sum(record["quality"]) / len(named),

@@ -109,12 +109,8 @@ def differences(
             if run["prompts"] != same:
                 raise ValueError(f"{arm} and {base} of seed {run['seed']} hold out other prompts: make both again")
         for name in names:
-            less = [
-                [of_arm[name] - of_base[name] for of_arm, of_base in zip(prompts, bases[seed], strict=True)]
-                for seed, prompts in ends.items()
-            ]
-            difference = pooled(less)
-            cells.append(f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})")
+            two = [[[each[name] for each in of[seed]] for seed in ends] for of in (ends, bases)]
+            cells.append(less(*two))
         lines.append(f"| `{arm}` | {', '.join(map(str, ends))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -144,16 +140,15 @@ def at_equal_quality(by_arm: dict[str, list[dict]], base: str, figure: str = "di
 
         prompts = [end.shape[-1] for end, _ in seeds]
         more = drawn_again(both, prompts, lambda found: float(found[0] - found[1]))
-        times = drawn_again(both, prompts, lambda found: float(found[0] / found[1]))
+        ratio = drawn_again(both, prompts, lambda found: float(found[0] / found[1]))
         within = sum(
             curve.mean(-1)[:, 0].min() <= quality <= curve.mean(-1)[:, 0].max()
             for (quality, _), (_, curve) in zip(ends, seeds, strict=True)
         )
         cells = [f"{mean(q for q, _ in ends):.3f}", f"{mean(d for _, d in ends):.2f}", f"{mean(at_base):.2f}"]
-        cells.append(f"{more.mean:+.2f} ({more.low:+.2f} to {more.high:+.2f})")
-        cells += [f"{times.mean:.2f} ({times.low:.2f} to {times.high:.2f})", f"{within} of {len(seeds)}"]
-        shown = [run["seed"] for run in runs if run["seed"] in curves]
-        lines.append(f"| `{arm}` | {', '.join(map(str, shown))} | " + " | ".join(cells) + " |")
+        cells += [shown(more, "+.2f"), shown(ratio, ".2f"), f"{within} of {len(seeds)}"]
+        own = [run["seed"] for run in runs if run["seed"] in curves]
+        lines.append(f"| `{arm}` | {', '.join(map(str, own))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -175,18 +170,38 @@ def by_step(by_arm: dict[str, list[dict]], base: str) -> str:
     """A table of quality and variety at each evaluation, with intervals beside `base` of the same seeds and step."""
     titles = ["arm", "seeds", "step", "quality", "less", "distinct of 8", "times", "distinct of 32", "times"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    bases = {run["seed"]: run for run in by_arm.get(base, [])}
+    bases = {(run["seed"], at["step"]): at["prompts"] for run in by_arm.get(base, []) for at in run["curve"]}
     for arm, runs in by_arm.items():
-        both = [(run, bases[run["seed"]]) for run in runs if run["seed"] in bases and arm != base]
-        for at in range(0 if arm.endswith(UNTRAINED) else len(runs[0]["curve"])):
-            cells = [", ".join(str(run["seed"]) for run in runs), str(runs[0]["curve"][at]["step"])]
+        seeds = [run["seed"] for run in runs]
+        for at, step in enumerate([] if arm.endswith(UNTRAINED) else [each["step"] for each in runs[0]["curve"]]):
+            cells = [", ".join(map(str, seeds)), str(step)]
+            beside = arm != base and all((seed, step) in bases for seed in seeds)
             for name in DIFFERENCES:
-                less = name == "quality"
-                cells.append(f"{mean(curve_of(run, name)[at, 1].mean() for run in runs):.{3 if less else 2}f}")
-                pairs = [np.stack([curve_of(run, name)[at, 1] for run in two]) for two in both]
-                cells.append(beside(pairs, less) if len(pairs) == len(runs) else "–")
+                own = [[each[name] for each in run["curve"][at]["prompts"]] for run in runs]
+                cells += [f"{np.mean([*map(np.mean, own)]):.{3 if name == 'quality' else 2}f}", "–"]
+                if beside:
+                    others = [[each[name] for each in bases[seed, step]] for seed in seeds]
+                    cells[-1] = less(own, others) if name == "quality" else times(own, others)
             lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def less(own: list[list[float]], others: list[list[float]]) -> str:
+    """By how much the first exceeds the second, of seeds' prompts."""
+    return shown(pooled([list(np.subtract(*both)) for both in zip(own, others, strict=True)]), "+.3f")
+
+
+def times(own: list[list[float]], others: list[list[float]]) -> str:
+    """How many times as much as the second the first has, of seeds' prompts."""
+    pairs = [np.array(both) for both in zip(own, others, strict=True)]
+    ratio = drawn_again(
+        lambda seed, at: pairs[seed][:, at].mean(-1), [*map(len, own)], lambda found: float(found[0] / found[1])
+    )
+    return shown(ratio, ".2f")
+
+
+def shown(interval: Interval, form: str) -> str:
+    return f"{interval.mean:{form}} ({interval.low:{form}} to {interval.high:{form}})"
 
 
 def seen_in_training(by_arm: dict[str, list[dict]]) -> str:
@@ -205,28 +220,16 @@ def seen_in_training(by_arm: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def beside(pairs: list[np.ndarray], less: bool) -> str:
-    """Of seeds' (2, prompts) what the first has more than the second, or how many times as much."""
-    ratio = drawn_again(
-        lambda seed, at: pairs[seed][:, at].mean(-1),
-        [pair.shape[1] for pair in pairs],
-        lambda found: float(found[0] - found[1] if less else found[0] / found[1]),
-    )
-    form = "+.3f" if less else ".2f"
-    return f"{ratio.mean:{form}} ({ratio.low:{form}} to {ratio.high:{form}})"
-
-
 def table(by_arm: dict[str, list[dict]], figures: dict[str, str] = FIGURES) -> str:
     lines = [
         "| arm | seeds | " + " | ".join(figures.values()) + " | vocabulary |",
         "|" + "---|" * (len(figures) + 3),
     ]
     for arm, runs in by_arm.items():
-        cells = [of_arm(runs, figure) for figure in figures]
-        shown = [f"{each.mean:.3f} ({each.low:.3f} to {each.high:.3f})" for each in cells]
+        cells = [shown(of_arm(runs, figure), ".3f") for figure in figures]
         vocabulary = mean(run["curve"][-1]["vocabulary"] for run in runs)
         seeds = ", ".join(str(run["seed"]) for run in runs)
-        lines.append(f"| `{arm}` | {seeds} | " + " | ".join(shown) + f" | {vocabulary:.0f} |")
+        lines.append(f"| `{arm}` | {seeds} | " + " | ".join(cells) + f" | {vocabulary:.0f} |")
     made = sorted({(run["commit"], run["machine"]) for runs in by_arm.values() for run in runs})
     steps = sorted({run["curve"][-1]["step"] for runs in by_arm.values() for run in runs})
     lines += ["", f"After step {', '.join(map(str, steps))}. Made at {', '.join(commit for commit, _ in made)}."]

@@ -46,13 +46,13 @@ def test_a_head_from_pairs_to_a_folder_that_opens(story_pairs, tmp_path, capsys)
         assert model.partition([Group("Say something.", list(group))])[0].tolist() == [0, 0, 1]
 
 
-@pytest.mark.usefixtures("few_packaged_pairs")
 def test_an_output_that_is_a_file_is_refused(story_pairs, tmp_path, capsys):
     (tmp_path / "out").write_text("somebody's")
     assert main([story_pairs, "-o", str(tmp_path / "out")]) == 2
     assert "out, a file" in capsys.readouterr().err and (tmp_path / "out").read_text() == "somebody's"
 
 
+@pytest.mark.usefixtures("few_packaged_pairs")
 def test_a_head_that_was_killed_goes_on_with_the_folds_that_are_left(story_pairs, tmp_path, monkeypatch):
     fitted, fit = [], HeadTrainer.fit
 
