@@ -31,7 +31,7 @@ VERIFIABLE = {**PASSES, "distinct_32": "distinct right of 32"}
 PAIRS = ("one_answer", "one_answer_split", "two_answers", "two_answers_joined")
 # The arms that train with another method: docs/methods.md sets them beside DARLING.
 METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
-COLOURS = {"untrained": "0", "quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
+COLOURS = {"quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
 OTHERS = ("C3", "C4", "C5", "C6", "C8", "C9")  # without a second grey
 
 
@@ -237,22 +237,32 @@ def table(by_arm: dict[str, list[dict]], figures: dict[str, str] = FIGURES) -> s
 
 
 def frontier(by_arm: dict[str, list[dict]], path: Path) -> None:
-    """Quality against distinct valid answers of 8: an arm's evaluations as a line, its end with error bars."""
+    """Quality against distinct valid answers of 8: an arm's evaluations as a line, its end with error bars.
+
+    Arms of one seed are hollow; what was not trained lies far off, and is said in words.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
     for k, (arm, runs) in enumerate(by_arm.items()):
+        if arm == UNTRAINED:
+            distinct, quality = (of_arm(runs, name).mean for name in ("distinct_8", "quality"))
+            said = f"untrained: quality {quality:.2f}, {distinct:.2f} distinct"
+            axis.text(0.02, 0.02, said, transform=axis.transAxes, fontsize=9)
+            continue
         colour = COLOURS.get(arm.split("-")[0], OTHERS[k % len(OTHERS)])
         steps = range(min(len(run["curve"]) for run in runs))
         points = [(of_arm(runs, "distinct_8", at), of_arm(runs, "quality", at)) for at in steps]
         axis.plot([x.mean for x, _ in points], [y.mean for _, y in points], "-", color=colour, alpha=0.35)
         x, y = points[-1]
         errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
-        axis.errorbar(x.mean, y.mean, **errors, fmt="o", color=colour, capsize=3, label=f"{arm} ({len(runs)})")
+        style = {"color": colour, "capsize": 3, "label": f"{arm} ({len(runs)})"}
+        style |= {} if len(runs) > 1 else {"markerfacecolor": "white", "elinewidth": 0.7}
+        axis.errorbar(x.mean, y.mean, **errors, fmt="o", **style)
     axis.set(xlabel="distinct valid answers among 8 samples", ylabel="quality: share of valid answers")
     axis.grid(alpha=0.3)
-    axis.legend(title="arm (seeds)", fontsize=8)
+    axis.legend(title="arm (seeds)", fontsize=8, loc="lower right")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
 
