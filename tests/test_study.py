@@ -154,6 +154,32 @@ def test_an_arm_is_held_against_a_base_of_all_its_seeds_or_stands_alone(made_up)
     assert "| 0.500 | +0.000 (+0.000 to +0.000) | 1.86 | 1.00 (1.00 to 1.00) |" in row
 
 
+def test_weights_are_compared_on_the_seeds_that_each_has(made_up):
+    runs = tables.read()["classes"]
+    by_arm = {arm: runs[:1] for _, arm in tables.WEIGHTS["classes"]}
+    assert not tables.whole_kinds({arm: own for arm, own in by_arm.items() if arm != "classes-1.5"})
+    better = json.loads(json.dumps(runs))
+    for prompt in better[0]["curve"][-1]["prompts"]:
+        prompt["quality"] += 0.25
+        prompt["distinct_32"] *= 2
+    by_arm["classes"] = better
+    assert tables.whole_kinds(by_arm) == ["classes"]
+    rows = tables.by_weight(by_arm).splitlines()[2:]
+    assert rows[0] == "| `quality` | 1 | 0 | 0.500 | – | 1.86 | – | 2.00 | – |"
+    assert rows[2].startswith("| `classes` | 1 | 1 | 0.750 | +0.250 (+0.250 to +0.250) | 1.86 | 1.00 (")
+    assert rows[2].endswith("| 4.00 | 2.00 (2.00 to 2.00) |")
+    assert [row.split(" | ")[2] for row in rows] == ["0", "0.5", "1", "1.5"]
+    tables.strengths(by_arm, made_up / "strengths.png")
+    assert (made_up / "strengths.png").stat().st_size > 10_000
+
+
+def test_the_weights_of_the_tables_are_those_of_the_arms():
+    for kind in arms.STRENGTHS:
+        for weight, arm in tables.WEIGHTS[kind]:
+            config, _ = parse(["--darling.enable", *(flag.format(study=STUDY) for flag in arms.ARMS[arm])])
+            assert config.reward == "quality" if weight == 0 else config.weight == weight
+
+
 def test_arms_that_hold_out_other_prompts_are_not_compared(made_up):
     by_arm = tables.read()
     other = {**by_arm["classes"][0], "prompts": by_arm["classes"][1]["prompts"]}

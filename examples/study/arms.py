@@ -12,6 +12,7 @@ UNION_FIND = "union_find"
 UNTRAINED = "untrained"  # the model as it is, on the same held-out prompts
 YEARS = "years-"  # what the arms of the second task begin with
 LONG = "long-"  # and those that are trained four times as long
+STRENGTHS = ("classes", "expected", "oracle")  # at weight 1, and named after another weight
 ARMS: dict[str, tuple[str, ...]] = {
     UNTRAINED: (),
     "quality": QUALITY,

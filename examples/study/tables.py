@@ -4,12 +4,13 @@ python examples/study/tables.py
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from arms import ARMS, LONG, UNTRAINED, YEARS
+from arms import ARMS, LONG, STRENGTHS, UNTRAINED, YEARS
 
 from darling_plugin.evaluation.measures import LEVEL, RESAMPLES, Interval, expected_distinct, pass_at
 
@@ -31,6 +32,8 @@ VERIFIABLE = {**PASSES, "distinct_32": "distinct right of 32"}
 PAIRS = ("one_answer", "one_answer_split", "two_answers", "two_answers_joined")
 # The arms that train with another method: docs/methods.md sets them beside DARLING.
 METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
+# How strongly diversity counts, for each kind that is trained at several strengths: weight and arm.
+WEIGHTS = {kind: ((0, "quality"), (0.5, f"{kind}-0.5"), (1, kind), (1.5, f"{kind}-1.5")) for kind in STRENGTHS}
 COLOURS = {"quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
 OTHERS = ("C3", "C4", "C5", "C6", "C8", "C9")  # without a second grey
 
@@ -168,21 +171,51 @@ def distinct_at(quality: float, curve: np.ndarray) -> float:
 
 def by_step(by_arm: dict[str, list[dict]], base: str) -> str:
     """A table of quality and variety at each evaluation, with intervals beside `base` of the same seeds and step."""
-    titles = ["arm", "seeds", "step", "quality", "less", "distinct of 8", "times", "distinct of 32", "times"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     bases = {(run["seed"], at["step"]): at["prompts"] for run in by_arm.get(base, []) for at in run["curve"]}
+    rows = []
     for arm, runs in by_arm.items():
         seeds = [run["seed"] for run in runs]
         for at, step in enumerate([] if arm.endswith(UNTRAINED) else [each["step"] for each in runs[0]["curve"]]):
-            cells = [", ".join(map(str, seeds)), str(step)]
             beside = arm != base and all((seed, step) in bases for seed in seeds)
-            for name in DIFFERENCES:
-                own = [[each[name] for each in run["curve"][at]["prompts"]] for run in runs]
-                cells += [f"{np.mean([*map(np.mean, own)]):.{3 if name == 'quality' else 2}f}", "–"]
-                if beside:
-                    others = [[each[name] for each in bases[seed, step]] for seed in seeds]
-                    cells[-1] = less(own, others) if name == "quality" else times(own, others)
-            lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
+            others = [bases[seed, step] for seed in seeds] if beside else []
+            rows.append((arm, seeds, step, [run["curve"][at]["prompts"] for run in runs], others))
+    return held_beside("step", rows)
+
+
+def by_weight(by_arm: dict[str, list[dict]]) -> str:
+    """A table of the ends at each weight, beside weight 0, which is quality alone."""
+    rows = []
+    for kind in whole_kinds(by_arm):
+        for weight, arm, runs in (ends := ends_by_weight(by_arm, kind)):
+            own, base = ([run["curve"][-1]["prompts"] for run in of] for of in (runs, ends[0][2]))
+            row = (arm, [run["seed"] for run in runs], weight, own, base if weight else [])
+            rows += [row] if row not in rows else []
+    return held_beside("weight", rows)
+
+
+def whole_kinds(by_arm: dict[str, list[dict]]) -> list[str]:
+    """The kinds of diversity of which each weight has results."""
+    return [kind for kind in STRENGTHS if all(arm in by_arm for _, arm in WEIGHTS[kind])]
+
+
+def ends_by_weight(by_arm: dict[str, list[dict]], kind: str) -> list[tuple[float, str, list[dict]]]:
+    """(weight, arm, runs) of a kind of diversity, of the seeds that each weight has."""
+    runs = {arm: {run["seed"]: run for run in by_arm[arm]} for _, arm in WEIGHTS[kind]}
+    seeds = [seed for seed in runs[kind] if all(seed in own for own in runs.values())]
+    return [(weight, arm, [runs[arm][seed] for seed in seeds]) for weight, arm in WEIGHTS[kind]]
+
+
+def held_beside(what: str, rows: Iterable[tuple[str, list[int], float, list[list[dict]], list[list[dict]]]]) -> str:
+    """A table of arm, seeds, a number, its seeds' prompts and those beside which they are held, if there are any."""
+    titles = ["arm", "seeds", what, "quality", "less", "distinct of 8", "times", "distinct of 32", "times"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for arm, seeds, number, own, others in rows:
+        cells = [f"`{arm}`", ", ".join(map(str, seeds)), str(number)]
+        for name in DIFFERENCES:
+            ours, theirs = ([[each[name] for each in prompts] for prompts in of] for of in (own, others))
+            cells.append(f"{np.mean([*map(np.mean, ours)]):.{3 if name == 'quality' else 2}f}")
+            cells.append((less if name == "quality" else times)(ours, theirs) if theirs else "–")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -239,32 +272,59 @@ def table(by_arm: dict[str, list[dict]], figures: dict[str, str] = FIGURES) -> s
 def frontier(by_arm: dict[str, list[dict]], path: Path) -> None:
     """Quality against distinct valid answers of 8: an arm's evaluations as a line, its end with error bars.
 
-    Arms of one seed are hollow; what was not trained lies far off, and is said in words.
+    Other weights than 1 have a picture of their own; what was not trained lies far off, and is said in words.
     """
+    of_weights = {arm for kind in STRENGTHS for weight, arm in WEIGHTS[kind] if weight not in (0, 1)}
+    with picture(path) as axis:
+        for k, (arm, runs) in enumerate((arm, runs) for arm, runs in by_arm.items() if arm not in of_weights):
+            if arm == UNTRAINED:
+                distinct, quality = (of_arm(runs, name).mean for name in ("distinct_8", "quality"))
+                said = f"untrained: quality {quality:.2f}, {distinct:.2f} distinct"
+                axis.text(0.02, 0.02, said, transform=axis.transAxes, fontsize=9)
+                continue
+            colour = COLOURS.get(arm, OTHERS[k % len(OTHERS)])
+            steps = range(min(len(run["curve"]) for run in runs))
+            line = [[of_arm(runs, name, at).mean for at in steps] for name in ("distinct_8", "quality")]
+            axis.plot(*line, "-", color=colour, alpha=0.35)
+            mark_end(axis, runs, colour, f"{arm} ({len(runs)})")
+        axis.legend(title="arm (seeds)", fontsize=8, loc="lower right")
+
+
+def strengths(by_arm: dict[str, list[dict]], path: Path) -> None:
+    """The ends of each kind of diversity by its weight, of the seeds that have all of them, a line from 0 on."""
+    with picture(path) as axis:
+        for kind in whole_kinds(by_arm):
+            ends = ends_by_weight(by_arm, kind)
+            line = [[of_arm(runs, name).mean for _, _, runs in ends] for name in ("distinct_8", "quality")]
+            axis.plot(*line, "-", color=COLOURS[kind], alpha=0.5)
+            for (weight, _, runs), *at in zip(ends, *line, strict=True):
+                mark_end(axis, runs, COLOURS[kind] if weight else COLOURS["quality"], kind if weight == 1 else None)
+                axis.annotate(f"{weight:g}", at, (4, 4), textcoords="offset points", fontsize=8)
+        seeds = ", ".join(str(run["seed"]) for run in ends[0][2])
+        axis.legend(title=f"weight beside the point, seed {seeds}", fontsize=8, loc="lower left")
+
+
+@contextmanager
+def picture(path: Path) -> Iterator:
+    """An axis of quality against variety, saved at the end."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
-    for k, (arm, runs) in enumerate(by_arm.items()):
-        if arm == UNTRAINED:
-            distinct, quality = (of_arm(runs, name).mean for name in ("distinct_8", "quality"))
-            said = f"untrained: quality {quality:.2f}, {distinct:.2f} distinct"
-            axis.text(0.02, 0.02, said, transform=axis.transAxes, fontsize=9)
-            continue
-        colour = COLOURS.get(arm.split("-")[0], OTHERS[k % len(OTHERS)])
-        steps = range(min(len(run["curve"]) for run in runs))
-        points = [(of_arm(runs, "distinct_8", at), of_arm(runs, "quality", at)) for at in steps]
-        axis.plot([x.mean for x, _ in points], [y.mean for _, y in points], "-", color=colour, alpha=0.35)
-        x, y = points[-1]
-        errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
-        style = {"color": colour, "capsize": 3, "label": f"{arm} ({len(runs)})"}
-        style |= {} if len(runs) > 1 else {"markerfacecolor": "white", "elinewidth": 0.7}
-        axis.errorbar(x.mean, y.mean, **errors, fmt="o", **style)
     axis.set(xlabel="distinct valid answers among 8 samples", ylabel="quality: share of valid answers")
     axis.grid(alpha=0.3)
-    axis.legend(title="arm (seeds)", fontsize=8, loc="lower right")
+    yield axis
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def mark_end(axis, runs: list[dict], colour: str, label: str | None) -> None:
+    """The end of an arm's runs with error bars; hollow where it is one run."""
+    x, y = (of_arm(runs, name) for name in ("distinct_8", "quality"))
+    errors = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
+    style = {"color": colour, "capsize": 3, "label": label}
+    style |= {} if len(runs) > 1 else {"markerfacecolor": "white", "elinewidth": 0.7}
+    axis.errorbar(x.mean, y.mean, **errors, fmt="o", **style)
 
 
 def main() -> None:
@@ -279,6 +339,9 @@ def main() -> None:
     if "oracle" in by_arm:
         beside = of_default | {"oracle": by_arm["oracle"]}
         made += ["Beside what the oracle had at the same quality:", at_equal_quality(beside, "oracle")]
+    if whole_kinds(by_arm):
+        made += ["By weight, beside weight 0, which is quality alone, of the seeds that have each:", by_weight(by_arm)]
+        strengths(by_arm, DOCS / "study" / "strengths.png")
     if parts[YEARS]:
         made += ["The second task:", table(parts[YEARS], VERIFIABLE)]
         made.append(differences(parts[YEARS], parts[YEARS], f"{YEARS}quality", VERIFIABLE))
