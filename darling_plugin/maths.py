@@ -49,7 +49,7 @@ def check_installed(user: str) -> None:
 
 def own_cores(most: int) -> int:
     """How many processes to start: one for each core that a partition actor has reserved, elsewhere up to `most`."""
-    return int(os.environ.get(CORES, min(most, os.cpu_count() or 1)))
+    return int(os.environ.get(CORES, min(most, len(os.sched_getaffinity(0)))))
 
 
 class MathWorkers:

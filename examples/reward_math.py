@@ -26,7 +26,7 @@ from darling_plugin.maths import BadLabel, MathWorkers, check_installed, equals_
 from darling_plugin.queries import response_of
 
 DEADLINE = 10.0  # seconds for one check, from its start in a worker; nearly all take milliseconds
-WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, len(os.sched_getaffinity(0)))
 
 check_installed("the reward function reward_math.py")
 logger = logging.getLogger("reward_math")

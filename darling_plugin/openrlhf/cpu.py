@@ -87,8 +87,9 @@ def worker_environment() -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # Ray gives an actor as many threads as CPUs it reserved, here one; generation and training take turns.
-        "OMP_NUM_THREADS": str(os.cpu_count()),
+        # Ray gives an actor as many threads as CPUs it reserved, here one; generation and training take turns. A job
+        # may be bound to fewer cores than the machine has.
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
         # glibc gives a large tensor's memory back as it is freed, and the kernel zeroes it again for the next one:
         # an eighth of a training step's time. With these it is kept.
         "MALLOC_MMAP_MAX_": "0",

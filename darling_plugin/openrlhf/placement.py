@@ -202,7 +202,7 @@ def stay_within_own_cores(config: DarlingConfig) -> None:
     """
     os.environ[CORES] = str(CPUS)
     os.environ.setdefault("RAYON_NUM_THREADS", str(CPUS))
-    cores = max(1, (os.cpu_count() or 1) // config.num_partition_actors)
+    cores = max(1, len(os.sched_getaffinity(0)) // config.num_partition_actors)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(cores, 32)))
 
 

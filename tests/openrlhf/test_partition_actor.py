@@ -167,7 +167,7 @@ def test_a_reward_models_gate_is_left_to_the_training_step(configured, temporary
 def test_actors_do_not_start_32_compiler_processes_each(configured, monkeypatch):
     from torch._inductor.config import decide_compile_threads
 
-    monkeypatch.setattr("os.cpu_count", lambda: 96)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(96))
     for actors, threads in ((1, 32), (8, 12), (200, 1)):
         monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
         make_actor(configured, num_partition_actors=actors)
@@ -207,7 +207,7 @@ def test_an_actors_answers_are_read_by_as_many_processes_as_it_reserved_cores(co
     scored = score(actor, responses("It is 0.5.", r"\frac{1}{2}", "2"))
     assert column(scored, LABEL) == [0, 0, 1]
     del os.environ[CORES]
-    assert load_partition_model("answer")._workers._count == min(4, os.cpu_count())
+    assert load_partition_model("answer")._workers._count == min(4, len(os.sched_getaffinity(0)))
 
 
 def test_the_share_that_the_model_cut_rides_along_where_it_counts(configured):
