@@ -238,11 +238,17 @@ class AgentExecutor(MultiTurnAgentExecutor):
 """
 
 VOWELS = """
+import re
 from darling_plugin import PartitionModel
 
 class Vowels(PartitionModel):
     def partition(self, groups):
-        return [[sum(c in "aeiou" for c in text) % 2 for text in group.responses] for group in groups]
+        return [[sum(c in "aeiou" for c in text) % self.classes(group.prompt) for text in group.responses]
+                for group in groups]
+
+    def classes(self, prompt):
+        # Two prompts of three have one class, so that some of those are kept whatever the policy says.
+        return 2 if int(re.search("name a bird ([0-9]+)", prompt)[1]) % 3 == 0 else 1
 """
 
 
