@@ -298,6 +298,8 @@ def strengths(by_arm: dict[str, list[dict]], path: Path) -> None:
             line = [[of_arm(runs, name).mean for _, _, runs in ends] for name in ("distinct_8", "quality")]
             axis.plot(*line, "-", color=COLOURS[kind], alpha=0.5)
             for (weight, _, runs), *at in zip(ends, *line, strict=True):
+                if weight == 0 and kind != whole_kinds(by_arm)[0]:
+                    continue  # it is there already
                 mark_end(axis, runs, COLOURS[kind] if weight else COLOURS["quality"], kind if weight == 1 else None)
                 axis.annotate(f"{weight:g}", at, (4, 4), textcoords="offset points", fontsize=8)
         seeds = ", ".join(str(run["seed"]) for run in ends[0][2])
