@@ -154,7 +154,7 @@ def test_an_arm_is_held_against_a_base_of_all_its_seeds_or_stands_alone(made_up)
     assert "| 0.500 | +0.000 (+0.000 to +0.000) | 1.86 | 1.00 (1.00 to 1.00) |" in row
 
 
-def test_weights_are_compared_on_the_seeds_that_each_has(made_up):
+def test_weights_are_compared_on_the_seeds_that_each_has(made_up, monkeypatch):
     runs = tables.read()["classes"]
     by_arm = {arm: runs[:1] for _, arm in tables.WEIGHTS["classes"]}
     assert not tables.whole_kinds({arm: own for arm, own in by_arm.items() if arm != "classes-1.5"})
@@ -169,8 +169,15 @@ def test_weights_are_compared_on_the_seeds_that_each_has(made_up):
     assert rows[2].startswith("| `classes` | 1 | 1 | 0.750 | +0.250 (+0.250 to +0.250) | 1.86 | 1.00 (")
     assert rows[2].endswith("| 4.00 | 2.00 (2.00 to 2.00) |")
     assert [row.split(" | ")[2] for row in rows] == ["0", "0.5", "1", "1.5"]
-    tables.strengths(by_arm, made_up / "strengths.png")
-    assert (made_up / "strengths.png").stat().st_size > 10_000
+    two_kinds = by_arm | {arm: runs[:1] for weight, arm in tables.WEIGHTS["expected"] if weight}
+    assert len(tables.by_weight(two_kinds).splitlines()[2:]) == 7, "quality alone once"
+    monkeypatch.setattr(tables, "DOCS", made_up)
+    monkeypatch.setattr(tables, "read", lambda: two_kinds)
+    for name in ("study.md", "methods.md"):
+        (made_up / name).write_text(f"{tables.BEGIN}\n{tables.END}")
+    tables.main()
+    assert "\n| `classes-0.5` | 1 | 1 to 12 | 56.0 | 0% | 64.0 | 0% |\n" in (made_up / "study.md").read_text()
+    assert (made_up / "study" / "strengths.png").stat().st_size > 10_000
 
 
 def test_the_weights_of_the_tables_are_those_of_the_arms():

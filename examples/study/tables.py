@@ -30,6 +30,7 @@ PASSES = {f"pass@{k}": f"pass@{k}" for k in (1, 2, 4, 8, 16, 32)}
 VERIFIABLE = {**PASSES, "distinct_32": "distinct right of 32"}
 # Of a training step's groups of 8, see study.py.
 PAIRS = ("one_answer", "one_answer_split", "two_answers", "two_answers_joined")
+MADE_OF_ANSWERS = "What the classes made of a group's valid answers in training:"
 # The arms that train with another method: docs/methods.md sets them beside DARLING.
 METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
 # How strongly diversity counts, for each kind that is trained at several strengths: weight and arm.
@@ -344,6 +345,12 @@ def main() -> None:
     if whole_kinds(by_arm):
         made += ["By weight, beside weight 0, which is quality alone, of the seeds that have each:", by_weight(by_arm)]
         strengths(by_arm, DOCS / "study" / "strengths.png")
+        of_weights = {arm: by_arm[arm] for kind in whole_kinds(by_arm) for _, arm in WEIGHTS[kind]}
+        counted = {
+            arm: runs for arm, runs in of_weights.items() if all(PAIRS[0] in run["training"][0] for run in runs)
+        }
+        if counted:
+            made += [MADE_OF_ANSWERS, seen_in_training(counted)]
     if parts[YEARS]:
         made += ["The second task:", table(parts[YEARS], VERIFIABLE)]
         made.append(differences(parts[YEARS], parts[YEARS], f"{YEARS}quality", VERIFIABLE))
@@ -352,7 +359,7 @@ def main() -> None:
         base = f"{LONG}quality"
         made += ["Four times as long:", compared(parts[LONG], base) if base in parts[LONG] else table(parts[LONG])]
         made += [f"By step, beside `{base}` at the same step:", by_step(parts[LONG], base)]
-        made += ["What the classes made of a group's valid answers in training:", seen_in_training(parts[LONG])]
+        made += [MADE_OF_ANSWERS, seen_in_training(parts[LONG])]
     put("study.md", "\n\n".join(made))
     put("methods.md", differences(by_arm, METHODS, "classes"))
     frontier(by_arm, DOCS / "study" / "frontier.png")
