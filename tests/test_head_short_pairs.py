@@ -77,12 +77,19 @@ FRAMES = [
       "queen of hearts"]),
     ("What is the support address?", "Please write to {}@shop.test if it does not work.",
      ["help", "info", "sales", "anna", "office", "care", "team", "service"]),
+    ("Which seat is free?", "Seat {} is free.", ["12A", "12B", "12C", "12D", "13A", "13B", "A12", "B12"]),
+    ("Which flight do you take?", "{}", ["BA-2490", "LH-2490", "AF2490", "U2-2490", "BA2491", "A-17", "B-17", "I-17"]),
+    ("Name a chess square.", "The knight stands on {}.", ["a4", "b4", "c4", "d4", "e4", "f4", "g4", "a5"]),
 ]  # fmt: skip
 SPELLINGS = [
     ("How many cells are there?", "There are about {} cells in it.", ["2.5 million", "2,500,000", "2500000"]),
     ("When was the law passed?", "The law was passed on {}.", ["3 March 2024", "2024-03-03", "March 3rd, 2024"]),
     ("How far can you see?", "You can see for {} from there.", ["2 km", "2000 m", "2,000 metres", "two kilometres"]),
     ("How much of it is water?", "{} of it is water.", ["1/2", "50%", "50 percent", "Half"]),
+    ("Which room is it?", "It is room {}.", ["A-17", "a17", "A17", "a-17"]),
+    ("How far do you run?", "I run {} a day.", ["5km", "5000m", "5KM"]),
+    ("When was it?", "It was in the {}.", ["1990s", "1990's"]),
+    ("Which road do you take?", "I take {} home.", ["Interstate 95", "I-95"]),
 ]
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from darling_plugin.partition.models.head import order
 from darling_plugin.partition.models.head.adapter import with_adapter, worth_reading
-from darling_plugin.partition.models.head.order import exchanged, framed, initials, opposed, opposites, replaced
 from darling_plugin.partition.models.head.sets import Sets, counted, numbered, runs
 from darling_plugin.partition.models.head.words import (
     BESIDE_SENTENCE,
@@ -221,7 +221,7 @@ def kinds(responses: Sequence[Encoded]) -> torch.LongTensor:
     sentences = (shorter <= SENTENCE) & (longer <= BESIDE_SENTENCE)  # of the lengths of short answers too
     found = short.long() + sentences.long()
     long = [k for k, each in enumerate(responses) if each.length > SENTENCE]
-    for first, second in framed([responses[k].text for k in long]):
+    for first, second in order.framed([responses[k].text for k in long]):
         places = [long[first], long[second]]
         found[places, places[::-1]] = found[places, places[::-1]].clamp(min=1)
     return found
@@ -317,6 +317,8 @@ def _of_few_words(prompt: Encoded, responses: Sequence[Encoded], weights: np.nda
         values = {
             name: (np.minimum if name in DISAGREE else np.maximum)(own, worth[name]) for name, own in values.items()
         }
+    for i, j in order.other_codes(texts):
+        values["numbers_differ"][[i, j], [j, i]], values["numbers_agree"][[i, j], [j, i]] = 1.0, 0.0
     # A prompt's < and > may be those of its chat template's marks.
     asked = set(prompt.words) - {"<", ">"}
     symbols = Sets(numbered([[w for w in each.words if w in SYMBOLS and w not in asked] for each in responses]))
@@ -357,17 +359,17 @@ def _in_order(responses: Sequence[list[str]], content: Sequence[list[str]]) -> d
     """(n, n) each: what the words of two texts tell in their order; content: without fillers."""
     n = len(responses)
     found = {name: np.zeros((n, n), np.float32) for name in ("replaced", "exchanged", "opposed", "initials")}
-    whole = [initials(own) if len(own) > 1 or " " in own[0] else "" for own in (each or [""] for each in content)]
-    bags, refused = [tuple(sorted(each)) for each in responses], [opposites(each) for each in responses]
+    whole = [order.initials(own) if len(own) > 1 or any(" " in each for each in own) else "" for own in content]
+    bags, refused = [tuple(sorted(each)) for each in responses], [order.opposites(each) for each in responses]
     for i, j in combinations([k for k, each in enumerate(responses) if each], 2):
         first, second = responses[i], responses[j]
         # Most pairs have none of these, which is told at a glance: a group of a thousand has half a million pairs.
         if first[0] == second[0] or first[-1] == second[-1]:
-            found["replaced"][i, j] = replaced(first, second, FILLERS)
+            found["replaced"][i, j] = order.replaced(first, second, FILLERS)
         if bags[i] == bags[j]:
-            found["exchanged"][i, j] = exchanged(first, second)
+            found["exchanged"][i, j] = order.exchanged(first, second)
         if not refused[i].isdisjoint(second):
-            found["opposed"][i, j] = opposed(first, second)
+            found["opposed"][i, j] = order.opposed(first, second)
         if content[i] == [whole[j]] or content[j] == [whole[i]]:
             found["initials"][i, j] = 1.0
     return {name: value + value.T for name, value in found.items()}
@@ -379,8 +381,7 @@ def _rarest(prompt: Encoded, responses: Sequence[Encoded], weights: np.ndarray) 
     there = np.stack([np.isin(members, each.ids) for each in responses])
     weight = there * weights[members]
     shared = np.stack([(own * there).max(1, initial=0.0) for own in weight])
-    alone = np.stack([(own * ~there).max(1, initial=0.0) for own in weight])
-    return shared, alone
+    return shared, np.stack([(own * ~there).max(1, initial=0.0) for own in weight])
 
 
 def _mean_of_logs(counts: np.ndarray) -> np.ndarray:

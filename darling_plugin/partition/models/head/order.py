@@ -1,4 +1,4 @@
-"""What the words of two texts tell in their order: one frame, and in short ones an exchange, opposites, initials."""
+"""What the words of two texts tell in their order: one frame, in short ones other codes, an exchange, opposites."""
 
 from __future__ import annotations
 
@@ -127,6 +127,32 @@ def framed(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             # With the word before, which may say what it is: 2.10 is another section than 2.1, but the same price.
             both = (" ".join(words[max(k - 1, 0) : k + 1]) for k, found in enumerate(numeric) if found)
             told = values_of(" ".join(both))
+            frames[frame].append((place, told))
+    for own in frames.values():
+        for (first, told), (second, other) in combinations(own, 2):
+            if told != other:
+                yield first, second
+
+
+# Letters and digits in one word: A-17, B17, 12C, BA-2490. Two of them are one code if they have these in one order.
+LETTERS_AND_DIGITS = re.compile(r"(?=[\d-]*[a-z])(?=[a-z-]*\d)[a-z\d]+(?:-[a-z\d]+)*")
+PUNCTUATION = ".,;:!?\"'()[]*"
+
+
+def other_codes(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Of each two texts that are the same word for word, but for codes of letters and digits, their places.
+
+    Elsewhere a word's letters and digits are read apart: "seat 12A" and "seat 12B" have the same number.
+    """
+    frames: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
+    for place, text in enumerate(texts):
+        words = [word.strip(PUNCTUATION) for word in text.casefold().split()]
+        code = [bool(LETTERS_AND_DIGITS.fullmatch(word)) for word in words]
+        if any(code):
+            frame = tuple("" if found else word for word, found in zip(words, code, strict=True))
+            told = [
+                "".join(values_of(word)).replace("-", "") for word, found in zip(words, code, strict=True) if found
+            ]
             frames[frame].append((place, told))
     for own in frames.values():
         for (first, told), (second, other) in combinations(own, 2):
