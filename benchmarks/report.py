@@ -41,15 +41,15 @@ What partitioning costs, and what the engine gains. Made by `python benchmarks/r
 of three rounds, ratios the median of the rounds' ratios. A `+` after the commit: tracked files differed from it.
 
 `make bench-gpu` makes the tables of a GPU in under four minutes, with the python3 that trains there, and tiny shapes
-where there is none. No GPU has run it yet: the figures of one H200 on other pages (3bf20c8, 2026-11-26) were measured
-by hand before.
+where there is none. {gpu}The figures of one H200 on other pages (3bf20c8, 2026-11-26) were measured by hand before.
 """
 
 
 def render(results: dict[str, dict[str, Any]]) -> str:
     """The page of results by name: those in ORDER first, then the others by name."""
     names = [name for name in ORDER if name in results] + sorted(results.keys() - set(ORDER))
-    return "\n".join([HEAD, *(section(results[name]) for name in names)])
+    none_yet = "" if any(name.startswith("gpu_") for name in results) else "No GPU has run it yet. "
+    return "\n".join([HEAD.format(gpu=none_yet), *(section(results[name]) for name in names)])
 
 
 def section(result: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
 
     A last line that is still being written is left out.
 
-    Raises DarlingError where there is no such file, or a line is no JSON.
+    Raises DarlingError where there is no such file, or a line is no JSON; blank ones are no lines.
     """
     path = Path(log_dir) if Path(log_dir).is_file() else Path(log_dir) / "partitions.jsonl"
     if not path.exists() and path.with_suffix(".jsonl.gz").exists():
@@ -79,13 +79,17 @@ def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
     try:
         # Not splitlines(): a response may hold one of the other characters that Unicode calls a line's end.
         whole = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        *lines, _ = whole.split(b"\n")
+        *lines, last = whole.split(b"\n")
     except (OSError, EOFError, zlib.error) as error:
         raise DarlingError(needed, f"{error}", "name the log_dir of a run") from error
-    try:
-        records = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise DarlingError(needed, f"{path}: {error}", "restore that file") from error
+    records = []
+    for number, line in enumerate([*lines, last], start=1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            if number <= len(lines):
+                do = "restore that file, or take the line out"
+                raise DarlingError(needed, f"{path}, line {number}: {error}", do) from error
     for record in records:
         if isinstance(record, dict) and isinstance(record.get("responses"), list):
             record["responses"] = [NOT_LOGGED if text is None else text for text in record["responses"]]

@@ -9,7 +9,7 @@ The environment variable ATHENE_RM names another copy of the model; on a cluster
 """
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -20,19 +20,23 @@ from darling_plugin.queries import response_of
 MODEL = os.environ.get("ATHENE_RM", "Nexusflow/Athene-RM-8B")
 MAX_LENGTH = 4096  # tokens; the model's own code cuts there
 
-_one_at_a_time = threading.Lock()  # OpenRLHF calls from a thread a response
+# OpenRLHF calls from many threads, and CUDA keeps a workspace for each that ever computed.
+_one_at_a_time = ThreadPoolExecutor(1)
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> dict[str, Any]:
     """Scores of `queries`, each a prompt and its response as the policy's tokenizer decodes them."""
-    with _one_at_a_time:
-        model, tokenizer = load()
-        texts = [
-            conversation(tokenizer, label, without_end(response_of(query, prompt), tokenizer))
-            for query, prompt, label in zip(queries, prompts, labels, strict=True)
-        ]
-        scores = torch.tensor([score(model, tokenizer, text) for text in texts])
+    scores = _one_at_a_time.submit(_scores, queries, prompts, labels).result()
     return {"rewards": scores, "scores": scores, "extra_logs": {}}
+
+
+def _scores(queries: list[str], prompts: list[str], labels: list[str]) -> torch.Tensor:
+    model, tokenizer = load()
+    texts = [
+        conversation(tokenizer, label, without_end(response_of(query, prompt), tokenizer))
+        for query, prompt, label in zip(queries, prompts, labels, strict=True)
+    ]
+    return torch.tensor([score(model, tokenizer, text) for text in texts])
 
 
 @cache

@@ -47,6 +47,7 @@ class FakeJudge:
         self.overflow = None  # the answer to what is longer than the context, in place of OpenAI's
         self.failures = []  # statuses of the next requests
         self.context = None  # characters of a message
+        self.odd = {}  # by message, the status and body of its answer
         self.script = []  # answers that come before any truthful one
         self.bias = 0.0  # added to p(yes) where response 1 comes before response 2 in the alphabet
         self.delay = 0.0
@@ -105,6 +106,9 @@ def app_of(fake):
             return refusal(404, "no such model")
         if fake.logprobs == "refused" and "logprobs" in body:
             return refusal(400, "logprobs are not supported")
+        if body["messages"][0]["content"] in fake.odd:
+            status, content = fake.odd[body["messages"][0]["content"]]
+            return JSONResponse(content, status)
         for option, message in fake.refuses.items():
             if option in body:
                 return refusal(400, message)

@@ -274,7 +274,10 @@ def test_saving_writes_the_docstrings_command_and_explanation(tmp_path, monkeypa
     report.main()
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "## A title\n\nWhat is compared.\n\n| pairs |\n| ---: |\n| 3 |\n" in page
-    assert "`python benchmarks/some.py`" in page
+    assert "`python benchmarks/some.py`" in page and "No GPU has run it yet. The figures" in page
+    common.save("gpu_some", "A title", "First.\n\n    python x\n\nWhat is compared.\n", [{"pairs": 3}])
+    report.main()
+    assert "No GPU has run" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,17 @@ def test_a_compressed_log_is_read_and_texts_that_are_not_there_are_told(tmp_path
         read_partitions(tmp_path)
 
 
+def test_a_line_that_is_none_is_named_by_its_number_and_only_the_last_may_be_unfinished(tmp_path):
+    plain = tmp_path / "partitions.jsonl"
+    plain.write_text('{"step": 1}\n\n{"step": 2}\n{"step": 3}')
+    assert [record["step"] for record in read_partitions(tmp_path)] == [1, 2, 3], "the last lacks its newline alone"
+    plain.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [record["step"] for record in read_partitions(tmp_path)] == [1, 2]
+    plain.write_text('{"step": 1}\n{"step\n{"step": 3}\n')
+    with pytest.raises(DarlingError, match=r"partitions.jsonl, line 2: "):
+        read_partitions(tmp_path)
+
+
 def test_which_groups_are_logged_with_their_texts():
     assert groups_with_text("all", 3, 5) == {0, 1, 2, 3, 4} and groups_with_text("none", 3, 5) == set()
     some = [groups_with_text("sample:2", step, 50) for step in range(40)]

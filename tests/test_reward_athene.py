@@ -1,6 +1,7 @@
 """examples/reward_athene.py: what it shows the reward model, and where it reads the score."""
 
 import importlib.util
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,11 +100,13 @@ def test_the_response_is_what_follows_the_prompt(athene):
         athene.reward_func(["a bird"], [PROMPT], ["a"])
 
 
-def test_threads_load_one_model(athene, folder):
+def test_threads_load_one_model_and_one_computes(athene, folder, monkeypatch):
     athene.load.cache_clear()
+    score, threads = athene.score, set()
+    monkeypatch.setattr(athene, "score", lambda *given: threads.add(threading.get_ident()) or score(*given))
     with ThreadPoolExecutor(4) as pool:
         scores = list(pool.map(lambda k: athene.reward_func([f"{PROMPT} a bird"], [PROMPT], ["a"]), range(4)))
-    assert athene.load.cache_info().misses == 1
+    assert athene.load.cache_info().misses == 1 and len(threads) == 1
     assert len({score["rewards"].item() for score in scores}) == 1
 
 

@@ -91,7 +91,23 @@ def score_in_vllm(path):
     with ThreadPoolExecutor(1) as thread:  # as the partition actor: loaded in one thread, called in another
         scores = thread.submit(model.similarity, some_pairs()).result().tolist()
     alone = [model.similarity([pair]).item() for pair in some_pairs()[:4]]
-    return {"scores": scores, "alone": alone, "requests": requests[0]}
+    return {"scores": scores, "alone": alone, "requests": requests[0], "again": again_after_an_error(model)}
+
+
+def again_after_an_error(model):
+    """Scores of some_pairs() after a step that failed on them, which is to have left nothing in an empty cache."""
+    executor = model.llm.llm_engine.engine_core.engine_core.model_executor
+    execute, model.llm.encode = executor.execute_model, type(model.llm).encode.__get__(model.llm)
+    assert model.llm.reset_prefix_cache()
+
+    def fail(*arguments, **options):
+        executor.execute_model = execute
+        raise RuntimeError("CUDA out of memory")
+
+    executor.execute_model = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.similarity(some_pairs())
+    return model.similarity(some_pairs()).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +147,7 @@ def test_vllm_scores_like_the_cross_encoder(in_vllm, name):
     assert expected.max() - expected.min() > 0.2  # else nothing here could fail
     assert answer["scores"] == pytest.approx(expected.tolist(), abs=1e-4)
     assert answer["alone"] == pytest.approx(expected[:4].tolist(), abs=1e-4)
+    assert answer["again"] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_pairs_of_all_lengths_were_compared_some_of_them_cut(in_vllm):

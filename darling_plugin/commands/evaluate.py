@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 import sys
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,11 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     summaries = summaries_of(evaluated, arguments.seed)
     compared = differences(evaluated, arguments.seed)
-    console = Console()
-    console.print(_table(summaries, evaluated))
+    table, console = _table(summaries, evaluated), Console()
+    if not console.is_terminal:  # a file has room for it all
+        wide = console.options.update(width=100_000)
+        console = Console(width=max(console.width, console.measure(table, options=wide).maximum))
+    console.print(table)
     for key, (whole, matched) in compared.items():
         if whole:
             console.print(_differences_table(key, whole, matched))
@@ -210,7 +214,8 @@ def _named(text: str) -> tuple[str, Path]:
     if equals and not Path(text).exists():
         return name, Path(path)
     path = Path(text)
-    return (path.parent.name if path.stem in ("partitions", "generations", "scores") else path.stem) or text, path
+    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    return (path.parent.name if stem in ("partitions", "generations", "scores") else stem) or text, path
 
 
 def _sample(arguments: argparse.Namespace) -> tuple[str, Path, int]:
@@ -230,7 +235,8 @@ def _sample(arguments: argparse.Namespace) -> tuple[str, Path, int]:
     generate: Any = OwnVllm(arguments.model) if arguments.model else Server(arguments.url, arguments.model_name)
     name = Path(arguments.model).name if arguments.model else generate.model
     path = arguments.output / SAMPLES
-    return name, path, sample(prompts, generate, settings, path, name)
+    with closing(generate):
+        return name, path, sample(prompts, generate, settings, path, name)
 
 
 def _read(inputs: dict[str, Path], arguments: argparse.Namespace) -> tuple[dict[str, list[Samples]], dict[str, int]]:
@@ -309,13 +315,14 @@ def _table(summaries: dict[str, dict[str, Interval]], evaluated: list[Evaluated]
     made += "".join(f"\nquality of {each.name}: {each.quality_from}" for each in evaluated if each.quality_from)
     if len(set(filter(None, qualities))) > 1:
         made += "\nthat is not one quality: compare it only if you know that it is (--again makes all of it anew)"
+    names = in_order(name for found in summaries.values() for name in found)
     table = Table(title="mean over the prompts, and its 95 % interval (bootstrap)", caption=Text(made))
-    table.add_column("")
+    table.add_column("", no_wrap=True, overflow="fold", min_width=max(map(len, names)))
     for each in evaluated:
         of_run = [each.split] * (each.split is not None) + [f"step {each.step}"] * (each.step is not None)
         head = [each.name, _prompts(len(each.samples)), *([", ".join(of_run)] if of_run else [])]
         table.add_column(Text("\n".join(head)), justify="right")
-    for name in in_order(name for found in summaries.values() for name in found):
+    for name in names:
         cells = zip(summaries.values(), evaluated, strict=True)
         table.add_row(name, *(_shown(found.get(name), of=len(each.samples)) for found, each in cells))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ Key = tuple[str, int]  # a prompt, and how often it came before: files number th
 Differences = dict[str, tuple[dict[str, Interval], dict[str, Interval]]]  # of all responses, and at matched length
 
 MADE_BY = "darling-evaluate"
+WRITTEN = {"summary.json", "summary.png"}  # beside the models' folders
 SAMPLES = "samples.jsonl"  # of its own, in the folder of the results
 GROUPS_AT_ONCE = 64
 # At matched length: what does not depend on how many responses are left of each prompt.
@@ -137,15 +139,20 @@ def _keys(samples: Sequence[Samples]) -> list[Key]:
     # A run's log has it within a chat template; conversations that end with the same question are told apart whole.
     wholes = defaultdict(set)
     for each in samples:
-        wholes[asked(each.prompt)].add(each.prompt)
+        wholes[_asked(each.prompt)].add(each.prompt)
     before: Counter[str] = Counter()
     keys = []
     for each in samples:
-        prompt = asked(each.prompt)
+        prompt = _asked(each.prompt)
         prompt = prompt if len(wholes[prompt]) == 1 else each.prompt
         keys.append((prompt, before[prompt]))
         before[prompt] += 1
     return keys
+
+
+def _asked(prompt: str) -> str:
+    """One spelling: chat templates strip it, and tokenizers that decoded it may have composed its characters."""
+    return unicodedata.normalize("NFC", asked(prompt).strip())
 
 
 def _partition(
@@ -226,7 +233,7 @@ def check_output(folder: Path, inputs: dict[str, Path], *, sampled: bool = False
     if folder.exists() and not folder.is_dir():
         raise DarlingError("a folder for the results", f"the file {folder}", "name another")
     own = [folder_of(name) for name in inputs]
-    if len(set(own)) < len(own):
+    if len(set(own)) < len(own) or (len(own) > 1 and not WRITTEN.isdisjoint(own)):
         raise DarlingError("inputs with a folder each", f"the folders {', '.join(own)}", "name them apart")
     folders = [folder, *(folder / each for each in own)]
     targets = [

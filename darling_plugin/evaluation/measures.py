@@ -16,7 +16,10 @@ from scipy.special import gammaln
 
 from darling_plugin.evaluation.monitor import compression, repetition
 from darling_plugin.evaluation.samples import Samples
+from darling_plugin.partition.base import UNSPACED
 
+WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\S)+")
+DECILES = ("partition_scores", ", deciles")  # what a quality in them is said to be from
 PATIENCE = 0.8  # NoveltyBench's: how likely a reader goes on to the next response
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -112,7 +115,7 @@ def figures(samples: Samples, labels: Sequence[int], ks: Sequence[int], *, verif
             correct = [quality > 0 for quality in samples.quality]
             found |= {f"pass@{k}": pass_at(k, correct) for k in ks}
             found |= {f"distinct_correct_{k}": expected_distinct(k, labels, correct) for k in ks}
-    found["words"] = math.fsum(len(response.split()) for response in samples.responses) / n
+    found["words"] = math.fsum(map(word_count, samples.responses)) / n
     for sign in (repetition, compression):
         values = [sign(samples.prompt, response) for response in samples.responses]
         values = [value for value in values if not math.isnan(value)]
@@ -121,10 +124,16 @@ def figures(samples: Samples, labels: Sequence[int], ks: Sequence[int], *, verif
     return found
 
 
+def word_count(text: str) -> int:
+    """What stands between spaces; of a script without them each character."""
+    return sum(1 for _ in WORD.finditer(text))
+
+
 def is_verifiable(all_samples: Sequence[Samples]) -> bool:
-    """Whether each quality is 0 or 1, and there is one."""
+    """Whether each quality is 0 or 1, and there is one. Of NoveltyBench's scores 1 alone is the lowest decile."""
     values = {value for each in all_samples for value in each.quality or ()}
-    return bool(values) and values <= {0.0, 1.0}
+    deciles = any((each.quality_from or "").endswith(DECILES) for each in all_samples)
+    return bool(values) and values <= {0.0, 1.0} and not (deciles and 0.0 not in values)
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ def of_like_length(first: Samples, second: Samples, tolerance: float = 0.1) -> t
     Both are sorted by words, and the shorter one of the two that come next is left out unless their lengths differ by
     at most `tolerance` of the longer: so most pairs are found that can be.
     """
-    lengths = [[len(response.split()) for response in each.responses] for each in (first, second)]
+    lengths = [[word_count(response) for response in each.responses] for each in (first, second)]
     orders = [sorted(range(len(own)), key=own.__getitem__) for own in lengths]
     kept: tuple[list[int], list[int]] = ([], [])
     i = j = 0

@@ -31,7 +31,8 @@ def draw(path: Path, summaries: dict[str, dict[str, Interval]]) -> bool:
         panel(axis, summaries)
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:  # of one response there is no diversity
-            axis.legend()
+            for text in axis.legend().get_texts():
+                text.set_parse_math(False)  # a model's name may have two $
     figure.savefig(path, dpi=120)
     return True
 
@@ -39,7 +40,7 @@ def draw(path: Path, summaries: dict[str, dict[str, Interval]]) -> bool:
 def _frontier(axis, summaries: dict[str, dict[str, Interval]]) -> None:
     for k, (name, found) in enumerate(summaries.items()):
         if "quality" in found and "diversity" in found:
-            _point(axis, found["diversity"], found["quality"], f"C{k % 10}", name)
+            _point(axis, found["diversity"], found["quality"], f"C{k % 10}", _label(name))
     axis.set(xlabel="diversity", ylabel="quality", title="Quality and variety")
 
 
@@ -52,11 +53,15 @@ def _passes(axis, summaries: dict[str, dict[str, Interval]]) -> None:
         values = [found[f"pass@{k}"] for k in ks]
         colour = f"C{place % 10}"
         if ks:
-            axis.plot(ks, [each.mean for each in values], "o-", color=colour, label=name)
+            axis.plot(ks, [each.mean for each in values], "o-", color=colour, label=_label(name))
             axis.fill_between(ks, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.15)
     axis.set(xlabel="k", ylabel="pass@k", title="Any of k correct", xscale="log", ylim=(0, 1.02))
     axis.set_xticks(all_ks, [str(k) for k in all_ks])
     axis.minorticks_off()
+
+
+def _label(name: str) -> str:
+    return f" {name}" if name.startswith("_") else name  # else the legend leaves it out
 
 
 def _point(axis, x: Interval, y: Interval, colour: str, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from darling_plugin.evaluation.fields import (
     step_of,
     text_of,
 )
+
+logger = logging.getLogger(__name__)
 
 RESPONSES = ("completion", "output", "response")
 PROMPTS = ("prompt", "input", "messages")
@@ -94,4 +97,8 @@ def reward_columns(rows: Sequence[Row]) -> list[str]:
     if named or not any(row.of_lists or not row.record.keys().isdisjoint(ADVANTAGES) for row in rows):
         return named
     numbers = {key for row in rows for key, value in row.record.items() if is_number(value)}
-    return [key for key in before if key in numbers and key not in NO_REWARD]
+    found = [key for key in before if key in numbers and key not in NO_REWARD]
+    if len(found) > 1:
+        names = ", ".join(found)
+        logger.warning("the quality is the sum of %s: if it is not, name the right one as --quality_key", names)
+    return found

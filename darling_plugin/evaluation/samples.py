@@ -7,12 +7,13 @@ this package's partitions.jsonl and what darling-partition writes. docs/evaluate
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.fields import (
@@ -31,6 +32,7 @@ from darling_plugin.partition.groups import given_responses, lines_of
 
 Report = Callable[[int, str], None]
 SPLITS = {"train", "eval"}  # of a training log
+FAULTS_NAMED = 10  # where a file has nothing else
 
 
 @dataclass
@@ -63,7 +65,8 @@ def read_samples(
     """The prompts of a file with their responses, in the file's order.
 
     Args:
-        report: gets the number of each line that cannot be read, and why; the others go on.
+        report: gets the number of each line that cannot be read, and why; the others go on. Of a training log's lines
+            those alone that are of the split and step that are read.
         quality_key: what the file calls a response's quality; default: what its tool does. Of a file with several
             rewards a response, the sum.
         split, step: of a training log; default: its evaluation if it has one, and the last step there. Other splits
@@ -71,13 +74,17 @@ def read_samples(
 
     Raises DarlingError for a file that is not there, that holds no samples, or none with quality_key.
     """
-    lines = list(_lines(path, report, quality_key))
+    faults: list[Faulty] = []
+    lines = list(_lines(path, faults, quality_key))
     columns = [quality_key] if quality_key else reward_columns([line for line in lines if isinstance(line, Row)])
-    found = _of_step(_group_rows(lines, columns, report), split, step)
+    found, split, step = _of_step(_group_rows(lines, columns, faults), split, step)
+    of_these = [each for each in faults if each.split in (None, split) and (step is None or each.step in (None, step))]
+    for fault in sorted(of_these, key=lambda each: each.number)[: None if found else FAULTS_NAMED]:
+        report(fault.number, fault.said)
     if not found:
         raise DarlingError(
             "a file with prompts and responses",
-            f"none that can be read in {path}",
+            f"none that can be read in {path}, {len(of_these)} lines that cannot",
             "docs/evaluate.md has the formats; a training log may have no such split or step",
         )
     if quality_key and all(each.quality is None for each in found):
@@ -100,10 +107,20 @@ def classes_of(path: Path, samples: list[Samples]) -> str:
         return "as the file has them"
 
 
-def _lines(path: Path, report: Report, quality_key: str | None) -> Iterator[Samples | Row]:
+@dataclass
+class Faulty:
+    """What is wrong with a line; of which step and split of a training log it is, where that is known."""
+
+    number: int
+    said: str
+    split: str | None = None
+    step: int | None = None
+
+
+def _lines(path: Path, faults: list[Faulty], quality_key: str | None) -> Iterator[Samples | Row]:
     """What each line holds."""
     first_filter = None
-    for number, record in _records(path, report):
+    for number, record in _records(path, faults):
         if "resps" in record:  # lm-eval writes each document again for each filter of its answers
             first_filter = first_filter or (record.get("filter"),)
             if record.get("filter") != first_filter[0]:
@@ -111,41 +128,56 @@ def _lines(path: Path, report: Report, quality_key: str | None) -> Iterator[Samp
         try:
             yield from _parse(record, number, quality_key)
         except Fault as fault:
-            report(number, str(fault))
+            split = record.get("split")
+            of_log = split in SPLITS if isinstance(split, str) else False
+            faults.append(Faulty(number, str(fault), *((split, step_of(record.get("step"))) if of_log else ())))
 
 
-def _records(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(path: Path, faults: list[Faulty]) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _opened(path) as file:
+        yield from _records_of(file, path, faults)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file; of a pipe, which cannot be read twice, what it holds."""
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
+        file = path.open("rb")
+        if file.seekable():
+            return file
+        with file:
+            return io.BytesIO(file.read())
     except OSError as error:
         raise DarlingError("a file with samples", f"{error}", "correct the path") from error
+
+
+def _records_of(file: BinaryIO, path: Path, faults: list[Faulty]) -> Iterator[tuple[int, dict[str, Any]]]:
+    magic = file.read(4)
+    file.seek(0)
     if magic == b"PAR1":
-        yield from enumerate(_parquet(path), start=1)
+        yield from enumerate(_parquet(file, path), start=1)
         return
-    for number, line in _numbered_lines(path, gzip.open if magic[:2] == b"\x1f\x8b" else open):
+    for number, line in _numbered_lines(gzip.GzipFile(fileobj=file) if magic[:2] == b"\x1f\x8b" else file, path):
         if not line.strip():
             continue
         try:
             record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            report(number, f"not JSON in UTF-8: {error}")
+            faults.append(Faulty(number, f"not JSON in UTF-8: {error}"))
             continue
         if isinstance(record, dict):
             yield number, record
         else:
-            report(number, f"needs an object, found {type(record).__name__}")
+            faults.append(Faulty(number, f"needs an object, found {type(record).__name__}"))
 
 
-def _numbered_lines(path: Path, opened: Callable) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        with opened(path, "rb") as file:
-            yield from enumerate(lines_of(file), start=1)
+        yield from enumerate(lines_of(file), start=1)
     except (OSError, EOFError, zlib.error) as error:
         raise DarlingError("a whole file with samples", f"{path}: {error}", "copy or compress it again") from error
 
 
-def _parquet(path: Path) -> Iterable[dict[str, Any]]:
+def _parquet(file: BinaryIO, path: Path) -> Iterable[dict[str, Any]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -153,7 +185,7 @@ def _parquet(path: Path) -> Iterable[dict[str, Any]]:
             "pyarrow, to read parquet", f"{path}, and it is not installed", "pip install pyarrow"
         ) from error
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        return pyarrow.parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DarlingError("a parquet file that pyarrow can read", f"{path}: {error}", "copy it again") from error
 
@@ -168,9 +200,12 @@ def _parse(record: dict[str, Any], number: int, quality_key: str | None) -> Iter
 
 
 def _of_group(record: dict[str, Any], number: int, quality_key: str | None) -> Samples:
-    responses = [text_of(each) for each in list_of(given_responses(record), "responses")]
-    if not responses:
+    given = list_of(given_responses(record), "responses")
+    if not given:
         raise Fault("needs at least one response, found none")
+    if all(each is None for each in given):
+        raise Fault("its responses were not logged, by --darling.log_responses")
+    responses = [text_of(each) for each in given]
     labels = labels_of(record.get("labels", record.get("partition")), len(responses))
     quality_from = quality_key or "quality"
     if quality_key is None and "partition_scores" in record and not isinstance(record.get("quality"), list):
@@ -231,7 +266,7 @@ def _of_lm_eval(record: dict[str, Any], number: int, quality_key: str | None) ->
     )
 
 
-def _group_rows(lines: Iterable[Samples | Row], columns: list[str], report: Report) -> list[Samples]:
+def _group_rows(lines: Iterable[Samples | Row], columns: list[str], faults: list[Faulty]) -> list[Samples]:
     """Rows of one response become groups of one prompt (and step); what is a group already stays one."""
     groups: dict[Any, Samples] = {}
     for line in lines:
@@ -241,7 +276,7 @@ def _group_rows(lines: Iterable[Samples | Row], columns: list[str], report: Repo
         try:
             quality = line.quality(columns)
         except Fault as fault:
-            report(line.number, str(fault))
+            faults.append(Faulty(line.number, str(fault), step=line.step))
             continue
         group = groups.get((line.step, line.prompt))
         if group is None:
@@ -261,17 +296,20 @@ def _group_rows(lines: Iterable[Samples | Row], columns: list[str], report: Repo
     return list(groups.values())
 
 
-def _of_step(found: list[Samples], split: str | None, step: int | None) -> list[Samples]:
+def _of_step(
+    found: list[Samples], split: str | None, step: int | None
+) -> tuple[list[Samples], str | None, int | None]:
+    """Those of the split and step; which these are, where none were asked for too."""
     splits = {each.split for each in found if each.split is not None}
     if split:
         found = [each for each in found if each.split == split]
     elif splits <= SPLITS:  # else a column of a data set's
-        wanted = "eval" if "eval" in splits else "train"
-        found = [each for each in found if each.split in (None, wanted)]
+        split = "eval" if "eval" in splits else "train"
+        found = [each for each in found if each.split in (None, split)]
     steps = {each.step for each in found} - {None}
     if step is None:
         step = max(steps, default=None)
     elif step not in steps:
-        return []
+        return [], split, step
     # A line without a step among others with one is of no other step.
-    return found if step is None else [each for each in found if each.step in (None, step)]
+    return [each for each in found if step is None or each.step in (None, step)], split, step

@@ -15,10 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 from darling_plugin.errors import DarlingError, spelled
-from darling_plugin.evaluation.fields import REFERENCES, id_of
-from darling_plugin.partition.base import encodable
+from darling_plugin.evaluation.fields import REFERENCES, id_of, is_chat, text_of
 from darling_plugin.partition.groups import lines_of
 
+PROMPTS = ("prompt", "input", "question", "problem")  # what a row may call it
 PROMPTS_AT_ONCE = 32  # handed to vLLM, or asked of a server, between two saves
 
 
@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Refused:
-    """In place of a prompt's samples: why the model does not take that prompt, as one that is too long."""
+    """In place of a prompt's samples: why there are none, as of one that is too long for the model."""
 
     reason: str
 
@@ -42,17 +42,19 @@ class Refused:
 def read_prompts(source: str, split: str = "train") -> list[dict[str, Any]]:
     """Prompts with their ids and right answers, from a JSONL file or a data set, of Hugging Face's Hub or in a folder.
 
-    A row's prompt is under prompt, input, question or problem; `id` is the row's own, else its number.
+    A row's prompt is under prompt, input, question or problem, a text or a chat's messages, which go to the model as
+    `messages`; `id` is the row's own, else its number.
 
     Raises DarlingError for a source that is neither, and for a row without a prompt.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, row in _rows(source, split):
-        text = next((row[key] for key in ("prompt", "input", "question", "problem") if row.get(key)), None)
-        if not isinstance(text, str):
+        given = next((row[key] for key in PROMPTS if row.get(key)), None)
+        if not (isinstance(given, str) or is_chat(given)):
             raise DarlingError("a prompt in each row", f"{source}, row {number}: {sorted(row)}", "name it prompt")
-        answers = {key: row[key] for key in REFERENCES if key in row}
-        prompt = {"id": id_of(row, number), "prompt": encodable(text), **answers}
+        more = {"messages": given} if is_chat(given) else {}
+        more |= {key: row[key] for key in REFERENCES if key in row}
+        prompt = {"id": id_of(row, number), "prompt": text_of(given), **more}
         if found.setdefault(prompt["id"], prompt) is not prompt:
             raise DarlingError("another id for each prompt", f"{source}, row {number}: {prompt['id']}", "correct it")
     if not found:
@@ -61,7 +63,7 @@ def read_prompts(source: str, split: str = "train") -> list[dict[str, Any]]:
 
 
 def _rows(source: str, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    if Path(source).is_file():
+    if Path(source).exists() and not Path(source).is_dir():  # a pipe is no file
         with open(source, "rb") as file:
             for number, line in enumerate(lines_of(file), start=1):
                 if not line.strip():
@@ -95,7 +97,8 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
 
     Args:
         prompts: as read_prompts gives them.
-        generate: some of them, settings -> of each a list of n texts, or Refused; its `source` says which model it is.
+        generate: some of them, settings -> of each in turn a list of n texts, or Refused, as they come; its `source`
+            says which model it is.
         kept: a JSONL file that is appended to as samples come, so that a run that is stopped goes on.
         name: of the model.
 
@@ -116,14 +119,14 @@ def sample(prompts: Sequence[dict[str, Any]], generate: Any, settings: Settings,
         for start in range(0, len(missing), PROMPTS_AT_ONCE):
             some = missing[start : start + PROMPTS_AT_ONCE]
             for prompt, texts in zip(some, generate(some, settings), strict=True):
+                bar.update()
                 if isinstance(texts, Refused):
                     refused.append({**prompt, "refused": texts.reason})
                     tqdm.write(f"prompt {prompt['id']}: refused: {texts.reason}", file=sys.stderr)
                     _write_lines(refused_file, refused)
                     continue
                 file.write(_lines([{**prompt, **made_by, "generations": texts}]))
-            file.flush()
-            bar.update(len(some))
+                file.flush()
             # Prompts that are too long are refused each for a length of its own: others may be shorter.
             for_one_reason = len({each["refused"] for each in refused}) == 1
             if len(refused) == start + len(some) and not done and (for_one_reason or len(refused) == len(prompts)):
@@ -179,6 +182,10 @@ def _told(made_by: dict[str, Any]) -> str:
     return f"{made_by['model']} ({made_by['source']}) with {made_by['settings']}"
 
 
+def _messages(prompt: dict[str, Any]) -> list[dict[str, Any]]:
+    return prompt.get("messages") or [{"role": "user", "content": prompt["prompt"]}]
+
+
 def seed_of(prompt: dict[str, Any], settings: Settings) -> int:
     """Of a prompt's samples: another for each, one text under two ids included, or all would have the same noise."""
     text = f"{settings.seed} {prompt['id']} {prompt['prompt']}"
@@ -200,20 +207,21 @@ class OwnVllm:
     """
 
     def __init__(self, path: str) -> None:
-        import torch
-
         self.source = folder_as_of(Path(path)) if Path(path).is_dir() else path
-        if not torch.cuda.is_available():
-            # vLLM's CPU build would take nearly all of the memory for its cache, and bind each thread to a core.
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         try:
+            # Before torch is asked for a GPU: vLLM has it look without CUDA, which no forked process could use then.
             import vllm
         except ImportError as error:
             raise DarlingError(
                 f"vLLM, for {spelled('model')}", f"{error}", f"install it, or use {spelled('url')} of a server"
             ) from error
+        import torch
+
         self._vllm = vllm
+        if not torch.cuda.is_available():
+            # vLLM's CPU build would take nearly all of the memory for its cache, and bind each thread to a core.
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         options = {"enable_prefix_caching": True}
         if not torch.cuda.is_available():
             # A prompt that is read in two parts makes vLLM turn its generator back, which a CPU's cannot.
@@ -221,7 +229,8 @@ class OwnVllm:
         try:
             self._llm = vllm.LLM(path, **options)
         except (OSError, ValueError, RuntimeError) as error:
-            raise DarlingError(f"a model that vLLM loads from {path}", f"{error}", "correct the path") from error
+            do = f"see what vLLM said above: correct the path, free memory, or use {spelled('url')} of its server"
+            raise DarlingError(f"a model that vLLM loads from {path}", f"{error}", do) from error
 
     def __call__(self, prompts: Sequence[dict[str, Any]], settings: Settings) -> list[list[str] | Refused]:
         try:
@@ -234,6 +243,10 @@ class OwnVllm:
             if len(prompts) == 1:
                 return [Refused(f"{error}")]
         return [one for prompt in prompts for one in self([prompt], settings)]  # vLLM does not say which
+
+    def close(self) -> None:
+        """Ends the engine's process, which holds most of a GPU's memory: reward and partition models come next."""
+        self._llm.llm_engine.engine_core.shutdown()
 
     @staticmethod
     def _is_refusal(error: Exception) -> bool:
@@ -253,9 +266,12 @@ class OwnVllm:
         if self._llm.get_tokenizer().chat_template is None:
             outputs = self._llm.generate([each["prompt"] for each in prompts], parameters, use_tqdm=False)
         else:
-            chats = [[{"role": "user", "content": each["prompt"]}] for each in prompts]
-            outputs = self._llm.chat(chats, parameters, use_tqdm=False)
+            outputs = self._llm.chat([*map(_messages, prompts)], parameters, use_tqdm=False)
         return [[each.text for each in output.outputs] for output in outputs]
+
+
+class NoAnswer(Exception):
+    """A server's reply has no samples."""
 
 
 class Server:
@@ -267,7 +283,7 @@ class Server:
     """
 
     CONCURRENCY = 16
-    REFUSALS = (400, 413, 422)  # HTTP statuses of a request that no other one has a part in
+    REFUSALS = (400, 413, 422)  # HTTP statuses of a request that no other one has a part in; and those from 500
     RETRIES = 5  # with growing waits, of half a second up to eight
 
     def __init__(self, url: str, model: str | None) -> None:
@@ -286,6 +302,9 @@ class Server:
         self.model = model or next(iter(served))
         self.source = served.get(self.model) or url
 
+    def close(self) -> None:
+        self._client.close()
+
     def _served(self, url: str, model: str | None) -> dict[str, str | None]:
         """By name, where each of the server's models is from."""
         try:
@@ -298,7 +317,12 @@ class Server:
             )
             raise DarlingError(f"the models of {url}", f"{error}", action) from error
 
-    def __call__(self, prompts: Sequence[dict[str, Any]], settings: Settings) -> list[list[str] | Refused]:
+    def __call__(self, prompts: Sequence[dict[str, Any]], settings: Settings) -> Iterator[list[str] | Refused]:
+        """In the order of the prompts. Refused are also those that the server has an error of its own for, each time.
+
+        Raises DarlingError where it cannot be reached, or lets nobody in; one that this befalls while others are
+        answered counts as refused.
+        """
         from concurrent.futures import ThreadPoolExecutor
 
         def ask(prompt: dict[str, Any]) -> list[str]:
@@ -306,7 +330,7 @@ class Server:
             while len(texts) < settings.n:  # servers may give fewer than asked for at once
                 reply = self._client.chat.completions.create(
                     model=self.model,
-                    messages=[{"role": "user", "content": prompt["prompt"]}],
+                    messages=_messages(prompt),
                     n=settings.n - len(texts),
                     temperature=settings.temperature,
                     top_p=1.0,  # a server may have another by default
@@ -314,22 +338,31 @@ class Server:
                     seed=seed_of(prompt, settings) + len(texts),
                 )
                 if not reply.choices:
-                    raise DarlingError(f"samples from {self.model}", "an answer without any", "look at its log")
+                    raise NoAnswer("an answer without any choices")
                 texts += [choice.message.content or "" for choice in reply.choices]
             return texts[: settings.n]
 
-        def ask_or_refused(prompt: dict[str, Any]) -> list[str] | Refused:
+        def ask_or_not(prompt: dict[str, Any]) -> list[str] | Refused | Exception:
             try:
                 return ask(prompt)
-            except self._status_error as error:
-                if error.status_code not in self.REFUSALS:
-                    raise
+            except NoAnswer as error:
                 return Refused(f"{error}")
-
-        with ThreadPoolExecutor(self.CONCURRENCY) as threads:
-            try:
-                return list(threads.map(ask_or_refused, prompts))
             except self._failure as error:
-                raise DarlingError(
-                    f"samples from {self.model}", f"{error}", "look at the server; the same command goes on"
-                ) from error
+                status = error.status_code if isinstance(error, self._status_error) else 0
+                return Refused(f"{error}") if status in self.REFUSALS or status >= 500 else error
+
+        held: list[list[str] | Refused | Exception] = []  # until one is answered
+        with ThreadPoolExecutor(self.CONCURRENCY) as threads:
+            answered = False
+            for found in threads.map(ask_or_not, prompts):
+                held.append(found)
+                answered = answered or isinstance(found, list)
+                if answered:
+                    yield from (Refused(f"{each}") if isinstance(each, Exception) else each for each in held)
+                    held.clear()
+        failures = [each for each in held if isinstance(each, Exception)]
+        if failures:
+            raise DarlingError(
+                f"samples from {self.model}", f"{failures[0]}", "look at the server; the same command goes on"
+            ) from failures[0]
+        yield from held

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from darling_plugin.openrlhf.watchdog import Watchdog
 from darling_plugin.partition import Group, Measurement
@@ -52,6 +55,8 @@ class Batcher:
         watchdog: Watchdog,
         rest: Callable[[], None] | None = None,
     ) -> None:
+        # One thread for all batches: CUDA keeps a workspace for each thread that ever computed, of up to 32 MiB.
+        self._thread = ThreadPoolExecutor(1)
         self._rest, self._awake, self._bursts = rest, asyncio.Lock(), 0
         self._measure_each = measure_each
         self._watchdog = watchdog
@@ -81,6 +86,10 @@ class Batcher:
             raise outcome if isinstance(outcome, Exception) else RuntimeError(repr(outcome))
         return outcome, seconds
 
+    async def _in_thread(self, compute: Callable, *args: Any) -> Any:
+        run = contextvars.copy_context().run  # which has the watchdog's ear
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run, compute, *args)
+
     async def _measure_waiting(self) -> None:
         async with self._awake:
             await self._measure_all()
@@ -92,7 +101,7 @@ class Batcher:
         await asyncio.sleep(REST_AFTER)
         if burst == self._bursts and self._measuring.done():
             async with self._awake:  # a group that comes now waits until all is given back, and then wakes the model
-                await asyncio.to_thread(self._rest)
+                await self._in_thread(self._rest)
 
     async def _measure_all(self) -> None:
         # After a hang Ray sends the groups at hand once more; those known to hang are to be answered before another
@@ -107,7 +116,7 @@ class Batcher:
                 started = time.perf_counter()
                 try:
                     with self._watchdog.over([each.number for each in batch]):
-                        outcomes = await asyncio.to_thread(self._measure_each, [each.group for each in batch])
+                        outcomes = await self._in_thread(self._measure_each, [each.group for each in batch])
                 except Exception as error:
                     if breaks_accelerator(error):
                         self._watchdog.end([each.number for each in batch], error)

@@ -51,7 +51,9 @@ GENERATE = Names(
     "keys",
     ("max_len", "n_samples_per_prompt"),
 )
-GENERATOR = Names("generator", _SAMPLES, "SamplesGenerator", "attributes", ("args", "tokenizer", "eval_dataloader"))
+GENERATOR = Names(
+    "generator", _SAMPLES, "SamplesGenerator", "attributes", ("args", "tokenizer", "eval_dataloader", "vllm_engines")
+)
 
 # ── Training ──
 

@@ -81,11 +81,14 @@ def _start(call_original: Callable, generator: Any, arguments: dict[str, Any]) -
     call_original()
     config = DarlingConfig.from_environment()
     args = generator.args
+    group = placement.shared_group(args, config)
+    if group is not None:  # vLLM measures what is free on the same GPUs while it starts
+        ray.get([engine.__ray_ready__.remote() for engine in generator.vllm_engines])
     generator.darling_pool = PartitionPool(
         config,
         generator.tokenizer,
         quality_expected=contract.comes_with_quality(args),
-        colocate_with=placement.shared_group(args, config),
+        colocate_with=group,
         step=Step.of(args),
     )
     if config.log_dir:

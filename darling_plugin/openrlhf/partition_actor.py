@@ -81,12 +81,14 @@ class PartitionPool:
     def _start(self, config: DarlingConfig, number: int) -> None:
         """Starts what is missing of so many actors, and waits for them."""
         for k in range(len(self._actors), number):
-            journal = os.path.join(tempfile.gettempdir(), f"darling-{uuid.uuid4().hex}")
+            journal = f"darling-{uuid.uuid4().hex}"
             resources = placement.actor_options(config, self._group, k)
             actor = self._actor_class.options(**resources).remote(
                 config, self._tokenizer, self._quality_expected, journal
             )
             self._actors.append(actor)
+            if config.partition_model.startswith("vllm:"):  # an engine measures what is free while it alone starts
+                ray.wait([actor.describe.remote()], timeout=config.start_timeout)
         descriptions = [actor.describe.remote() for actor in self._actors]
         _, late = ray.wait(descriptions, num_returns=len(descriptions), timeout=config.start_timeout)
         if late:
@@ -151,7 +153,7 @@ class PartitionActor:
         self._made = responses.Made.by(self._model, exact=exact) if with_similarity else None
         measure = partial(measure_each, self._model, diversity=config.diversity, with_similarity=with_similarity)
         memory = GpuMemory(self._model, share=config.gpus_per_partition_actor, sleeps=config.partition_sleep)
-        watchdog = Watchdog(journal, config.partition_timeout)
+        watchdog = Watchdog(os.path.join(tempfile.gettempdir(), journal), config.partition_timeout)
         measure = memory.awake(placement.with_own_cores(measure))
         self._batcher = Batcher(measure, watchdog, memory.give_back if memory.used else None)
         self._warned = self._warned_of_signs = False

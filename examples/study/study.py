@@ -5,6 +5,7 @@ checkpoint: the same command continues where it ended. docs/study.md says what i
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -139,7 +140,9 @@ def sample_untrained(task: Task, seed: int, model: Path, out: Path) -> float:
     prompts = [{"id": str(k), "prompt": record["input"], **record} for k, record in enumerate(held_out)]
     settings = Settings(n=SAMPLES, temperature=1.0, max_tokens=12, seed=seed)
     kept = out / "samples.jsonl"
-    if sample(prompts, OwnVllm(str(model)), settings, kept, "untrained"):
+    with contextlib.closing(OwnVllm(str(model))) as generate:
+        refused = sample(prompts, generate, settings, kept, "untrained")
+    if refused:
         raise RuntimeError(f"prompts were refused: {kept.with_suffix('.refused.jsonl')}")
     samples = [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n")[:-1]]
     groups = [Group(each["prompt"], each["generations"]) for each in samples]

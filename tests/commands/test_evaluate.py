@@ -12,6 +12,7 @@ from darling_plugin.commands.evaluate import main
 from darling_plugin.errors import DarlingError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PUBLISHED = Path(__file__).parents[1] / "evaluation" / "published_scores.jsonl"
 
 
 def write(path, rows):
@@ -115,6 +116,24 @@ def test_a_file_made_here_by_the_formulas_of_noveltybenchs_score_py_keeps_its_ut
         assert json.loads((out / name / "summary.json").read_text()) == pytest.approx(
             {"mean_distinct": numpy.mean(distinct), "mean_utility": numpy.mean(utilities)}, abs=1e-9
         )
+
+
+def test_noveltybenchs_published_utilities_are_made_again_from_its_scores(tmp_path):
+    """50 of its curated prompts, by gemini-1.5-pro (github novelty-bench/novelty-bench at 5b22b53, MIT): no texts."""
+    published = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
+    assert len(published) == 50 and {len(row["partition"]) for row in published} == {10}
+    texts = [{"prompt": row["id"], "generations": [f"g{k}" for k in range(10)]} for row in published]
+    path = write(tmp_path / "scores.jsonl", [row | text for row, text in zip(published, texts, strict=True)])
+    assert main([path, "-o", str(tmp_path / "out"), "--no_cosine"]) == 0
+    again = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    for row, found in zip(published, again, strict=True):
+        assert found["utility"] == pytest.approx(row["utility"], abs=1e-9)
+        assert {key: found[key] for key in row if key != "utility"} == {
+            key: row[key] for key in row if key != "utility"
+        }
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["mean_utility"] == pytest.approx(numpy.mean([row["utility"] for row in published]), abs=1e-9)
+    assert summary["mean_distinct"] == numpy.mean([len(row["partition_scores"]) for row in published])
 
 
 def test_its_mean_utility_is_left_out_where_prompts_have_no_quality(tmp_path):

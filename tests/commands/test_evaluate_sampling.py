@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,6 +173,61 @@ def test_a_prompt_that_the_server_refuses_is_named_and_the_rest_go_on(tmp_path, 
     assert len((tmp_path / "out" / "generations.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize("answer", [(500, {"error": {"message": "inner"}}), (200, {"choices": None})])
+def test_a_prompt_at_which_the_server_fails_each_time_leaves_the_others_their_samples(
+    answer, tmp_path, server, capsys, monkeypatch
+):
+    server.reset()
+    server.odd = {"a curse": answer}
+    server.script = [("red", [])] * 3
+    monkeypatch.setattr(Server, "RETRIES", 0)
+    rows = [{"prompt": text} for text in ("a curse", "a colour", "a shade", "a tone")]
+    prompts = write(tmp_path / "prompts.jsonl", rows)
+    arguments = ["--url", server.url, "--prompts", prompts, "--n", "1", "-o", str(tmp_path / "out"), "--no_cosine"]
+    for _ in range(2):
+        assert main([*arguments, "--partition_model", "lexical"]) == 1
+        said = capsys.readouterr()
+        assert "prompt 1: refused" in said.err and "1 prompt of" in said.out
+        assert len((tmp_path / "out" / "samples.jsonl").read_text().splitlines()) == 3
+    assert not server.script and len(server.requests) == 5, "the second time that prompt alone is asked for"
+
+
+def test_what_was_answered_before_a_server_lets_nobody_in_is_kept(tmp_path, server, monkeypatch):
+    server.reset()
+    server.script = [("red", [])] * 35
+    monkeypatch.setattr(Server, "RETRIES", 0)
+    prompts = [{"id": str(k), "prompt": f"a colour {k}"} for k in range(40)]
+    server.odd = {each["prompt"]: (404, {"error": {"message": "no such model"}}) for each in prompts[35:]}
+    generate, kept = Server(server.url, None), tmp_path / "samples.jsonl"
+    assert sample(prompts, generate, Settings(n=1), kept, "m") == 5, "while it answers others"
+    with pytest.raises(DarlingError, match="the same command goes on"):
+        sample(prompts, generate, Settings(n=1), kept, "m")
+    assert len(kept.read_text().splitlines()) == 35 and not server.script
+
+
+def test_a_prompt_may_be_a_chats_messages_and_come_through_a_pipe(tmp_path, server):
+    server.reset()
+    server.script = [("red", [])]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a colour"}]
+    reading, writing = os.pipe()
+    os.write(writing, json.dumps({"prompt": messages}).encode() + b"\n")
+    os.close(writing)
+    arguments = ["--url", server.url, "--prompts", f"/dev/fd/{reading}", "--n", "1", "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--no_cosine", "--partition_model", "lexical"]) == 0
+    ((body, _),) = server.requests
+    assert body["messages"] == messages
+    (line,) = (tmp_path / "out" / "generations.jsonl").read_text().splitlines()
+    assert json.loads(line)["prompt"] == "Be brief.\na colour"
+    given = []
+
+    def chat(chats, *_, **__):
+        given.extend(chats)
+        return [SimpleNamespace(outputs=[SimpleNamespace(text="red")])]
+
+    own_vllm(chat)([{"id": "1", "prompt": "Be brief.\na colour", "messages": messages}], Settings())
+    assert given == [messages]
+
+
 @pytest.mark.parametrize("one_reason", [True, False])
 def test_no_more_is_asked_where_the_first_are_all_refused_for_one_reason(one_reason, tmp_path):
     prompts = [{"id": str(k), "prompt": f"prompt {k}"} for k in range(70)]
@@ -278,12 +334,41 @@ def test_a_prompt_that_vllm_refuses_leaves_the_others_their_samples(refusal):
     assert found == [["short!"], Refused("maximum context length is 8 tokens"), ["other!"]]
 
 
+def test_vllm_is_imported_before_torch_is_asked_for_a_gpu(tmp_path, monkeypatch):
+    """Else CUDA is touched in this process, and the engine that vLLM forks cannot use it."""
+    import torch
+
+    (tmp_path / "vllm.py").write_text(
+        "class LLM:\n    def __init__(self, path, **options):\n        self.path = path\n"
+    )
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(asked.append("vllm" in sys.modules)))
+    assert OwnVllm("a model")._llm.path == "a model"
+    assert asked and all(asked)
+
+
 def test_an_engine_that_died_is_no_refusal():
     def chat(*_, **__):
         raise RuntimeError("the engine is dead")
 
     with pytest.raises(DarlingError, match="the engine is dead"):
         own_vllm(chat)(of_texts("p", "q"), Settings())
+
+
+# A reward model comes next, on the same GPU.
+ALONE = """
+import sys
+import psutil
+sys.path.insert(0, {folder!r})
+import reward_named_answer
+
+def reward_func(queries, prompts, labels):
+    running = [each.name() for each in psutil.Process().children(recursive=True)]
+    assert not any("VLLM" in name for name in running), f"the engine holds its memory: {{running}}"
+    return reward_named_answer.reward_func(queries, prompts, labels)
+"""
 
 
 def test_a_model_is_sampled_in_vllm(tmp_path):
@@ -296,7 +381,8 @@ def test_a_model_is_sampled_in_vllm(tmp_path):
     prompts = write(tmp_path / "prompts.jsonl", rows)
     command = ["-m", "darling_plugin.commands.evaluate", "--model", str(SMOLLM), "--prompts", prompts, "--n", "10"]
     command += ["--max_tokens", "8", "-o", str(tmp_path / "out"), "--no_cosine"]
-    command += ["--reward_func", str(EXAMPLES / "reward_named_answer.py")]
+    (tmp_path / "rewards.py").write_text(ALONE.format(folder=str(EXAMPLES)))
+    command += ["--reward_func", str(tmp_path / "rewards.py")]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     ran = subprocess.run([preloaded.python(), *command], capture_output=True, text=True, timeout=400, env=environment)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-3000:]

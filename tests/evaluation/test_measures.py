@@ -24,6 +24,7 @@ from darling_plugin.evaluation.measures import (
     pass_at,
     summary,
     utility,
+    word_count,
 )
 from darling_plugin.evaluation.noveltybench import by_first_appearance, decile, lines
 from darling_plugin.evaluation.samples import Samples
@@ -126,6 +127,13 @@ def test_at_matched_length_responses_are_compared_with_others_as_long():
     mine, theirs = of_like_length(first, second)
     assert mine == [0, 2] and theirs == [1, 2], "10 with 11, 100 with 105; 12 would do for 11 as well"
     assert of_like_length(first, Samples("1", "p", ["w " * 1000])) == ([], [])
+
+
+def test_where_no_spaces_are_each_character_is_a_word():
+    assert [word_count(text) for text in ("don't stop,  now", "東京です", "I like 寿司 .", "")] == [3, 4, 5, 0]
+    short, long = Samples("1", "p", ["東京です"]), Samples("1", "p", ["東京です" * 20])
+    assert of_like_length(short, long) == ([], [])
+    assert figures(long, [0], [], verifiable=False)["words"] == 80
 
 
 def test_noveltybenchs_lines_are_what_its_own_rules_say():

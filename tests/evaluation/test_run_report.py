@@ -125,6 +125,12 @@ def test_a_group_whose_responses_were_not_logged_has_its_numbers_and_is_no_highl
     assert index["highlights"] == {"gained": [], "lost": []}
 
 
+def test_a_runs_own_log_is_that_run(tmp_path):
+    folder = write(tmp_path / "run", [group(1, [0, 0, 1], [1.0, 0.5, 0.0])], FLAGS)
+    index, _ = made(folder / "partitions.jsonl")
+    assert index == made(folder)[0] and index["runs"][0]["name"] == "run" and index["runs"][0]["settings"]
+
+
 def test_a_length_penalty_is_no_gain(tmp_path):
     record = group(1, [0, 0, 1], [1.0, 1.0, 1.0], length_penalty=[0.0, -0.5, 0.0])
     record["reward"][1] -= 0.5

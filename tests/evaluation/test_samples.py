@@ -3,7 +3,9 @@
 import gzip
 import json
 import math
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -61,6 +63,33 @@ def test_a_runs_log_is_its_last_evaluation(tmp_path):
     for logged in (rows, [{"prompt": "p", "responses": ["a"]}]):
         with pytest.raises(DarlingError, match="no such split or step"):
             read(tmp_path, logged, step=3)
+
+
+def test_of_a_runs_log_only_what_is_read_can_be_at_fault(tmp_path):
+    whole = {"split": "train", "prompt": "p", "responses": ["a", "b"], "labels": [0, 1], "quality": [0, 1]}
+    unlogged = whole | {"responses": [None, None]}
+    train = [unlogged | {"step": 1}, unlogged | {"step": 2}, whole | {"step": 2}]
+    found, bad = read(tmp_path, [*train, whole | {"step": 2, "split": "eval"}])
+    assert (len(found), bad) == (1, [])
+    found, bad = read(tmp_path, train)
+    ((line, said),) = bad
+    assert (len(found), line) == (1, 2) and "not logged" in said
+    found, bad = read(tmp_path, [*train, "{"])
+    assert [line for line, _ in bad] == [2, 4], "of which step that would be is not known"
+    with pytest.raises(DarlingError, match="30 lines that cannot"):
+        read(tmp_path, [unlogged | {"step": k} for k in range(30)])
+
+
+def test_a_pipe_is_read_whole(tmp_path):
+    lines = [json.dumps({"prompt": f"p{k}", "responses": ["a"], "quality": [k], "more": ""}) for k in range(64)]
+    lines = [line[:-2] + "y" * (511 - len(line)) + line[-2:] + "\n" for line in lines]  # 512 bytes each
+    for content in ("".join(lines).encode(), gzip.compress("".join(lines).encode())):
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        found = read_samples(Path(f"/dev/fd/{reading}"), pytest.fail)
+        assert [each.quality for each in found] == [[float(k)] for k in range(64)]
+        os.close(reading)
 
 
 def test_splits_of_a_data_set_are_all_read(tmp_path):
@@ -218,6 +247,15 @@ def test_trls_parquet(tmp_path):
     assert read_samples(path, pytest.fail, quality_key="format_reward")[0].quality == [0.5, 0.5]
     with pytest.raises(DarlingError, match="numbers as c"):
         read_samples(path, pytest.fail, quality_key="c")
+
+
+def test_columns_that_may_be_no_rewards_are_named(tmp_path, caplog):
+    row = {"prompt": "p", "completion": "a", "correctness": 1.0, "n_tokens": 200, "advantage": 0.5}
+    (found,), _ = read(tmp_path, [row])
+    assert found.quality == [201.0] and "the sum of correctness, n_tokens" in caplog.text
+    caplog.clear()
+    (found,), _ = read(tmp_path, [row], quality_key="correctness")
+    assert (found.quality, caplog.text) == ([1.0], "")
 
 
 def test_ms_swifts_steps(tmp_path):

@@ -249,3 +249,23 @@ def test_an_error_that_broke_the_accelerator_ends_the_process_with_the_whole_bat
 
     asyncio.run(burst())
     assert ended == [([0, 1, 2], error)] and calls == [3], "and the groups are not tried one by one before"
+
+
+def test_one_thread_measures_all_batches(configured, temporary_model):
+    threads = []
+
+    def notes(self, groups):
+        threads.append(threading.get_ident())
+        return broken(self, groups)
+
+    temporary_model("notes", notes)
+    actor = make_actor(configured, partition_model="notes")
+
+    async def one_after_the_other():
+        for k in range(20):
+            await asyncio.gather(
+                actor.score(responses("a", "b"), k, "train", 1000), asyncio.to_thread(threading.get_ident)
+            )
+
+    asyncio.run(one_after_the_other())
+    assert len(threads) == 20 and len(set(threads)) == 1

@@ -60,8 +60,10 @@ def test_the_guard_stops_a_process_without_hooks(configured, monkeypatch):
 )
 def test_partition_actors_go_where_the_models_are(configured, monkeypatch, colocate_all, gpus, expected):
     configured(gpus_per_partition_actor=gpus)
-    started = []
+    started, waited = [], []
     monkeypatch.setattr(hooks, "PartitionPool", lambda config, tokenizer, **options: started.append(options))
+    monkeypatch.setattr(hooks.ray, "get", lambda refs: waited.append((refs, len(started))))
+    engines = [SimpleNamespace(__ray_ready__=SimpleNamespace(remote=f"engine {k}".strip)) for k in range(2)]
     monkeypatch.setattr(placement, "job_name", {"models": "by name"}.__getitem__)
     monkeypatch.setattr(hooks.ray.util, "get_placement_group", {"by name": "the shared one"}.__getitem__)
     args = SimpleNamespace(
@@ -72,9 +74,10 @@ def test_partition_actors_go_where_the_models_are(configured, monkeypatch, coloc
     )
     hooks.install(samples_generator)
     try:
-        samples_generator.SamplesGenerator(SimpleNamespace(args=args), [], None, Tokenizer(), [])
+        samples_generator.SamplesGenerator(SimpleNamespace(args=args), [], None, Tokenizer(), engines)
     finally:
         hooks.uninstall(samples_generator)
+    assert waited == ([(["engine 0", "engine 1"], 0)] if expected else []), "vLLM's engines start before, and alone"
     assert started == [{"quality_expected": False, "colocate_with": expected, "step": Step(32, 8, 2048)}]
 
 

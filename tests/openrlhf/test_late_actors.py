@@ -14,17 +14,20 @@ from darling_plugin.openrlhf.partition_actor import PartitionPool
 
 @pytest.fixture
 def played(monkeypatch):
-    """PartitionPool on a Ray whose actors are never ready where `late` has their number."""
+    """PartitionPool on a Ray whose actors are never ready where `late` has their number; what it did, in order."""
+    done = []
 
     def of(late):
         numbers = itertools.count()
 
         def start(*arguments):
             number = next(numbers)
+            done.append(("start", arguments[-1]))
             description = f"description of {number}"
             return SimpleNamespace(describe=SimpleNamespace(remote=lambda: description))
 
-        def wait(refs, num_returns, timeout):
+        def wait(refs, num_returns=1, timeout=None):
+            done.append(("wait", num_returns))
             late_ones = {f"description of {number}" for number in late}
             return [ref for ref in refs if ref not in late_ones], [ref for ref in refs if ref in late_ones]
 
@@ -32,8 +35,9 @@ def played(monkeypatch):
         monkeypatch.setattr(ray, "put", lambda value: value)
         monkeypatch.setattr(ray, "remote", lambda **options: lambda actor: handle)
         monkeypatch.setattr(ray, "wait", wait)
-        monkeypatch.setattr(ray, "get", lambda refs: [{"described": ref} for ref in refs])
+        monkeypatch.setattr(ray, "get", lambda refs: [{}] * len(refs) if isinstance(refs, list) else {})
         monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
+        return done
 
     return of
 
@@ -55,3 +59,13 @@ def test_of_many_actors_those_that_are_late_are_named_and_no_others(played, late
     assert f"found: {said} free in the cluster: {{'CPU': 3.0}}" in " ".join(str(caught.value).split())
     assert "12 partition actor(s) with 0 GPU each, beside the models, within 30 s" in str(caught.value)
     assert str(placement.no_room(config, None, late)) == str(caught.value)
+
+
+@pytest.mark.parametrize(("model", "one_by_one"), [("vllm:path", True), ("lexical", False)])
+def test_engines_that_measure_what_is_free_start_one_by_one(played, model, one_by_one):
+    done = played([])
+    config = DarlingConfig(enable=True, partition_model=model, num_partition_actors=2)
+    PartitionPool(config, "tokenizer", quality_expected=True)
+    assert [what for what, _ in done] == (["start", "wait"] * 2 if one_by_one else ["start"] * 2) + ["wait"]
+    journals = [journal for what, journal in done if what == "start"]
+    assert len(set(journals)) == 2 and not any("/" in journal for journal in journals), "a path is the actor's node's"

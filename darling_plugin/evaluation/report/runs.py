@@ -63,7 +63,8 @@ def read_runs(log_dirs: list[Path], track: Callable[[list], Iterable] = iter) ->
     Raises DarlingError for a folder without partitions.jsonl or groups in it, one that is named twice, and lines that
     are no groups.
     """
-    paths = [path.resolve() for path in log_dirs]
+    # A run's own log is that run, which has its flags beside it.
+    paths = [path.parent.resolve() if path.name == "partitions.jsonl" else path.resolve() for path in log_dirs]
     for path in paths:
         if paths.count(path) > 1:
             raise DarlingError("different runs", f"{path} twice", "name each once")

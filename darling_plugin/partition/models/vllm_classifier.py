@@ -131,12 +131,17 @@ class VLLMClassifier(PairwiseModel):
         tokens = [self._read(pair.ids.tolist()) for pair in self._pair_tokens(pairs)]
         # Like beginnings next to each other, so that what is computed for one is still there for the next.
         order = sorted(range(len(pairs)), key=tokens.__getitem__)
-        outputs = self.llm.encode(
-            [{"prompt_token_ids": tokens[k]} for k in order],
-            pooling_params=self._logits,
-            pooling_task="classify",
-            use_tqdm=False,
-        )
+        try:
+            outputs = self.llm.encode(
+                [{"prompt_token_ids": tokens[k]} for k in order],
+                pooling_params=self._logits,
+                pooling_task="classify",
+                use_tqdm=False,
+            )
+        except Exception:
+            # What this step was to compute is in the cache by name, and would be taken as computed.
+            self.llm.reset_prefix_cache()
+            raise
         scores = torch.empty(len(pairs))
         logits = torch.stack([output.outputs.data for output in outputs]).float()
         scores[order] = probability_equivalent(logits, self._logit_shift)
