@@ -28,6 +28,10 @@ VERSIONED = (
     "numpy",
     "scipy",
     "openai",
+    "sentence-transformers",
+    "math-verify",
+    "lingua-language-detector",
+    "matplotlib",
 )
 
 OF_A_RESPONSE = ("labels", "quality", "diversity", "reward", "advantage", "response_length", "truncated", "similarity")

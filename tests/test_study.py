@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from darling_plugin.commands.evaluate import main as evaluate
 from darling_plugin.config import DarlingConfig, parse
 from darling_plugin.partition import Group
 
@@ -101,6 +102,38 @@ def test_results_are_counted_from_the_logs(made_up):
         {"step": 3, "quality": 0.5, "diversity": 0.5, "classes": 3.0, "distinct_valid": 2.0}
         | {"one_answer": 56, "one_answer_split": 0, "two_answers": 64, "two_answers_joined": 0}
     ]
+
+
+def test_its_figures_are_those_of_darling_evaluate(made_up):
+    """As docs/study.md gives the commands: classes by the answer named, and those that the run's log has."""
+    log = made_up / "1" / "partitions.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for k, line in enumerate(line for line in lines if line["split"] == "eval"):  # another mixture for each prompt
+        line["responses"] = sorted(line["responses"])[k % 24 :] + line["responses"][: k % 24]
+        rewards = study.NAMES.reward.reward_func(
+            [line["prompt"] + text for text in line["responses"]],
+            [line["prompt"]] * 32,
+            [next(each["answers"] for each in study.NAMES.records() if each["input"] in line["prompt"])] * 32,
+        )
+        line["quality"] = rewards["rewards"].tolist()
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (made_up / "results" / "classes-1.json").write_text(
+        json.dumps(study.result("classes", 1, made_up / "1", 60.0, "1234567"))
+    )
+    (made_up / "results" / "classes-2.json").unlink()
+    page = {name: tables.of_arm(tables.read()["classes"], name).mean for name in (*tables.FIGURES, "pass@1")}
+    assert 0.2 < page["quality"] < 0.8 and page["distinct_8"] != page["by_default_8"]
+    oracle = ["--again", "classes", "--partition_model", f"{STUDY}/answer_named.py:AnswerNamed"]
+    found = {}
+    for name, flags in (("oracle", oracle), ("log", [])):
+        out = made_up / name
+        assert evaluate([f"run={log}", "-o", str(out), "--no_cosine", "--k", "1", "8", "32", *flags]) == 0
+        found[name] = json.loads((out / "summary.json").read_text())["models"]["run"]["figures"]
+    for name, of in {"quality": "quality", "pass@1": "pass@1", "pass@8": "pass@8"}.items():
+        assert found["log"][of]["mean"] == pytest.approx(page[name], abs=1e-9)
+    for k in (8, 32):
+        assert found["oracle"][f"distinct_correct_{k}"]["mean"] == pytest.approx(page[f"distinct_{k}"], abs=1e-9)
+    assert found["log"]["distinct_8"]["mean"] == pytest.approx(page["by_default_8"], abs=1e-9)
 
 
 def test_what_classes_make_of_answers_is_counted_in_pairs(made_up):

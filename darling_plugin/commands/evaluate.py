@@ -31,7 +31,7 @@ from darling_plugin.evaluation.comparison import (
     summaries_of,
     write,
 )
-from darling_plugin.evaluation.cosine import Cosines
+from darling_plugin.evaluation.cosine import MODEL, Cosines
 from darling_plugin.evaluation.measures import LEVEL, PATIENCE, RESAMPLES, Interval, in_order
 from darling_plugin.evaluation.quality import by_function, by_model, fill_in
 from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
@@ -199,6 +199,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from darling_plugin.evaluation.pictures import draw
 
         settings = _settings(arguments, samples_itself) | _in_effect(evaluated, ks)
+        settings["cosine_model"] = None if arguments.no_cosine else MODEL
         write(arguments.output, evaluated, summaries, compared, settings, bad_lines, inputs)
         drawn = draw(arguments.output / "summary.png", summaries)
         holds = f"{arguments.output}/ holds the files, summary.json" + " and summary.png" * drawn

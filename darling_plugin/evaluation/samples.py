@@ -102,6 +102,8 @@ def classes_of(path: Path, samples: list[Samples]) -> str:
         run = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
         model, text = run["partition_model"], run["darling"].get("partition_text", "whole")
         made = f"as the file has them, by {model['class'].rpartition('.')[2]}, {model['clustering'] or 'its own'}"
+        threshold = model.get("threshold")
+        made += f", threshold {threshold:g}" if isinstance(threshold, int | float) else ""
         return made + f", {text}" * (text != "whole")
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "as the file has them"

@@ -44,7 +44,7 @@ def test_two_models_side_by_side_and_every_file(tmp_path, capsys, monkeypatch):
     difference = summary["differences"]["new - before"]
     assert difference["quality"] == {"mean": -0.25, "low": -0.25, "high": -0.25, "prompts": 5}
     assert summary["differences"]["new - before, at matched length"]["diversity"]["prompts"] == 5
-    assert {"torch", "numpy", "scipy", "openai"} <= summary["versions"].keys()
+    assert {"torch", "numpy", "scipy", "openai", "math-verify"} <= summary["versions"].keys()
     assert (out / "summary.png").stat().st_size > 10_000
     scores = [json.loads(line) for line in (out / "new" / "scores.jsonl").read_text().splitlines()]
     assert scores[0]["partition"] == [0, 1, 2, 3] and scores[0]["generation_scores"] == [1, 1, 0, 0]

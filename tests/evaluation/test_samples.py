@@ -137,7 +137,7 @@ def test_a_runs_log_says_what_made_its_classes(tmp_path):
         assert classes_of(path, of_run) == "as the file has them"
     for text, said in (("whole", ""), ("after:</think>", ", after:</think>")):
         (tmp_path / "run.json").write_text(json.dumps({"partition_model": model, "darling": {"partition_text": text}}))
-        assert classes_of(path, of_run) == f"as the file has them, by Default, union_find{said}"
+        assert classes_of(path, of_run) == f"as the file has them, by Default, union_find, threshold 0.3{said}"
 
 
 def test_what_darling_partition_writes(tmp_path):

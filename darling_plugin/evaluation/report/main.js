@@ -54,7 +54,7 @@ async function drawHighlights(name) {
   }));
   const why = index.runs.some((run) => run.gain)
     ? "Diversity changed no reward."
-    : "Not known: it needs the run.json beside the log, and a reward that comes with the package.";
+    : "Not known: it needs training groups, the run.json beside the log, and a reward that comes with the package.";
   fill(name, ...(picks.length ? picks : [el("p", { class: "quiet" }, why)]));
 }
 
