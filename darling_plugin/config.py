@@ -15,8 +15,8 @@ from darling_plugin.partition.clustering import CLUSTERINGS, check_clustering
 from darling_plugin.partition.text import read_partition_text
 from darling_plugin.quality_gate import NONE, read_quality_gate
 from darling_plugin.registry import advantages, nearest, rewards
-from darling_plugin.reward import QUALITY_TRANSFORMS
-from darling_plugin.weight import read_prompt_weight, read_weight_schedule
+from darling_plugin.reward import FOR_POSITIVE_QUALITY, QUALITY_TRANSFORMS
+from darling_plugin.weight import read_prompt_weight, read_weight_schedule, schedule_steps
 
 PREFIX = "--darling."
 # Partition models whose argument may be a folder.
@@ -27,6 +27,8 @@ TAKES_A_PATH = (
 # Advantages; most rewards would count it twice.
 HOLD_DIVERSITY = ("diversity_weighted", "inverse_class_size", "leave_one_out")
 WITHOUT_DIVERSITY = ("centered", "centered_std")
+# Beyond all of these a response that is like many would be paid for being wrong, or punished for being right.
+AT_MOST_ALL = ("redundancy", "marginal_relevance", "reasoning_novelty", "inverse_class_size")
 # Flags of earlier versions, and what to write in their place.
 REPLACED = {"correct_only": "quality_gate above:0"}
 AUTO = "auto"  # --darling.num_partition_actors
@@ -208,6 +210,7 @@ class DarlingConfig:
         if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):  # Ray lends a share of one, or whole ones
             raise _bad_value("gpus_per_partition_actor", "a share of a GPU from 0 to 1, or a whole number", gpus)
         self._check_sleep()
+        self._check_gate()
         self._check_correctness()
 
     def _check_sleep(self) -> None:
@@ -221,10 +224,12 @@ class DarlingConfig:
     def _check_weight(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise _bad_value("weight", "a number of 0 or more", self.weight)
+        largest = self.weight
         if self.weight_schedule is not None:
-            read_weight_schedule(self.weight_schedule)
+            largest = max(map(read_weight_schedule(self.weight_schedule), schedule_steps(self.weight_schedule)))
         if self.prompt_weight is not None:
             read_prompt_weight(self.prompt_weight)
+        self.check_largest_weight(largest)
         if self.weight != 1 and self.weight_schedule is not None:
             raise DarlingError(
                 f"{spelled('weight')} or {spelled('weight_schedule')}",
@@ -244,6 +249,29 @@ class DarlingConfig:
                 f"a reward or an advantage that {spelled(changed[0])} changes",
                 f"{spelled('reward')} quality without one of the advantages that diversity enters",
                 f"drop {spelled(changed[0])}, or set {spelled('reward')} multiply",
+            )
+
+    def check_largest_weight(self, largest: float) -> None:
+        """Raises DarlingError for a weight above 1 of a reward or an advantage whose sign it may turn."""
+        bounded = [name for name in (self.reward, self.advantage) if name in AT_MOST_ALL]
+        if bounded and largest > 1:
+            raise DarlingError(
+                f"a weight of diversity of at most 1, the whole of it, for {bounded[0]}: above it the sign of what a "
+                "response earns may turn",
+                f"{largest:g}",
+                f"lower {spelled('weight')}, or what {spelled('weight_schedule')} or {spelled('prompt_weight')} make "
+                f"of it; {spelled('reward')} multiply has a floor",
+            )
+
+    def _check_gate(self) -> None:
+        """Raises DarlingError where what a gate leaves out, the worst, would be spared what it deserves."""
+        if self.quality_gate != NONE and self.quality_transform == "raw" and self.reward in FOR_POSITIVE_QUALITY:
+            raise DarlingError(
+                f"qualities of at least 0 for {spelled('reward')} {self.reward} with {spelled('quality_gate')} "
+                f"{self.quality_gate}: what it leaves out keeps a share of its quality, and a share of a negative one "
+                "is more than all of it",
+                f"{spelled('quality_transform')} raw",
+                f"choose sigmoid or group_min; of qualities of at least 0 drop {spelled('quality_transform')}",
             )
 
     def _check_correctness(self) -> None:

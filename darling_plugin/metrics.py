@@ -175,7 +175,7 @@ class SignalWatch:
 
     def __init__(self, *, gated: bool, silent: bool = False) -> None:
         self._gated, self._silent = gated, silent
-        self._seen: deque[tuple[bool, bool, bool]] = deque(maxlen=self.STEPS)
+        self._seen: deque[tuple[bool, ...]] = deque(maxlen=self.STEPS)
         self._said = False
 
     def see(self, logged: dict[str, float]) -> str | None:
@@ -188,7 +188,8 @@ class SignalWatch:
         if flat is None or self._silent:
             return None
         says = mean is not None and not self._gated
-        self._seen.append((says and mean > 0.95, says and mean < 0.05, flat >= 0.9))
+        floored = logged.get(PREFIX + "floor_share", 0.0)
+        self._seen.append((says and mean > 0.95, says and mean < 0.05, flat >= 0.9, floored >= 0.9))
         if self._said or len(self._seen) < self.STEPS:
             return None
         always = [all(column) for column in zip(*self._seen, strict=True)]
@@ -199,11 +200,15 @@ class SignalWatch:
             "nearly every response counts as different from all others",
             "nearly all responses count as the same",
             "in nine groups of ten all responses have one diversity",
+            f"nine responses of ten count with {spelled('diversity_floor')} alone",
         )[always.index(True)]
+        lacking = logged.get(PREFIX + "text_missing", 0.0)
         return (
             f"For {self.STEPS} steps {found}, so diversity tells training next to nothing. Try another partition "
             f"model or {spelled('threshold')}, {spelled('diversity')} expected, "
             + (f"a {spelled('quality_gate')} that more responses pass, " if self._gated else "")
+            + (f"a lower {spelled('weight')} or {spelled('diversity_floor')}, " if always.index(True) == 3 else "")
+            + (f"another {spelled('partition_text')}, which {lacking:.0%} of them lack, " if lacking >= 0.5 else "")
             + "a longer look at the groups (darling-show), or more responses a prompt."
         )
 

@@ -107,8 +107,8 @@ def shape(groups: Groups, config: DarlingConfig, penalize: Callable[[torch.Tenso
     of its group say the same.
 
     What the gate left out has diversity 0; of a reward of similarity or labels it gets what it would in a group that
-    says the same throughout, the quality where nobody passes, and of any advantage the centered reward. A group that
-    could not be partitioned is trained on its quality alone.
+    says the same throughout, the quality where nobody passes; of an advantage of these the centered reward, and any
+    other sees it with diversity 1. A group that could not be partitioned is trained on its quality alone.
 
     Args:
         config: its quality_gate, diversity, weight, diversity_floor, quality_transform, reward and advantage are used.
@@ -178,8 +178,9 @@ class _Seen:
             without: (P, n), the same without any diversity.
         """
         if not (registry.reads(name, "similarity") or registry.reads(name, "labels")):
-            value = compute(self.counted_diversity)
-            return without.where(self.left_out, value) if registry is advantages else value
+            if registry is advantages:  # what is left out is spared nothing: diversity 1 is the whole of its reward
+                return compute(self.counted_diversity.masked_fill(self.left_out, 1.0))
+            return compute(self.counted_diversity)
         value = compute(self.diversity, similarity=self.similarity, labels=self.labels)
         if self.left_out.any() and registry is not advantages:
             similarity = None if self.similarity is None else self.similarity.new_ones(self.similarity.shape)
@@ -251,7 +252,10 @@ def _has_level(config: DarlingConfig) -> bool:
 
 
 def _gated(groups: Groups, config: DarlingConfig) -> Groups:
-    """The groups with what the quality gate leaves out: label -1, diversity 0, and no other of the group sees it."""
+    """The groups with what the quality gate leaves out: label -1, diversity 0, and no class or mean has it.
+
+    `default` and heads have read the others beside it: which opens with an answer of the group's is told by all of it.
+    """
     import torch
 
     passes = read_quality_gate(config.quality_gate)(groups.quality)

@@ -24,10 +24,7 @@ def read_weight_schedule(spec: str) -> Schedule:
 
     Raises DarlingError for anything else.
     """
-    try:
-        points = [(int(step), float(weight)) for step, weight in (point.split(":") for point in spec.split(","))]
-    except ValueError as error:
-        raise _unusable("weight_schedule", spec, f"{error}") from error
+    points = _points(spec)
     steps, weights = [step for step, _ in points], [weight for _, weight in points]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         raise _unusable("weight_schedule", spec, "steps that do not grow")
@@ -40,6 +37,18 @@ def read_weight_schedule(spec: str) -> Schedule:
         return float(numpy.interp(step, steps, weights))
 
     return at
+
+
+def schedule_steps(spec: str) -> list[int]:
+    """The steps of its points: among these is that of its largest weight."""
+    return [step for step, _ in _points(spec)]
+
+
+def _points(spec: str) -> list[tuple[int, float]]:
+    try:
+        return [(int(step), float(weight)) for step, weight in (point.split(":") for point in spec.split(","))]
+    except ValueError as error:
+        raise _unusable("weight_schedule", spec, f"{error}") from error
 
 
 def read_prompt_weight(spec: str) -> PromptWeight:

@@ -153,6 +153,25 @@ def test_one_step_with_a_signal_begins_the_twenty_anew_and_one_without_groups_do
     assert [mixed.see(logged(*each)) for each in [(0.99, 0.0), (0.01, 0.0)] * 20] == [None] * 40
 
 
+def test_what_the_floor_makes_of_it_is_warned_of_too():
+    few = make_groups([[0, 1, 2, 3]] * 2, [[0.0, 0.1, 0.2, 0.3]] * 2, [[1.0, 0.5, 0.5, 0.0]] * 2, [False] * 2)
+    for weight, said in ((1.5, True), (1.0, False)):
+        step = of_training(few, weight=weight)
+        assert step["darling/flat_share"] == 0 and 0.05 < step["darling/diversity"] < 0.95
+        watch = SignalWatch(gated=False)
+        warning = [watch.see(step) for _ in range(20)][-1]
+        assert (warning is not None) is said
+        assert not said or "nine responses of ten count with diversity_floor alone" in warning
+        assert not said or "a lower weight or diversity_floor" in warning
+
+
+def test_a_text_that_most_responses_lack_is_named():
+    step = logged(0.0) | {"darling/text_missing": 0.97}
+    watch = SignalWatch(gated=False)
+    assert "partition_text, which 97% of them lack" in [watch.see(step) for _ in range(20)][-1]
+    assert "partition_text" not in [SignalWatch(gated=False).see(each) or "" for each in [logged(0.99)] * 20][-1]
+
+
 def test_with_a_gate_flat_groups_alone_are_warned_of():
     watch = SignalWatch(gated=True)
     assert [watch.see(logged(1.0, 0.2)) for _ in range(30)] == [None] * 30, "who passes is a signal too"

@@ -1,5 +1,7 @@
 """The order of the method, on plain tensors: floor, reward, OpenRLHF's penalties, advantage."""
 
+from statistics import mean, stdev
+
 import pytest
 import torch
 
@@ -269,6 +271,18 @@ def test_a_response_left_out_is_not_spared_its_punishment(advantage, passed):
     batch.diversity = torch.tensor([[0.5, 0.5, 1.0, 0.0]])
     shaped = shape(batch, DarlingConfig(reward="quality", advantage=advantage), unpenalized)
     assert shaped.advantage.tolist() == [pytest.approx([*passed, -0.625])]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, -1], [-1] * 4])
+def test_an_advantage_that_divides_divides_those_that_a_gate_left_out_too(labels):
+    batch = with_similarity(labels, quality=(quality := [1.0, 0.75, 0.5, 0.25]))
+    diversity = [each if label >= 0 else 0.0 for each, label in zip([0.5, 0.5, 1.0, 0.0], labels, strict=True)]
+    batch.diversity = torch.tensor([diversity])
+    shaped = shape(batch, DarlingConfig(advantage="centered_std", diversity_floor=0.1), unpenalized)
+    reward = [each * max(its, 0.1) for each, its in zip(quality, diversity, strict=True)]
+    expected = [(each - mean(reward)) / stdev(reward) for each in reward]
+    assert shaped.reward.tolist() == [pytest.approx(reward)]
+    assert shaped.advantage.tolist() == [pytest.approx(expected, abs=1e-5)]
 
 
 @pytest.mark.parametrize("reward", ["marginal_relevance", "redundancy", "nearest_neighbour", "reasoning_novelty"])

@@ -162,6 +162,7 @@ def _weights(config: DarlingConfig, maker: Any, experiences: list[Any], places: 
         step=maker.darling_step,
         asked=asked(experiences, places),
     )
+    config.check_largest_weight(max(weights))
     return torch.tensor(weights)
 
 

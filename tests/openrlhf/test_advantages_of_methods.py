@@ -106,3 +106,17 @@ def test_a_label_without_the_key_of_its_weight_stops(installed, configured):
     maker.darling_step = 1
     with pytest.raises(DarlingError, match="a JSON object with the key 'weight'"):
         maker.compute_advantages_and_returns(make_experiences([[1.0, 0.5]], [[0, 1]], [2], told="7"))
+
+
+@pytest.mark.parametrize(("reward", "refused"), [("redundancy", True), ("multiply", False)])
+def test_a_prompts_weight_may_not_turn_the_sign_of_what_a_method_gives(installed, configured, reward, refused):
+    configured(prompt_weight="w", reward=reward)
+    maker = make_maker(n=2)
+    maker.darling_step = 1
+    similarity = [[[1.0, 0.25], [0.25, 1.0]]]
+    experiences = make_experiences([[1.0, 0.5]], [[0, 1]], [2], told='{"w": 1.5}', similarity=similarity)
+    if refused:
+        with pytest.raises(DarlingError, match="(?s)at most 1, the whole of it, for redundancy.*1.5"):
+            maker.compute_advantages_and_returns(experiences)
+    else:
+        maker.compute_advantages_and_returns(experiences)

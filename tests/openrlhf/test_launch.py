@@ -107,6 +107,25 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         ),
         (["--darling.advantage", "leave_one_out", *ENABLED], "set --darling.reward quality"),
         (
+            ["--darling.weight", "1.5", "--darling.reward", "redundancy", *ENABLED],
+            "at most 1, the whole of it, for redundancy.*1.5",
+        ),
+        (
+            [
+                *("--darling.weight", "2", "--darling.reward", "quality"),
+                *("--darling.advantage", "inverse_class_size", *ENABLED),
+            ],
+            "at most 1, the whole of it, for inverse_class_size",
+        ),
+        (
+            ["--darling.weight_schedule", "0:0,5:1.25,9:1", "--darling.reward", "marginal_relevance", *ENABLED],
+            "at most 1, the whole of it, for marginal_relevance.*1.25",
+        ),
+        (
+            ["--darling.quality_gate", "top:0.5", "--darling.quality_transform", "raw", *ENABLED],
+            "qualities of at least 0 for --darling.reward multiply with --darling.quality_gate top:0.5",
+        ),
+        (
             ["--darling.advantage", "centered_std", *ENABLED, "--algo.advantage.estimator", "rloo"],
             "dr_grpo with --darling.advantage centered_std",
         ),
