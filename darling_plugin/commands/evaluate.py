@@ -46,6 +46,7 @@ from darling_plugin.partition import (
 from darling_plugin.partition.text import read_partition_text
 from darling_plugin.user_code import import_user_code
 
+OF_CLASSES = ("partition_model", "threshold", "clustering", "partition_text")
 FLAGS = ("partition_model", "threshold", "partition_text", "import_path")
 AGAIN = ("classes", "quality")
 CLUSTERING = "greedy"  # NoveltyBench's
@@ -157,6 +158,9 @@ def _temperature(text: str) -> float:
 def _run(arguments: argparse.Namespace) -> int:
     _check_quality(arguments)
     read_partition_text(arguments.partition_text)
+    if arguments.import_path:
+        import_user_code(arguments.import_path)
+    check_partition_spec(arguments.partition_model, threshold=arguments.threshold, clustering=arguments.clustering)
     inputs = dict(_named(text) for text in arguments.inputs)
     samples_itself, refused = bool(arguments.model or arguments.url), 0
     if arguments.output:
@@ -204,6 +208,10 @@ def _run(arguments: argparse.Namespace) -> int:
         drawn = draw(arguments.output / "summary.png", summaries)
         holds = f"{arguments.output}/ holds the files, summary.json" + " and summary.png" * drawn
         console.print(holds, soft_wrap=True, markup=False)
+    unheard = [f"--{name}" for name in OF_CLASSES if getattr(arguments, name) != _parser().get_default(name)]
+    if unheard and not any(each.model for each in evaluated):
+        said = f"{', '.join(unheard)} changed nothing: all prompts have classes (--again classes makes them anew)"
+        console.print(said, style="bold", markup=False, highlight=False)
     if refused:
         missing = f"{_prompts(refused)} of {arguments.prompts} missing, as said above"
         console.print(missing, style="bold red", markup=False)
@@ -242,8 +250,6 @@ def _sample(arguments: argparse.Namespace) -> tuple[str, Path, int]:
 
 def _read(inputs: dict[str, Path], arguments: argparse.Namespace) -> tuple[dict[str, list[Samples]], dict[str, int]]:
     """The samples of each input, and how many of its lines could not be read."""
-    if arguments.import_path:
-        import_user_code(arguments.import_path)
     read, bad_lines = {}, dict.fromkeys(inputs, 0)
     for name, path in inputs.items():
 

@@ -78,6 +78,7 @@ class Totals:
     classes: int = 0
     diversity: float = 0.0
     compared: int = 0  # responses with others in their group: the mean diversity is theirs
+    missing: int = 0  # responses without the text that is compared
     bad_lines: int = 0
 
     def add(self, labels: list[int], diversity: list[float]) -> None:
@@ -100,6 +101,8 @@ class Totals:
             parts.append(f"mean diversity {self.diversity / self.compared:.3f}")
         if self.groups:
             parts.append(f"{self.classes / self.groups:.2f} classes a group")
+        if self.missing:
+            parts.append(f"{self.missing} responses lack the text that is compared")
         return ", ".join([*parts, f"{self.bad_lines} bad lines"])
 
 
@@ -216,10 +219,12 @@ def _comparable(
                 continue
             record["true_labels"] = true
         try:
-            compared = [part(prompt, response) or "" for response in responses]
+            found = [part(prompt, response) for response in responses]
         except Exception as error:
             totals.report(line.number, f"--partition_text failed: {_describe(error)}")
             continue
+        compared = [text or "" for text in found]
+        totals.missing += found.count(None)
         if config.partition_text != "whole":
             record["compared"] = as_logged(compared, responses)
         yield GroupLine(line.number, record, Group(prompt, compared))

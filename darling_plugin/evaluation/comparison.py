@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import unicodedata
 from collections import Counter, defaultdict
@@ -25,6 +26,8 @@ from darling_plugin.queries import asked
 
 if TYPE_CHECKING:
     from darling_plugin.partition import PartitionModel
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[str, int]  # a prompt, and how often it came before: files number their prompts differently
 Differences = dict[str, tuple[dict[str, Interval], dict[str, Interval]]]  # of all responses, and at matched length
@@ -161,24 +164,31 @@ def _partition(
     """The labels of each group; by its place the expected diversity, where a calibrated model was asked; the model."""
     labels = [None if again else each.labels for each in everything]
     expected: dict[int, float] = {}
-    missing = [k for k, own in enumerate(labels) if own is None]
+    missing, lacking = [k for k, own in enumerate(labels) if own is None], 0
     model = load() if missing else None
     with tqdm(total=len(missing), desc="classes", unit="prompt", disable=not missing) as bar:
         for start in range(0, len(missing), GROUPS_AT_ONCE):
             some = missing[start : start + GROUPS_AT_ONCE]
-            groups = [_compared(everything[k], part) for k in some]
+            compared = [_compared(everything[k], part) for k in some]
+            lacking += sum(texts.count(None) for texts in compared)
+            groups = [
+                Group(everything[k].prompt, [text or "" for text in texts])
+                for k, texts in zip(some, compared, strict=True)
+            ]
             calibrated = getattr(model, "calibrated", False)
             for k, measured in zip(some, measure(model, groups, with_similarity=calibrated), strict=True):
                 labels[k] = measured.labels.tolist()
                 if calibrated and len(labels[k]) > 1:
                     expected[k] = float(expected_diversity(measured.similarity).mean())
             bar.update(len(some))
+    if lacking:
+        logger.warning("%d responses lack the text that is compared, and count as empty", lacking)
     return labels, expected, model
 
 
-def _compared(samples: Samples, part: PartitionText) -> Group:
+def _compared(samples: Samples, part: PartitionText) -> list[str | None]:
     try:
-        return Group(samples.prompt, [part(samples.prompt, response) or "" for response in samples.responses])
+        return [part(samples.prompt, response) for response in samples.responses]
     except Exception as error:  # a user's own function
         raise DarlingError(
             f"a text of each response by {spelled('partition_text')}",

@@ -14,7 +14,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from darling_plugin.config import PREFIX, DarlingConfig, build_parser, parse
+from darling_plugin.config import PREFIX, TAKES_A_PATH, DarlingConfig, build_parser, parse
 from darling_plugin.errors import DarlingError, options_begin_with
 from darling_plugin.openrlhf import contract, placement, worker
 from darling_plugin.openrlhf.seams import check_installed_openrlhf
@@ -59,6 +59,7 @@ def check(config: DarlingConfig, openrlhf_argv: list[str]) -> DarlingConfig:
         config.check()
         model = check_partition_spec(config.partition_model, threshold=config.threshold, clustering=config.clustering)
         check_diversity(model, config.diversity)
+        _check_path(config)
         placement.check_auto(config, model)
         _say_what_partitions(config)
     _refuse_foreign_setup_hook(_job_runtime_env(), "the job's runtime_env")
@@ -116,6 +117,14 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
     placement.check_colocation(flags, config)
     _check_ray(flags.tensor_parallel)
     return config
+
+
+def _check_path(config: DarlingConfig) -> None:
+    """Raises DarlingError for a partition model in a folder that is not here; on a cluster it may be elsewhere."""
+    kind, _, argument = config.partition_model.partition("?")[0].partition(":")
+    named = argument.startswith(("/", "./", "../", "~")) or (kind == "head" and argument)  # others may be on the Hub
+    if kind in TAKES_A_PATH and named and not os.path.exists(argument) and "RAY_ADDRESS" not in os.environ:
+        raise DarlingError(f"a folder for --darling.partition_model {kind}:", f"no {argument}", "correct the path")
 
 
 def _check_ray(tensor_parallel: int) -> None:

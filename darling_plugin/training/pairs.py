@@ -97,13 +97,14 @@ def read_inputs(
 
     A line is a pair, {"prompt", "generation_0", "generation_1", "similar": 0 or 1}, other names by `columns`; or a
     group, {"prompt", "responses": [...], "labels": [class of each, ...]}, which is all its pairs too. A pair that
-    comes again with the same label, in either order, is kept once; those of a group are the group's own, for the same
-    two responses may be one class among some responses and two among others.
+    comes again in one input with the same label, in either order, is kept once; those of a group are the group's own,
+    for the same two responses may be one class among some responses and two among others. Inputs are not compared: two
+    people's labels of one pair both count.
 
     Raises:
         DarlingError: for anything that is not that, with the number of lines by kind of fault and their numbers:
-            unreadable lines, missing or empty parts, labels that are neither 0 nor 1, a pair labelled both ways,
-            identical responses labelled 0; and where all labels are the same.
+            unreadable lines, missing or empty parts, labels that are neither 0 nor 1, a pair that one input labels
+            both ways, identical responses labelled 0; and where all labels are the same.
     """
     columns = columns or Columns()
     pairs: list[LabelledPair] = []

@@ -68,3 +68,19 @@ def test_the_lowest_decile_is_no_correct_answer(tmp_path):
         assert main([write(tmp_path / "x.jsonl", rows), "-o", str(out), "--no_cosine"]) == 0
         figures = json.loads((out / "summary.json").read_text())["models"]["x"]["figures"]
         assert ("pass@1" in figures) == verifiable and figures["quality"]["prompts"] == len(rows)
+
+
+def test_flags_of_classes_that_change_nothing_and_texts_that_lack_are_told(tmp_path, capsys, caplog):
+    path = write(tmp_path / "x.jsonl", [group("p", ["a", "b"], labels=[0, 1])])
+    flags = [path, "--no_cosine", "--partition_model", "lexical", "--partition_text", "after:</think>"]
+    assert main(flags) == 0
+    assert "--partition_model, --partition_text changed nothing" in capsys.readouterr().out and not caplog.text
+    assert main([*flags, "--again", "classes"]) == 0
+    assert "changed nothing" not in capsys.readouterr().out and "2 responses lack the text" in caplog.text
+
+
+def test_a_partition_model_that_cannot_be_is_refused_before_anything_is_asked_for(tmp_path, capsys):
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "p"}])
+    asked = ["--url", "http://127.0.0.1:9", "--prompts", prompts, "-o", str(tmp_path / "out")]
+    assert main([*asked, "--partition_model", "lexicall"]) == 2
+    assert "did you mean 'lexical'" in capsys.readouterr().err

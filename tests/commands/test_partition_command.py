@@ -84,6 +84,7 @@ def test_a_part_of_each_response_is_compared(command):
         "diversity": [0.5, 0.5, 1.0],
     }
     assert done.records[1]["labels"] == [0, 0], "without the mark they count as empty"
+    assert "3 responses lack the text that is compared" in done.err
 
 
 def test_a_line_on_which_the_text_function_fails_is_named(command, tmp_path):

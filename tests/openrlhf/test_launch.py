@@ -32,6 +32,8 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         (["--darling.threshold", *ENABLED], "expected one argument"),
         (["--darling.partition_model", "lexicall", *ENABLED], "did you mean 'lexical'.*cross-encoder.*, embedding"),
         (["--darling.partition_model", "cross-encoder", *ENABLED], "cross-encoder:/models/x"),
+        (["--darling.partition_model", "cross-encoder:/no/such", *ENABLED], "a folder for .*no /no/such"),
+        (["--darling.partition_model", "head:nowhere?dtype=float32", *ENABLED], "a folder for .*no nowhere"),
         (["--darling.partition_model", "nowhere.py:Model", *ENABLED], "nowhere.py"),
         (["--darling.reward", "multiplyy", *ENABLED], "did you mean 'multiply'.*additive, marginal_relevance"),
         (["--darling.advantage", "centred", *ENABLED], "did you mean 'centered'.*diversity_weighted"),
