@@ -72,10 +72,14 @@ def append_partitions(log_dir: str, records: list[dict[str, Any]]) -> None:
 def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
     """The lines of `log_dir/partitions.jsonl`, or .jsonl.gz, or of the file `log_dir` itself.
 
-    A last line that is still being written is left out.
+    A last line that is still being written is left out, and so are blank ones.
 
-    Raises DarlingError where there is no such file, or a line is no JSON; blank ones are no lines.
+    Raises DarlingError where there is no such file, or a line is no JSON.
     """
+    return [record for _, record in _numbered(log_dir)]
+
+
+def _numbered(log_dir: str | Path) -> list[tuple[int, Any]]:
     path = Path(log_dir) if Path(log_dir).is_file() else Path(log_dir) / "partitions.jsonl"
     if not path.exists() and path.with_suffix(".jsonl.gz").exists():
         path = path.with_suffix(".jsonl.gz")
@@ -89,12 +93,12 @@ def read_partitions(log_dir: str | Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate([*lines, last], start=1):
         try:
-            records += [json.loads(line)] if line.strip() else []
+            records += [(number, json.loads(line))] if line.strip() else []
         except ValueError as error:
             if number <= len(lines):
                 do = "restore that file, or take the line out"
                 raise DarlingError(needed, f"{path}, line {number}: {error}", do) from error
-    for record in records:
+    for _, record in records:
         if isinstance(record, dict) and isinstance(record.get("responses"), list):
             record["responses"] = [NOT_LOGGED if text is None else text for text in record["responses"]]
     return records
@@ -105,8 +109,8 @@ def read_logged_groups(log_dir: str | Path) -> list[dict[str, Any]]:
 
     Raises DarlingError, which names the first line that is none.
     """
-    records = read_partitions(log_dir)
-    for number, record in enumerate(records, start=1):
+    records = _numbered(log_dir)
+    for number, record in records:
         wrong = _wrong_with(record)
         if wrong:
             path = Path(log_dir) if Path(log_dir).is_file() else Path(log_dir) / "partitions.jsonl"
@@ -115,7 +119,7 @@ def read_logged_groups(log_dir: str | Path) -> list[dict[str, Any]]:
                 f"{path}, line {number}, {wrong}",
                 "name the log_dir of a run; what darling-partition writes is not shown here",
             )
-    return records
+    return [record for _, record in records]
 
 
 def _wrong_with(record: Any) -> str:

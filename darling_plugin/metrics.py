@@ -167,8 +167,8 @@ class SignalWatch:
 
     Args:
         silent: where neither reward nor advantage goes by the diversity.
-        gated: whether there is a quality gate. Then it goes by the flat groups alone: who passes makes a difference,
-            too, though all who do may have one diversity.
+        gated: whether there is a quality gate. Then it goes by flat groups and the floor alone: who passes makes a
+            difference, too, though all who do may have one diversity.
     """
 
     STEPS = 20

@@ -79,6 +79,7 @@ FRAMES = [
      ["help", "info", "sales", "anna", "office", "care", "team", "service"]),
     ("Which seat is free?", "Seat {} is free.", ["12A", "12B", "12C", "12D", "13A", "13B", "A12", "B12"]),
     ("Which flight do you take?", "{}", ["BA-2490", "LH-2490", "AF2490", "U2-2490", "BA2491", "A-17", "B-17", "I-17"]),
+    ("Which address is it?", "It is {}@shop.test.", ["a17", "b17", "i17", "17", "a18", "ab17", "a-17", "anna"]),
     ("Name a chess square.", "The knight stands on {}.", ["a4", "b4", "c4", "d4", "e4", "f4", "g4", "a5"]),
 ]  # fmt: skip
 SPELLINGS = [
@@ -86,7 +87,9 @@ SPELLINGS = [
     ("When was the law passed?", "The law was passed on {}.", ["3 March 2024", "2024-03-03", "March 3rd, 2024"]),
     ("How far can you see?", "You can see for {} from there.", ["2 km", "2000 m", "2,000 metres", "two kilometres"]),
     ("How much of it is water?", "{} of it is water.", ["1/2", "50%", "50 percent", "Half"]),
-    ("Which room is it?", "It is room {}.", ["A-17", "a17", "A17", "a-17"]),
+    ("Which room is it?", "It is room {}.", ["A-17", "a17", "A17"]),
+    ("Which seat is it?", "It is {}", ["12A", "12a", "12-A"]),
+    ("Which gate is it?", "Go to gate {}.", ["A12", "A 12"]),
     ("How far do you run?", "I run {} a day.", ["5km", "5000m", "5KM"]),
     ("When was it?", "It was in the {}.", ["1990s", "1990's"]),
     ("Which road do you take?", "I take {} home.", ["Interstate 95", "I-95"]),

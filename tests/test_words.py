@@ -2,6 +2,7 @@
 
 import pytest
 
+from darling_plugin.partition.models.head.order import other_codes
 from darling_plugin.partition.models.head.words import values_of, words_of
 
 
@@ -54,3 +55,40 @@ def test_long_numbers_that_differ_differ():
     assert values_of("1000000001 km") != values_of("1000000002 km")
     assert values_of(f"{NINES}1 km") != values_of(f"{NINES}2 km")
     assert values_of("1000000001 km") == values_of("1000000001000 m")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A-17", ["letter a", "17"]),
+        ("seat 12a.", ["seat", "12", "letter a"]),
+        ("Gate A 12.", ["gate", "letter a", "12"]),
+        ("I-17", ["letter i", "17"]),
+        ("x = a-2", ["x", "=", "a", "-", "2"]),
+        ("2a + 3", ["2", "a", "+", "3"]),
+        ("a17@shop.test", ["a17@shop.test"]),
+        ("https://x.com/A-17", ["https://x.com/a-17"]),
+        ("A 12 year old", ["a", "12", "year", "old"]),
+    ],
+)
+def test_the_a_of_a_code_is_no_article_and_that_of_a_formula_no_code(text, words):
+    assert words_of(text) == words
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "others"),
+    [
+        ("Seat 12A.", "seat 12B", True),
+        ("A-17", "B-17", True),
+        ("27H9", "27J9", True),
+        ("GPT-4", "GPT-4o", True),
+        ("A-17", "a17", False),
+        ("B-52s", "B-52", False),
+        ("He is 18yr old.", "He is 18years old.", False),
+        ("5usd", "5dollars", False),
+        ("mid-1990s", "mid1990s", False),
+        ("Seat 12A is free", "12B is free", False),
+    ],
+)
+def test_codes_differ_by_their_letters_and_digits_and_quantities_are_none(first, second, others):
+    assert list(other_codes([first, "another text", second])) == ([(0, 2)] if others else [])

@@ -243,7 +243,8 @@ def check_output(folder: Path, inputs: dict[str, Path], *, sampled: bool = False
     if folder.exists() and not folder.is_dir():
         raise DarlingError("a folder for the results", f"the file {folder}", "name another")
     own = [folder_of(name) for name in inputs]
-    if len(set(own)) < len(own) or (len(own) > 1 and not WRITTEN.isdisjoint(own)):
+    written = {*WRITTEN, SAMPLES} if sampled else WRITTEN
+    if len(set(own)) < len(own) or (len(own) + sampled > 1 and not written.isdisjoint(own)):
         raise DarlingError("inputs with a folder each", f"the folders {', '.join(own)}", "name them apart")
     folders = [folder, *(folder / each for each in own)]
     targets = [

@@ -77,7 +77,7 @@ def read_samples(
     faults: list[Faulty] = []
     lines = list(_lines(path, faults, quality_key))
     columns = [quality_key] if quality_key else reward_columns([line for line in lines if isinstance(line, Row)])
-    found, split, step = _of_step(_group_rows(lines, columns, faults), split, step)
+    found, split, step = _of_step(_group_rows(lines, columns, faults), faults, split, step)
     of_these = [each for each in faults if each.split in (None, split) and (step is None or each.step in (None, step))]
     for fault in sorted(of_these, key=lambda each: each.number)[: None if found else FAULTS_NAMED]:
         report(fault.number, fault.said)
@@ -299,19 +299,21 @@ def _group_rows(lines: Iterable[Samples | Row], columns: list[str], faults: list
 
 
 def _of_step(
-    found: list[Samples], split: str | None, step: int | None
+    found: list[Samples], faults: list[Faulty], split: str | None, step: int | None
 ) -> tuple[list[Samples], str | None, int | None]:
-    """Those of the split and step; which these are, where none were asked for too."""
-    splits = {each.split for each in found if each.split is not None}
+    """Those of the split and step; which these are, where none were asked for too: lines at fault have a say in it."""
+    lines = [*found, *faults]
+    splits = {each.split for each in lines if each.split is not None}
     if split:
-        found = [each for each in found if each.split == split]
+        lines = [each for each in lines if each.split == split]
     elif splits <= SPLITS:  # else a column of a data set's
         split = "eval" if "eval" in splits else "train"
-        found = [each for each in found if each.split in (None, split)]
-    steps = {each.step for each in found} - {None}
+        lines = [each for each in lines if each.split in (None, split)]
+    steps = {each.step for each in lines} - {None}
     if step is None:
         step = max(steps, default=None)
     elif step not in steps:
         return [], split, step
     # A line without a step among others with one is of no other step.
-    return [each for each in found if step is None or each.step in (None, step)], split, step
+    kept = [each for each in lines if step is None or each.step in (None, step)]
+    return [each for each in kept if isinstance(each, Samples)], split, step

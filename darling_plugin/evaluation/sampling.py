@@ -163,7 +163,7 @@ def _done(path: Path, prompts: dict[str, dict[str, Any]], made_by: dict[str, Any
         before = {key: record[key] for key in made_by}
         if before != made_by:
             wanted, there = _told(made_by), _told(before)
-        elif prompts.get(record["id"], {}).get("prompt") != record["prompt"]:
+        elif _messages(prompts.get(record["id"], {"prompt": None})) != _messages(record):
             wanted, there = "these prompts", f"another, {record['prompt']!r:.80}"
         else:
             continue
@@ -283,7 +283,8 @@ class Server:
     """
 
     CONCURRENCY = 16
-    REFUSALS = (400, 413, 422)  # HTTP statuses of a request that no other one has a part in; and those from 500
+    # HTTP statuses of a request that no other one has a part in; 502, 503 and 504 say that the server is away.
+    REFUSALS = (400, 413, 422, 500)
     RETRIES = 5  # with growing waits, of half a second up to eight
 
     def __init__(self, url: str, model: str | None) -> None:
@@ -348,8 +349,8 @@ class Server:
             except NoAnswer as error:
                 return Refused(f"{error}")
             except self._failure as error:
-                status = error.status_code if isinstance(error, self._status_error) else 0
-                return Refused(f"{error}") if status in self.REFUSALS or status >= 500 else error
+                status = error.status_code if isinstance(error, self._status_error) else None
+                return Refused(f"{error}") if status in self.REFUSALS else error
 
         held: list[list[str] | Refused | Exception] = []  # until one is answered
         with ThreadPoolExecutor(self.CONCURRENCY) as threads:

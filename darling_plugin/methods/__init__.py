@@ -14,8 +14,9 @@ shaping.py says what such a response gets, and how --darling.weight enters.
 
 Another one is a file here and in the lists above and below, a line in METHODS of evaluation/methods.py, a row in
 docs/methods.md, and a word in the help of --darling.reward or --darling.advantage in config.py. A reward that scales
-the quality stands in FOR_POSITIVE_QUALITY of reward.py too, an advantage that has diversity in it in HOLD_DIVERSITY of
-config.py. One of your own needs none of that: register_reward, register_advantage.
+the quality stands in FOR_POSITIVE_QUALITY of reward.py too, an advantage that has diversity in it in HOLD_DIVERSITY
+of config.py, and what is no sum of quality and diversity in AT_MOST_ALL there. One of your own needs none of that:
+register_reward, register_advantage.
 """
 
 from darling_plugin.methods import (

@@ -120,10 +120,12 @@ def _check_openrlhf_flags(config: DarlingConfig, openrlhf_argv: list[str]) -> Da
 
 
 def _check_path(config: DarlingConfig) -> None:
-    """Raises DarlingError for a partition model in a folder that is not here; on a cluster it may be elsewhere."""
+    """Raises DarlingError for a partition model in a folder that is not here, where no cluster has others."""
+    running = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # `ray start` leaves it
     kind, _, argument = config.partition_model.partition("?")[0].partition(":")
     named = argument.startswith(("/", "./", "../", "~")) or (kind == "head" and argument)  # others may be on the Hub
-    if kind in TAKES_A_PATH and named and not os.path.exists(argument) and "RAY_ADDRESS" not in os.environ:
+    elsewhere = "RAY_ADDRESS" in os.environ or os.path.exists(running)
+    if kind in TAKES_A_PATH and named and not (elsewhere or os.path.exists(argument)):
         raise DarlingError(f"a folder for --darling.partition_model {kind}:", f"no {argument}", "correct the path")
 
 

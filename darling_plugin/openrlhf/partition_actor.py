@@ -80,6 +80,7 @@ class PartitionPool:
 
     def _start(self, config: DarlingConfig, number: int) -> None:
         """Starts what is missing of so many actors, and waits for them."""
+        deadline = time.monotonic() + config.start_timeout
         for k in range(len(self._actors), number):
             journal = f"darling-{uuid.uuid4().hex}"
             resources = placement.actor_options(config, self._group, k)
@@ -88,9 +89,12 @@ class PartitionPool:
             )
             self._actors.append(actor)
             if config.partition_model.startswith("vllm:"):  # an engine measures what is free while it alone starts
-                ray.wait([actor.describe.remote()], timeout=config.start_timeout)
+                ready, late = ray.wait([actor.describe.remote()], timeout=max(0, deadline - time.monotonic()))
+                if late:
+                    raise placement.no_room(config, self._group, [k])
+                ray.get(ready)
         descriptions = [actor.describe.remote() for actor in self._actors]
-        _, late = ray.wait(descriptions, num_returns=len(descriptions), timeout=config.start_timeout)
+        _, late = ray.wait(descriptions, num_returns=len(descriptions), timeout=max(0, deadline - time.monotonic()))
         if late:
             ray.get([each for each in descriptions if each not in late])  # what one of them failed by says more
             raise placement.no_room(config, self._group, [descriptions.index(each) for each in late])

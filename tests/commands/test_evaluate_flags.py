@@ -172,3 +172,10 @@ def test_wrong_usage(tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", ["-1", "nan", "inf"])
+def test_a_temperature_that_cannot_be(temperature, capsys):
+    with pytest.raises(SystemExit):
+        main([f"--temperature={temperature}"])
+    assert "needs a number from 0" in capsys.readouterr().err

@@ -6,6 +6,8 @@ import json
 import pytest
 
 from darling_plugin.commands.evaluate import main
+from darling_plugin.errors import DarlingError
+from darling_plugin.evaluation.comparison import check_output
 
 
 def write(path, rows):
@@ -59,6 +61,9 @@ def test_a_model_cannot_be_named_as_the_file_of_the_results(tmp_path, capsys):
     path = write(tmp_path / "x.jsonl", [group("p", ["a"], labels=[0])])
     assert main([path, f"summary.json={path}", "-o", str(tmp_path / "out"), "--no_cosine"]) == 2
     assert "inputs with a folder each" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    for name in ("summary.json", "samples.jsonl"):  # beside a model that is sampled
+        with pytest.raises(DarlingError, match="inputs with a folder each"):
+            check_output(tmp_path / "out", {name: tmp_path / "x.jsonl"}, sampled=True)
 
 
 def test_the_lowest_decile_is_no_correct_answer(tmp_path):

@@ -1,6 +1,7 @@
 """`darling-report`: what the page holds, read back out of it. How it looks and acts: test_report_page.py."""
 
 import base64
+import gzip
 import json
 import re
 import statistics
@@ -129,6 +130,14 @@ def test_a_runs_own_log_is_that_run(tmp_path):
     folder = write(tmp_path / "run", [group(1, [0, 0, 1], [1.0, 0.5, 0.0])], FLAGS)
     index, _ = made(folder / "partitions.jsonl")
     assert index == made(folder)[0] and index["runs"][0]["name"] == "run" and index["runs"][0]["settings"]
+    log = folder / "partitions.jsonl"
+    lines = log.read_text()
+    log.write_text("\n" + lines + '{"step": 1}\n')
+    with pytest.raises(DarlingError, match="line 3, without"):
+        read_runs([folder])
+    log.unlink()
+    log.with_suffix(".jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    assert made(log.with_suffix(".jsonl.gz"))[0] == index
 
 
 def test_a_length_penalty_is_no_gain(tmp_path):

@@ -76,8 +76,18 @@ def test_of_a_runs_log_only_what_is_read_can_be_at_fault(tmp_path):
     assert (len(found), line) == (1, 2) and "not logged" in said
     found, bad = read(tmp_path, [*train, "{"])
     assert [line for line, _ in bad] == [2, 4], "of which step that would be is not known"
+    for bad_end in (unlogged | {"step": 3}, whole | {"step": 1, "split": "eval", "quality": [1e200, 0]}):
+        faults = []
+        path = tmp_path / "bad end"
+        path.write_text("".join(json.dumps(each) + "\n" for each in (*train, bad_end)))
+        with pytest.raises(DarlingError, match="1 lines that cannot"):
+            read_samples(path, lambda line, said, to=faults: to.append(line))
+        assert faults == [4], "no other step or split is read in its place"
+    faults = []
+    path.write_text("".join(json.dumps(unlogged | {"step": 7}) + "\n" for _ in range(30)))
     with pytest.raises(DarlingError, match="30 lines that cannot"):
-        read(tmp_path, [unlogged | {"step": k} for k in range(30)])
+        read_samples(path, lambda line, said: faults.append(line))
+    assert faults == list(range(1, 11)), "no more are named than ten"
 
 
 def test_a_pipe_is_read_whole(tmp_path):

@@ -64,7 +64,8 @@ def read_runs(log_dirs: list[Path], track: Callable[[list], Iterable] = iter) ->
     are no groups.
     """
     # A run's own log is that run, which has its flags beside it.
-    paths = [path.parent.resolve() if path.name == "partitions.jsonl" else path.resolve() for path in log_dirs]
+    logs = ("partitions.jsonl", "partitions.jsonl.gz")
+    paths = [path.parent.resolve() if path.name in logs else path.resolve() for path in log_dirs]
     for path in paths:
         if paths.count(path) > 1:
             raise DarlingError("different runs", f"{path} twice", "name each once")

@@ -134,25 +134,25 @@ def framed(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
                 yield first, second
 
 
-# Letters and digits in one word: A-17, B17, 12C, BA-2490. Two of them are one code if they have these in one order.
-LETTERS_AND_DIGITS = re.compile(r"(?=[\d-]*[a-z])(?=[a-z-]*\d)[a-z\d]+(?:-[a-z\d]+)*")
+# A code: letters before digits (A-17, BA2490), one letter after them (12C), or capitals between them (27H9). What
+# else begins with digits is a quantity: 5km, 18years.
+CODE = re.compile(r"[A-Za-z]+-?\d[A-Za-z\d-]*|\d+-?[A-Za-z]|\d+-?(?=[a-z]*[A-Z])[A-Za-z]+-?\d[A-Za-z\d-]*")
 PUNCTUATION = ".,;:!?\"'()[]*"
 
 
 def other_codes(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Of each two texts that are the same word for word, but for codes of letters and digits, their places.
 
-    Elsewhere a word's letters and digits are read apart: "seat 12A" and "seat 12B" have the same number.
+    Elsewhere a word's letters and digits are read apart: "seat 12A" and "seat 12B" have the same number. A hyphen, a
+    letter's case and a last s make no other code.
     """
     frames: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
     for place, text in enumerate(texts):
-        words = [word.strip(PUNCTUATION) for word in text.casefold().split()]
-        code = [bool(LETTERS_AND_DIGITS.fullmatch(word)) for word in words]
-        if any(code):
-            frame = tuple("" if found else word for word, found in zip(words, code, strict=True))
-            told = [
-                "".join(values_of(word)).replace("-", "") for word, found in zip(words, code, strict=True) if found
-            ]
+        words = [word.strip(PUNCTUATION) for word in text.split()]
+        codes = [word if CODE.fullmatch(word) else "" for word in words]
+        if any(codes):
+            frame = tuple("" if code else word.casefold() for word, code in zip(words, codes, strict=True))
+            told = [code.replace("-", "").casefold().removesuffix("s") for code in codes if code]
             frames[frame].append((place, told))
     for own in frames.values():
         for (first, told), (second, other) in combinations(own, 2):

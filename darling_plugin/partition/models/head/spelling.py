@@ -84,8 +84,12 @@ PLACE = re.compile(
 )
 # "The answer is A." and "(I)", but not "A dog" or "I think".
 LETTER = re.compile(r"(?<![\w'’.+-])(?<![-+*/=^×÷<>] )[aiAI](?=[.)!?*\"']*\s*$|[)]|\*\*$)", re.MULTILINE)
-# "A-17", "A17" and "12A", whose a is no article; and so with "I-17".
-LETTER_OF_CODE = re.compile(r"(?<![\w.-])(?:([aAiI])-?(?=\d+(?![\w#$%&-]))|(\d+)-?([AI])(?![\w#$%&-]))")
+# "A-17", "a17", "12A" and "gate A 12", whose a is no article; and so with "I-17". A formula's a-2 and 2a are none.
+LETTER_OF_CODE = re.compile(
+    r"(?<![\w'’.+@/-])(?<![-+*/=^×÷<>] )(?:([aAiI])(?:(?<=[AI])-)?(?=\d+(?![\w@#$%&/-]|\.\w))"
+    r"|(\d+)-?([AI]|(?<=\d\d)[ai])(?![\w@#$%&/-]|\.\w| ?[-+*/=^])|(A) (?=\d+[.!?]?\s*$))",
+    re.MULTILINE,
+)
 COUNTRIES = re.compile(r"\b(?:u\.s\.(?:a\.)?|the us|united states(?: of america)?)(?!\w)")
 
 
@@ -109,7 +113,7 @@ def plain(text: str) -> str:
     text = text.replace("e.g.", "for example").replace("i.e.", "that is")
     text = LETTER.sub(lambda found: f"⟦letter {found[0].lower()}⟧", text)
     text = re.sub(r"\b[Ii]nterstate (?=\d)", "I-", text)
-    text = LETTER_OF_CODE.sub(lambda found: f"{found[2] or ''} ⟦letter {found[1] or found[3]}⟧ ", text)
+    text = LETTER_OF_CODE.sub(lambda found: f"{found[2] or ''} ⟦letter {found[1] or found[3] or found[4]}⟧ ", text)
     text = PLACE.sub(lambda found: f"⟦{found[0]}⟧", text).casefold()
     text = COUNTRIES.sub("usa", text)
     text = INITIALS.sub(lambda found: found[0].replace(".", ""), text)
