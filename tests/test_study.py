@@ -213,6 +213,16 @@ def test_weights_are_compared_on_the_seeds_that_each_has(made_up, monkeypatch):
     assert (made_up / "study" / "strengths.png").stat().st_size > 10_000
 
 
+def test_the_ends_are_held_beside_the_oracles_of_the_same_weight_and_seeds(made_up):
+    runs = tables.read()["classes"]
+    worse = json.loads(json.dumps(runs))
+    for prompt in worse[0]["curve"][-1]["prompts"]:
+        prompt["quality"] -= 0.25
+    by_arm = {"classes": worse, "oracle": runs[:1], "classes-1.5": runs[1:], "oracle-1.5": runs[:1]}
+    (row,) = tables.beside_the_oracle(by_arm).splitlines()[2:]  # weight 1.5 has no seed in common
+    assert row.startswith("| `classes` | 1 | 1 | 0.250 | -0.250 (-0.250 to -0.250) | 1.86 | 1.00 (")
+
+
 def test_the_weights_of_the_tables_are_those_of_the_arms():
     for kind in arms.STRENGTHS:
         for weight, arm in tables.WEIGHTS[kind]:

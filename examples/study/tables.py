@@ -194,6 +194,20 @@ def by_weight(by_arm: dict[str, list[dict]]) -> str:
     return held_beside("weight", rows)
 
 
+def beside_the_oracle(by_arm: dict[str, list[dict]]) -> str:
+    """A table of the ends at each weight beside the oracle's at the same one, of the seeds that both have."""
+    rows = []
+    for kind in STRENGTHS[:-1]:
+        for (weight, arm), (_, right) in zip(WEIGHTS[kind][1:], WEIGHTS["oracle"][1:], strict=True):
+            own, others = (
+                {run["seed"]: run["curve"][-1]["prompts"] for run in by_arm.get(of, [])} for of in (arm, right)
+            )
+            seeds = [seed for seed in own if seed in others]
+            if seeds:
+                rows.append((arm, seeds, weight, [own[seed] for seed in seeds], [others[seed] for seed in seeds]))
+    return held_beside("weight", rows)
+
+
 def whole_kinds(by_arm: dict[str, list[dict]]) -> list[str]:
     """The kinds of diversity of which each weight has results."""
     return [kind for kind in STRENGTHS if all(arm in by_arm for _, arm in WEIGHTS[kind])]
@@ -344,8 +358,12 @@ def main() -> None:
         made += ["Beside what the oracle had at the same quality:", at_equal_quality(beside, "oracle")]
     if whole_kinds(by_arm):
         made += ["By weight, beside weight 0, which is quality alone, of the seeds that have each:", by_weight(by_arm)]
+        if "oracle" in whole_kinds(by_arm):
+            made += ["Beside the oracle at the same weight:", beside_the_oracle(by_arm)]
         strengths(by_arm, DOCS / "study" / "strengths.png")
-        of_weights = {arm: by_arm[arm] for kind in whole_kinds(by_arm) for _, arm in WEIGHTS[kind]}
+        # The oracle's classes are the answers.
+        kinds = [kind for kind in whole_kinds(by_arm) if kind != "oracle"]
+        of_weights = {arm: by_arm[arm] for kind in kinds for _, arm in WEIGHTS[kind]}
         counted = {
             arm: runs for arm, runs in of_weights.items() if all(PAIRS[0] in run["training"][0] for run in runs)
         }
