@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from darling_plugin.errors import spelled
 from darling_plugin.evaluation.fields import (
     REFERENCES,
     Fault,
@@ -100,5 +101,7 @@ def reward_columns(rows: Sequence[Row]) -> list[str]:
     found = [key for key in before if key in numbers and key not in NO_REWARD]
     if len(found) > 1:
         names = ", ".join(found)
-        logger.warning("the quality is the sum of %s: if it is not, name the right one as --quality_key", names)
+        logger.warning(
+            "the quality is the sum of %s: if it is not, name the right one, %s", names, spelled("quality_key")
+        )
     return found
