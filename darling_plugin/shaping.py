@@ -254,7 +254,8 @@ def _has_level(config: DarlingConfig) -> bool:
 def _gated(groups: Groups, config: DarlingConfig) -> Groups:
     """The groups with what the quality gate leaves out: label -1, diversity 0, and no class or mean has it.
 
-    `default` and heads have read the others beside it: which opens with an answer of the group's is told by all of it.
+    The similarities were made before: `default` and heads, which look for a group's short answers at the beginning of
+    padded ones, have found them in what is left out now, too.
     """
     import torch
 

@@ -69,6 +69,7 @@ def test_long_numbers_that_differ_differ():
         ("a17@shop.test", ["a17@shop.test"]),
         ("https://x.com/A-17", ["https://x.com/a-17"]),
         ("A 12 year old", ["a", "12", "year", "old"]),
+        ("A7!x", ["a", "7", "x"]),
     ],
 )
 def test_the_a_of_a_code_is_no_article_and_that_of_a_formula_no_code(text, words):
@@ -87,6 +88,7 @@ def test_the_a_of_a_code_is_no_article_and_that_of_a_formula_no_code(text, words
         ("He is 18yr old.", "He is 18years old.", False),
         ("5usd", "5dollars", False),
         ("mid-1990s", "mid1990s", False),
+        ("the 90s", "the 1990s", False),
         ("Seat 12A is free", "12B is free", False),
     ],
 )

@@ -31,7 +31,7 @@ from darling_plugin.evaluation.comparison import (
     summaries_of,
     write,
 )
-from darling_plugin.evaluation.cosine import MODEL, Cosines
+from darling_plugin.evaluation.cosine import ENCODER, Cosines
 from darling_plugin.evaluation.measures import LEVEL, PATIENCE, RESAMPLES, Interval, in_order
 from darling_plugin.evaluation.quality import by_function, by_model, fill_in
 from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
@@ -203,12 +203,13 @@ def _run(arguments: argparse.Namespace) -> int:
         from darling_plugin.evaluation.pictures import draw
 
         settings = _settings(arguments, samples_itself) | _in_effect(evaluated, ks)
-        settings["cosine_model"] = None if arguments.no_cosine else MODEL
+        settings["cosine_model"] = None if arguments.no_cosine else ENCODER
         write(arguments.output, evaluated, summaries, compared, settings, bad_lines, inputs)
         drawn = draw(arguments.output / "summary.png", summaries)
         holds = f"{arguments.output}/ holds the files, summary.json" + " and summary.png" * drawn
         console.print(holds, soft_wrap=True, markup=False)
-    unheard = [f"--{name}" for name in OF_CLASSES if getattr(arguments, name) != _parser().get_default(name)]
+    default = _parser().get_default
+    unheard = [f"--{name}" for name in OF_CLASSES if getattr(arguments, name) != default(name)]
     if unheard and not any(each.model for each in evaluated):
         said = f"{', '.join(unheard)} changed nothing: all prompts have classes (--again classes makes them anew)"
         console.print(said, style="bold", markup=False, highlight=False)

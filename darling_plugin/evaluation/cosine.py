@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MODEL = "all-MiniLM-L6-v2"
+ENCODER = "all-MiniLM-L6-v2"
 
 
 class Cosines:
-    """By MODEL, which comes with the package and reads 256 tokens, or another sentence encoder."""
+    """By ENCODER, which comes with the package and reads 256 tokens, or another sentence encoder."""
 
     def __init__(self, path: str | None = None) -> None:
         from darling_plugin.partition.models.embedding import Embedding

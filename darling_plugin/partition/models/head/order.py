@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from darling_plugin.partition.models.head.words import values_of
@@ -128,15 +128,21 @@ def framed(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
             both = (" ".join(words[max(k - 1, 0) : k + 1]) for k, found in enumerate(numeric) if found)
             told = values_of(" ".join(both))
             frames[frame].append((place, told))
-    for own in frames.values():
+    yield from _told_apart(frames.values())
+
+
+def _told_apart(frames: Iterable[list[tuple[int, list[str]]]]) -> Iterator[tuple[int, int]]:
+    for own in frames:
         for (first, told), (second, other) in combinations(own, 2):
             if told != other:
                 yield first, second
 
 
-# A code: letters before digits (A-17, BA2490), one letter after them (12C), or capitals between them (27H9). What
-# else begins with digits is a quantity: 5km, 18years.
-CODE = re.compile(r"[A-Za-z]+-?\d[A-Za-z\d-]*|\d+-?[A-Za-z]|\d+-?(?=[a-z]*[A-Z])[A-Za-z]+-?\d[A-Za-z\d-]*")
+# Letters before digits (A-17, BA2490), one letter after them (12C), or capitals between them (27H9). What else begins
+# with digits is a quantity: 5km, 18years, 90s.
+LETTERS_AND_DIGITS = re.compile(
+    r"[A-Za-z]+-?\d[A-Za-z\d-]*|\d+-?(?:[A-Z]|[a-rt-z])|\d+-?(?=[a-z]*[A-Z])[A-Za-z]+-?\d[A-Za-z\d-]*"
+)
 PUNCTUATION = ".,;:!?\"'()[]*"
 
 
@@ -149,12 +155,9 @@ def other_codes(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
     frames: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
     for place, text in enumerate(texts):
         words = [word.strip(PUNCTUATION) for word in text.split()]
-        codes = [word if CODE.fullmatch(word) else "" for word in words]
+        codes = [word if LETTERS_AND_DIGITS.fullmatch(word) else "" for word in words]
         if any(codes):
             frame = tuple("" if code else word.casefold() for word, code in zip(words, codes, strict=True))
             told = [code.replace("-", "").casefold().removesuffix("s") for code in codes if code]
             frames[frame].append((place, told))
-    for own in frames.values():
-        for (first, told), (second, other) in combinations(own, 2):
-            if told != other:
-                yield first, second
+    yield from _told_apart(frames.values())

@@ -86,8 +86,8 @@ PLACE = re.compile(
 LETTER = re.compile(r"(?<![\w'’.+-])(?<![-+*/=^×÷<>] )[aiAI](?=[.)!?*\"']*\s*$|[)]|\*\*$)", re.MULTILINE)
 # "A-17", "a17", "12A" and "gate A 12", whose a is no article; and so with "I-17". A formula's a-2 and 2a are none.
 LETTER_OF_CODE = re.compile(
-    r"(?<![\w'’.+@/-])(?<![-+*/=^×÷<>] )(?:([aAiI])(?:(?<=[AI])-)?(?=\d+(?![\w@#$%&/-]|\.\w))"
-    r"|(\d+)-?([AI]|(?<=\d\d)[ai])(?![\w@#$%&/-]|\.\w| ?[-+*/=^])|(A) (?=\d+[.!?]?\s*$))",
+    r"(?<![\w'’.+@/-])(?<![-+*/=^×÷<>] )(?:([aAiI])(?:(?<=[AI])-)?(?=\d+(?![\w@#$%&/-]|[.!]\w))"
+    r"|(\d+)-?([AI]|(?<=\d\d)[ai])(?![\w@#$%&/-]|[.!]\w| ?[-+*/=^])|(A) (?=\d+[.!?]?\s*$))",
     re.MULTILINE,
 )
 COUNTRIES = re.compile(r"\b(?:u\.s\.(?:a\.)?|the us|united states(?: of america)?)(?!\w)")
