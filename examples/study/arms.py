@@ -6,20 +6,23 @@ EXPECTED = ("--darling.diversity", "expected")
 QUALITY = ("--darling.reward", "quality")
 FOUR_GRAMS = ("--darling.partition_model", "lexical:4", *EXPECTED)
 
-# What joins every arm's classes, but for `classes-average`: the official code's, and `default`'s when the study began.
+# What joins every arm's classes, but for those of `classes-average`: the official code's, and `default`'s when the study began.
 UNION_FIND = "union_find"
+AVERAGE = ("--darling.clustering", "average")  # the one that `default` has as it ships
 
 UNTRAINED = "untrained"  # the model as it is, on the same held-out prompts
 YEARS = "years-"  # what the arms of the second task begin with
 LONG = "long-"  # and those that are trained four times as long
-STRENGTHS = ("classes", "expected", "oracle")  # at weight 1, and named after another weight
+STRENGTHS = ("classes", "classes-average", "expected", "oracle")  # at weight 1, and named after another weight
 ARMS: dict[str, tuple[str, ...]] = {
     UNTRAINED: (),
     "quality": QUALITY,
     "classes": (),
-    "classes-average": ("--darling.clustering", "average"),
     "classes-0.5": ("--darling.weight", "0.5"),
     "classes-1.5": ("--darling.weight", "1.5"),
+    "classes-average": AVERAGE,
+    "classes-average-0.5": (*AVERAGE, "--darling.weight", "0.5"),
+    "classes-average-1.5": (*AVERAGE, "--darling.weight", "1.5"),
     "expected": EXPECTED,
     "expected-0.5": (*EXPECTED, "--darling.weight", "0.5"),
     "expected-1.5": (*EXPECTED, "--darling.weight", "1.5"),

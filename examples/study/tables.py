@@ -35,8 +35,8 @@ MADE_OF_ANSWERS = "What the classes made of a group's valid answers in training:
 METHODS = ("quality", "marginal-relevance", "nearest-neighbour", "reasoning-novelty")
 # How strongly diversity counts, for each kind that is trained at several strengths: weight and arm.
 WEIGHTS = {kind: ((0, "quality"), (0.5, f"{kind}-0.5"), (1, kind), (1.5, f"{kind}-1.5")) for kind in STRENGTHS}
-COLOURS = {"quality": "0.35", "classes": "C0", "expected": "C1", "oracle": "C2"}
-OTHERS = ("C3", "C4", "C5", "C6", "C8", "C9")  # without a second grey
+COLOURS = {"quality": "0.35", "classes": "C0", "classes-average": "C3", "expected": "C1", "oracle": "C2"}
+OTHERS = ("C4", "C5", "C6", "C8", "C9", "black")  # without a second grey
 
 
 def figures_of(group: dict) -> dict[str, float]:
