@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import re
 
 import pytest
 
 from darling_plugin.commands.evaluate import main
 from darling_plugin.errors import DarlingError
 from darling_plugin.evaluation.comparison import check_output
+from darling_plugin.evaluation.measures import Interval
+from darling_plugin.evaluation.pictures import draw
 
 
 def write(path, rows):
@@ -43,6 +46,10 @@ def test_what_is_redirected_has_every_name_whole(tmp_path, capsys, monkeypatch):
 
 
 def test_a_models_name_may_be_one_that_a_picture_would_read_as_a_formula(tmp_path):
+    figures = {"quality": Interval(0.5, 0.4, 0.6, 1), "diversity": Interval(0.5, 0.4, 0.6, 1)}
+    assert draw(tmp_path / "out.svg", dict.fromkeys(("a$x_{$b", "_c"), figures))
+    drawn = re.findall("<!--(.*?)-->", (tmp_path / "out.svg").read_text())
+    assert [text.strip() for text in drawn][-2:] == ["a$x_{$b", "_c"], "the legend: each text is a comment of its glyphs"
     path = write(tmp_path / "x.jsonl", [group("p", ["a", "b"], labels=[0, 1], quality=[1, 0])])
     assert main([f"a$x_{{$b={path}", f"_c={path}", "-o", str(tmp_path / "out"), "--no_cosine"]) == 0
     assert (tmp_path / "out" / "summary.png").stat().st_size > 10_000

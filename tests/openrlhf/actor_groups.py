@@ -1,7 +1,7 @@
 """Response dicts and a partition actor without Ray, for tests of what the actor does with them."""
 
 import asyncio
-import tempfile
+import uuid
 
 import torch
 
@@ -31,8 +31,7 @@ def responses(*texts, rewards=None, prompt="? "):
 
 
 def make_actor(configured, *, quality_expected=True, **flags):
-    with tempfile.TemporaryDirectory() as folder:
-        journal = f"{folder}-journal"  # beside it: gone with each batch
+    journal = f"darling-{uuid.uuid4().hex}"  # gone with each batch
     return PartitionActor(configured(**{"partition_model": "lexical", **flags}), Letters(), quality_expected, journal)
 
 

@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
+from actor_groups import make_actor, responses, score
 
 from darling_plugin.openrlhf.watchdog import Watchdog
+from darling_plugin.partition.models.lexical import Lexical
 
 
 def test_what_a_process_learns_of_the_one_before(tmp_path):
@@ -25,6 +28,21 @@ def test_what_a_process_learns_of_the_one_before(tmp_path):
     with watchdog.over([2]):
         assert json.loads(journal.read_text()) == [[1, 3], [], [2]]
     assert watchdog.suspects == set() and not journal.exists()
+
+
+def test_an_actors_journal_lies_in_the_temporary_folder_of_its_own_node(configured, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = []
+
+    def partition(self, groups):
+        seen.extend(path.read_text() for path in tmp_path.iterdir())
+        return real(self, groups)
+
+    real = Lexical.partition
+    monkeypatch.setattr(Lexical, "partition", partition)
+    score(make_actor(configured), responses("a", "b"), number=7)
+    assert seen == ["[[], [], [7]]\n"], "written before the model has the groups"
+    assert not list(tmp_path.iterdir())
 
 
 WORK = """

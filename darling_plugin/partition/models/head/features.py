@@ -102,9 +102,10 @@ SENTENCES = (
 FEATURES = tuple(dict.fromkeys((*LONG, *SHORT, *SENTENCES)))
 KINDS = {"long responses": LONG, "sentences": SENTENCES, "short answers": SHORT}
 
-CAPITAL = re.compile(r"\b[A-Z]\w+")
+# Both begin with what re can look for fast in a long text: no \b, and a line break in place of ^.
+CAPITAL = re.compile(r"[A-Z](?<!\w[A-Z])\w+")
 # What structured answers stress: bold text, headings, the beginning of a list item up to a colon or full stop.
-HEADING = re.compile(r"\*\*([^*\n]+)\*\*|^#+ (.+)$|^\s*(?:\d+[.)]|[-*•])\s+([^:.\n]{2,60})[:.]", re.MULTILINE)
+HEADING = re.compile(r"\*\*([^*\n]+)\*\*|\n#+ (.+)|\n\s*(?:\d+[.)]|[-*•])\s+([^:.\n]{2,60})[:.]")
 RARE = 3.9  # least idf of a rare token: at most 2 % of the responses have it
 COMMON = 2.0  # idf of a token that 14 % of the responses have
 
@@ -290,7 +291,7 @@ def _of_tokens(prompt: Encoded, responses: Sequence[Encoded], weights: np.ndarra
 def _of_texts(responses: Sequence[Encoded]) -> dict[str, np.ndarray]:
     """(n, n) each: capitalised words, headings and lines."""
     capitals = Sets(numbered([CAPITAL.findall(each.text) for each in responses]))
-    headings = [" ".join(map(" ".join, HEADING.findall(each.text))).casefold() for each in responses]
+    headings = [" ".join(map(" ".join, HEADING.findall("\n" + each.text))).casefold() for each in responses]
     lines = np.array([float(sum(1 for line in each.text.split("\n") if line.strip())) for each in responses])
     return {
         "capitals": capitals.jaccard,
