@@ -76,7 +76,7 @@ class DarlingConfig:
     weight: float = _flag(
         1.0,
         "how strongly diversity counts: it enters as 1 - WEIGHT + WEIGHT * diversity, then the floor. 0 is quality "
-        "alone, 1 the paper, more is allowed but of redundancy, marginal_relevance, reasoning_novelty and "
+        "alone, 1 the paper, more is allowed, except with redundancy, marginal_relevance, reasoning_novelty and "
         "inverse_class_size",
         type=float,
     )

@@ -37,7 +37,6 @@ from darling_plugin.evaluation.quality import by_function, by_model, fill_in
 from darling_plugin.evaluation.samples import Samples, classes_of, read_samples
 from darling_plugin.partition import (
     CLUSTERINGS,
-    DEFAULT_CLUSTERING,
     PartitionModel,
     SimilarityModel,
     check_partition_spec,
@@ -105,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     classes.add_argument(
         "--clustering",
         choices=CLUSTERINGS,
-        help=f"default: {CLUSTERING}, NoveltyBench's, where the model takes one; training has {DEFAULT_CLUSTERING}",
+        help=f"default: {CLUSTERING}, NoveltyBench's, where the model takes one; training has the model's own",
     )
     parser.add_argument("--k", type=_k, nargs="*", help="for the figures of k responses; default: powers of two")
     parser.add_argument("--no_cosine", action="store_true", help="leave out the cosine of embeddings")
