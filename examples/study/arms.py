@@ -50,4 +50,5 @@ RUNS: tuple[tuple[str, int], ...] = (
     *((arm, 2) for arm in (*MAIN, UNTRAINED)),
     *((arm, 1) for arm in ARMS if arm not in (*MAIN, UNTRAINED) and not arm.startswith(YEARS)),
     *((arm, 3) for arm in (*MAIN, UNTRAINED)),
+    *((arm, 2) for arm in ARMS if arm.startswith(YEARS)),
 )
