@@ -96,7 +96,7 @@ def test_results_are_counted_from_the_logs(made_up):
     assert (figures.mean, figures.low, figures.high) == (0.5, 0.5, 0.5), "the same in both seeds"
     assert tables.of_arm(runs, "distinct_32").mean == pytest.approx(2)
     assert 1.5 < tables.of_arm(runs, "distinct_8").mean < 2
-    assert tables.of_arm(runs, "by_default_8").mean > tables.of_arm(runs, "distinct_8").mean, (
+    assert tables.of_arm(runs, "classes_8").mean > tables.of_arm(runs, "distinct_8").mean, (
         "what is not valid is a class too"
     )
     assert runs[0]["training"] == [
@@ -123,7 +123,7 @@ def test_its_figures_are_those_of_darling_evaluate(made_up):
     )
     (made_up / "results" / "classes-2.json").unlink()
     page = {name: tables.of_arm(tables.read()["classes"], name).mean for name in (*tables.FIGURES, "pass@1")}
-    assert 0.2 < page["quality"] < 0.8 and page["distinct_8"] != page["by_default_8"]
+    assert 0.2 < page["quality"] < 0.8 and page["distinct_8"] != page["classes_8"]
     oracle = ["--again", "classes", "--partition_model", f"{STUDY}/answer_named.py:AnswerNamed"]
     found = {}
     for name, flags in (("oracle", oracle), ("log", [])):
@@ -134,7 +134,7 @@ def test_its_figures_are_those_of_darling_evaluate(made_up):
         assert found["log"][of]["mean"] == pytest.approx(page[name], abs=1e-9)
     for k in (8, 32):
         assert found["oracle"][f"distinct_correct_{k}"]["mean"] == pytest.approx(page[f"distinct_{k}"], abs=1e-9)
-    assert found["log"]["distinct_8"]["mean"] == pytest.approx(page["by_default_8"], abs=1e-9)
+        assert found["log"][f"distinct_{k}"]["mean"] == pytest.approx(page[f"classes_{k}"], abs=1e-9)
 
 
 def test_what_classes_make_of_answers_is_counted_in_pairs(made_up):

@@ -6,7 +6,7 @@ EXPECTED = ("--darling.diversity", "expected")
 QUALITY = ("--darling.reward", "quality")
 FOUR_GRAMS = ("--darling.partition_model", "lexical:4", *EXPECTED)
 
-# What joins every arm's classes, but for those of `classes-average`: the official code's, and `default`'s when the study began.
+# What joins the classes of every arm without another's name: the official code's, `default`'s when the study began.
 UNION_FIND = "union_find"
 AVERAGE = ("--darling.clustering", "average")  # the one that `default` has as it ships
 

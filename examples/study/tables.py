@@ -19,10 +19,9 @@ DOCS = STUDY.parents[1] / "docs"
 BEGIN, END = "<!-- made by examples/study/tables.py -->", "<!-- end -->"
 FIGURES = {
     "quality": "quality",
-    "distinct_8": "distinct valid of 8",
-    "distinct_32": "distinct valid of 32",
-    "by_default_8": "classes of 8 by its model",
-    "pass@8": "pass@8",
+    **{f"distinct_{k}": f"distinct valid of {k}" for k in (8, 32)},
+    **{f"classes_{k}": f"classes of {k}" for k in (8, 32)},
+    **{f"pass@{k}": f"pass@{k}" for k in (2, 8)},
 }
 DIFFERENCES = ("quality", "distinct_8", "distinct_32")
 # Of the second task: pass@1 is the quality.
@@ -47,7 +46,8 @@ def figures_of(group: dict) -> dict[str, float]:
         "quality": sum(correct) / len(correct),
         "distinct_8": expected_distinct(8, answers, correct),
         "distinct_32": expected_distinct(32, answers, correct),
-        "by_default_8": expected_distinct(8, group["labels"]),
+        "classes_8": expected_distinct(8, group["labels"]),
+        "classes_32": expected_distinct(32, group["labels"]),
         **{name: pass_at(int(name.removeprefix("pass@")), correct) for name in PASSES},
     }
 

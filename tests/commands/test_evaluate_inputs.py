@@ -49,7 +49,7 @@ def test_a_models_name_may_be_one_that_a_picture_would_read_as_a_formula(tmp_pat
     figures = {"quality": Interval(0.5, 0.4, 0.6, 1), "diversity": Interval(0.5, 0.4, 0.6, 1)}
     assert draw(tmp_path / "out.svg", dict.fromkeys(("a$x_{$b", "_c"), figures))
     drawn = re.findall("<!--(.*?)-->", (tmp_path / "out.svg").read_text())
-    assert [text.strip() for text in drawn][-2:] == ["a$x_{$b", "_c"], "the legend: each text is a comment of its glyphs"
+    assert [text.strip() for text in drawn][-2:] == ["a$x_{$b", "_c"], "the legend, which has each text as a comment"
     path = write(tmp_path / "x.jsonl", [group("p", ["a", "b"], labels=[0, 1], quality=[1, 0])])
     assert main([f"a$x_{{$b={path}", f"_c={path}", "-o", str(tmp_path / "out"), "--no_cosine"]) == 0
     assert (tmp_path / "out" / "summary.png").stat().st_size > 10_000
