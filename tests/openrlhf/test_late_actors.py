@@ -8,7 +8,7 @@ import ray
 
 from darling_plugin import DarlingError
 from darling_plugin.config import DarlingConfig
-from darling_plugin.openrlhf import placement
+from darling_plugin.openrlhf import partition_actor, placement
 from darling_plugin.openrlhf.partition_actor import PartitionPool
 
 
@@ -27,7 +27,7 @@ def played(monkeypatch):
             return SimpleNamespace(describe=SimpleNamespace(remote=lambda: description))
 
         def wait(refs, num_returns=1, timeout=None):
-            done.append(("wait", num_returns))
+            done.append(("wait", timeout))
             late_ones = {f"description of {number}" for number in late}
             return [ref for ref in refs if ref not in late_ones], [ref for ref in refs if ref in late_ones]
 
@@ -69,3 +69,13 @@ def test_engines_that_measure_what_is_free_start_one_by_one(played, model, one_b
     assert [what for what, _ in done] == (["start", "wait"] * 2 if one_by_one else ["start"] * 2) + ["wait"]
     journals = [journal for what, journal in done if what == "start"]
     assert len(set(journals)) == 2 and not any("/" in journal for journal in journals), "a path is the actor's node's"
+
+
+def test_an_engine_that_is_late_stops_the_run_before_another_starts_and_all_have_one_deadline(played, monkeypatch):
+    done, clock = played([1]), itertools.count(0, 10)
+    monkeypatch.setattr(partition_actor, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    config = DarlingConfig(enable=True, partition_model="vllm:path", num_partition_actors=3, start_timeout=30)
+    with pytest.raises(DarlingError, match="1 not ready, number 1;"):
+        PartitionPool(config, "tokenizer", quality_expected=True)
+    assert [what for what, _ in done] == ["start", "wait"] * 2
+    assert [timeout for what, timeout in done if what == "wait"] == [20, 10]

@@ -133,7 +133,8 @@ ENABLED = ["--darling.enable", "--rollout.n_samples_per_prompt", "8", "--algo.ad
         ),
     ],
 )
-def test_refused_with_what_to_do(argv, expected):
+def test_refused_with_what_to_do(argv, expected, monkeypatch):
+    monkeypatch.setattr(launch, "_run_openrlhf", lambda rest: None)  # what is not refused does not train
     with pytest.raises(DarlingError, match=f"(?s){expected}") as raised:
         launch.main(argv)
     assert all(part.strip() for part in raised.value.args), "needed, found and do each say something"
