@@ -163,7 +163,7 @@ def monitor_figures(logged: dict[str, float]) -> dict[str, float]:
 
 
 class SignalWatch:
-    """Says once that diversity has told training nothing for STEPS steps together.
+    """Says once that in MOST of the last STEPS steps diversity has told training nothing.
 
     Args:
         silent: where neither reward nor advantage goes by the diversity.
@@ -171,7 +171,7 @@ class SignalWatch:
             difference, too, though all who do may have one diversity.
     """
 
-    STEPS = 20
+    STEPS, MOST = 20, 18  # a step has few groups, and one of them with another number of classes is no signal yet
 
     def __init__(self, *, gated: bool, silent: bool = False) -> None:
         self._gated, self._silent = gated, silent
@@ -192,8 +192,8 @@ class SignalWatch:
         self._seen.append((says and mean > 0.95, says and mean < 0.05, flat >= 0.9, floored >= 0.9))
         if self._said or len(self._seen) < self.STEPS:
             return None
-        always = [all(column) for column in zip(*self._seen, strict=True)]
-        if not any(always):
+        mostly = [sum(column) >= self.MOST for column in zip(*self._seen, strict=True)]
+        if not any(mostly):
             return None
         self._said = True
         found = (
@@ -201,13 +201,13 @@ class SignalWatch:
             "nearly all responses count as the same",
             "in nine groups of ten all responses have one diversity",
             f"nine responses of ten count with {spelled('diversity_floor')} alone",
-        )[always.index(True)]
+        )[mostly.index(True)]
         lacking = logged.get(PREFIX + "text_missing", 0.0)
         return (
-            f"For {self.STEPS} steps {found}, so diversity tells training next to nothing. Try another partition "
-            f"model or {spelled('threshold')}, {spelled('diversity')} expected, "
+            f"In {self.MOST} of {self.STEPS} steps or more {found}, so diversity tells training next to nothing. Try "
+            f"another partition model or {spelled('threshold')}, {spelled('diversity')} expected, "
             + (f"a {spelled('quality_gate')} that more responses pass, " if self._gated else "")
-            + (f"a lower {spelled('weight')} or {spelled('diversity_floor')}, " if always.index(True) == 3 else "")
+            + (f"a lower {spelled('weight')} or {spelled('diversity_floor')}, " if mostly.index(True) == 3 else "")
             + (f"another {spelled('partition_text')}, which {lacking:.0%} of them lack, " if lacking >= 0.5 else "")
             + "a longer look at the groups (darling-show), or more responses a prompt."
         )

@@ -143,13 +143,13 @@ def test_the_warning_of_a_worker_has_the_launchers_flags(monkeypatch):
     assert "another partition model or --darling.threshold, --darling.diversity expected, a longer" in warning
 
 
-def test_one_step_with_a_signal_begins_the_twenty_anew_and_one_without_groups_does_not_count():
+def test_of_the_last_twenty_steps_two_may_have_a_signal_and_one_without_groups_does_not_count():
     watch = SignalWatch(gated=False)
-    steps = [logged(0.99)] * 19 + [logged(0.9)] + [logged(0.99)] * 19
-    assert [watch.see(each) for each in steps] == [None] * 39
+    with_three = [logged(0.9), *[logged(0.99)] * 6] * 3
+    assert [watch.see(each) for each in with_three[:20]] == [None] * 20
     assert watch.see({}) is None
-    assert watch.see(logged(0.99)) is not None
-    mixed = SignalWatch(gated=False)  # never the same complaint twenty times
+    assert watch.see(logged(0.99)) is not None, "the first of the three is the twenty-first step by now"
+    mixed = SignalWatch(gated=False)  # never the same complaint for most of twenty
     assert [mixed.see(logged(*each)) for each in [(0.99, 0.0), (0.01, 0.0)] * 20] == [None] * 40
 
 
@@ -178,7 +178,7 @@ def test_with_a_gate_flat_groups_alone_are_warned_of():
     watch = SignalWatch(gated=True)
     assert [watch.see(logged(1.0, 0.2)) for _ in range(30)] == [None] * 30, "who passes is a signal too"
     nobody_passes = {"darling/flat_share": 1.0}
-    warning = [watch.see(nobody_passes) for _ in range(20)][-1]
+    warning = [watch.see(nobody_passes) for _ in range(18)][-1]
     assert "in nine groups of ten" in warning and "a quality_gate that more responses pass" in warning
     watch = SignalWatch(gated=False)
     warning = [watch.see(logged(0.99)) for _ in range(20)][-1]

@@ -26,7 +26,7 @@ FIGURES = {
 DIFFERENCES = ("quality", "distinct_8", "distinct_32")
 # Of the second task: pass@1 is the quality.
 PASSES = {f"pass@{k}": f"pass@{k}" for k in (1, 2, 4, 8, 16, 32)}
-VERIFIABLE = {**PASSES, "distinct_32": "distinct right of 32"}
+VERIFIABLE = PASSES | {f"distinct_{k}": f"distinct right of {k}" for k in (8, 32)} | {"classes_8": "classes of 8"}
 # Of a training step's groups of 8, see study.py.
 PAIRS = ("one_answer", "one_answer_split", "two_answers", "two_answers_joined")
 MADE_OF_ANSWERS = "What the classes made of a group's valid answers in training:"

@@ -155,6 +155,7 @@ class Maker:
 def test_each_step_is_logged_watched_and_may_be_the_last(configured, tmp_path, monkeypatch, caplog):
     configured(log_dir=str(tmp_path), on_error="quality_only")
     monkeypatch.setattr(metrics.SignalWatch, "STEPS", 2)
+    monkeypatch.setattr(metrics.SignalWatch, "MOST", 2)
     monkeypatch.setattr(hooks, "FALLBACK_GROUPS", 3)
     trainer = SimpleNamespace(
         experience_maker=Maker(), tokenizer=Tokenizer(), wandb_logger=None, tensorboard_logger=None
@@ -163,7 +164,7 @@ def test_each_step_is_logged_watched_and_may_be_the_last(configured, tmp_path, m
         status, _ = hooks._train_step(lambda step=step: ({"loss": 0.5}, step), trainer, {"global_step": step - 1})
         assert status == {"loss": 0.5, **Maker.darling_metrics}
     (warning,) = caplog.records
-    assert "For 2 steps" in warning.message
+    assert "In 2 of 2 steps" in warning.message
     with pytest.raises(DarlingError, match="3 of them could not be partitioned"):
         hooks._train_step(lambda: ({}, 3), trainer, {"global_step": 2})
     lines = (tmp_path / "partitions.jsonl").read_text().splitlines()
@@ -349,7 +350,7 @@ def test_steps_without_a_signal_are_warned_of(configured, caplog):
     for _ in range(25):
         hooks._warn(trainer, {"darling/diversity": 0.99, "darling/flat_share": 0.2})
     (warning,) = caplog.records
-    assert warning.levelname == "WARNING" and "For 20 steps nearly every response" in warning.message
+    assert warning.levelname == "WARNING" and "In 18 of 20 steps or more nearly every response" in warning.message
 
 
 def test_a_method_that_does_not_go_by_the_diversity_is_not_told_that_it_is_flat(configured, caplog):
