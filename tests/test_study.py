@@ -225,6 +225,7 @@ def test_the_ends_are_held_beside_the_oracles_of_the_same_weight_and_seeds(made_
 
 
 def test_the_weights_of_the_tables_are_those_of_the_arms():
+    assert set(arms.STRENGTHS) < set(tables.COLOURS), "the picture by weight draws each of them"
     for kind in arms.STRENGTHS:
         for weight, arm in tables.WEIGHTS[kind]:
             config, _ = parse(["--darling.enable", *(flag.format(study=STUDY) for flag in arms.ARMS[arm])])
